@@ -1,0 +1,59 @@
+# Everything sets itself up: Python 3.11 or newer with venv, and make, are all that a machine needs.
+# The work is in tools/setup.sh; the stamps in .venv/ say what is done, so that the second time is at once.
+
+.PHONY: help install run test lint lock clean
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+export SOURCE LADDER HTTP DATA
+ARGS ?=
+
+help:
+	@echo 'make run                  relay a built-in live channel and print where to watch it; Ctrl-C ends it'
+	@echo 'make run SOURCE=https://… [LADDER=720p,480p] [HTTP=127.0.0.1:8080] [DATA=dir]'
+	@echo '                          relay that live source'
+	@echo 'make install              make .venv with .venv/bin/hlsrelay'
+	@echo 'make test [ARGS=…]        run the tests (ARGS go to pytest)'
+	@echo 'make lint                 check types and style'
+	@echo 'make lock                 bring the locked dependencies up to date'
+	@echo 'make clean                remove what the above have made'
+
+install: .venv/.installed .venv/.page
+
+.venv/.installed: requirements.lock pyproject.toml
+	@sh tools/setup.sh runtime
+
+.venv/.page: hlsrelay/web_page/package-lock.json | .venv/.installed
+	@sh tools/setup.sh page
+
+.venv/.dev: requirements-dev.lock | .venv/.installed
+	@sh tools/setup.sh dev
+
+# The variables come through the environment: a URL may hold any character that the shell would take as its own.
+run: install
+	@set -- demo; \
+	[ -z "$$SOURCE" ] || set -- "$$@" --source "$$SOURCE"; \
+	[ -z "$$LADDER" ] || set -- "$$@" --ladder "$$LADDER"; \
+	[ -z "$$HTTP" ] || set -- "$$@" --http "$$HTTP"; \
+	[ -z "$$DATA" ] || set -- "$$@" --data "$$DATA"; \
+	exec .venv/bin/hlsrelay "$$@"
+
+test: install .venv/.dev
+	@sh tools/setup.sh debian
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup -rs $(ARGS)
+
+lint: install .venv/.dev
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+# setuptools builds hlsrelay itself, so it is locked too: nothing is installed that has no hash here.
+UV_COMPILE = .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-config --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+lock: .venv/.dev
+	echo 'setuptools>=77' | $(UV_COMPILE) pyproject.toml - -o requirements.lock
+	$(UV_COMPILE) -c requirements.lock --extra dev pyproject.toml -o requirements-dev.lock
+	cd hlsrelay/web_page && npm update --package-lock-only --ignore-scripts --no-audit --no-fund
+
+clean:
+	rm -rf .venv build hlsrelay.egg-info hlsrelay/web_page/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find hlsrelay tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""`python -m hlsrelay`."""
+
+from hlsrelay.cli import main
+
+main()

@@ -1,0 +1,164 @@
+"""The command line: verbs, options, help. What they do is in commands, imported when a verb runs so that --help answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hlsrelay import __version__
+from hlsrelay.errors import HlsRelayError
+
+EXIT_CODES = """Exit codes: 0 done; 1 failed; 2 something you wrote can't work; 3 no such stream; 4 Redis does not answer;
+5 port, folder or stream in other hands or not writable; 6 a program is missing."""
+
+app = typer.Typer(
+    name="hlsrelay",
+    help="A live HLS relay: reads a live source, keeps every byte, makes a ladder of bitrates, serves it to any player.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+StreamId = Annotated[str, typer.Argument(metavar="STREAM-ID", help="Letters, digits, '_', '-', '.', at most 64.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Data = Annotated[Path | None, typer.Option(help="Where segments and playlists are kept [HLSRELAY_DATA].", show_default=False)]
+Http = Annotated[
+    str | None,
+    typer.Option(help="Address to serve on; port 0 takes a free one; none serves nothing [HLSRELAY_HTTP].", show_default=False),
+]
+Ladder = Annotated[str, typer.Option(help="Rungs to make: 1080p, 720p, 480p, 360p, audio, or name:height:kbps; comma between.")]
+Window = Annotated[str, typer.Option(help="Seconds of media that the playlists list.")]
+
+
+def main() -> None:
+    """Entry point of the `hlsrelay` program: errors of ours are one line and an exit code, never a traceback."""
+    try:
+        app()
+    except HlsRelayError as error:
+        sys.stderr.write(f"hlsrelay: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(_: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+@app.command()
+def run(stream_id: StreamId, http: Http = None, data: Data = None) -> None:
+    """Relay one registered stream until its `desired` becomes `stop`, and serve it."""
+    from hlsrelay import commands
+    from hlsrelay.settings import load_settings
+
+    commands.run_until_done(commands.run(stream_id, load_settings(http=http, data=data)))
+
+
+@app.command()
+def add(
+    stream_id: StreamId,
+    source: Annotated[str, typer.Argument(help="URL of the live HLS playlist.")],
+    ladder: Ladder = "",
+    window: Window = "",
+    stopped: Annotated[bool, typer.Option("--stopped", help="Register it with desired=stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Register a stream (the same as HSET hlsrelay:stream:<id> source … desired run)."""
+    from hlsrelay import commands
+
+    fields = {"source": source, "desired": "stop" if stopped else "run", "ladder": ladder, "window": window}
+    commands.run_until_done(commands.register(stream_id, fields, as_json))
+
+
+@app.command(name="set")
+def set_(
+    stream_id: StreamId,
+    changes: Annotated[list[str], typer.Argument(metavar="FIELD=VALUE...", help="Fields to set; FIELD= unsets one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Change a stream's fields; one that runs follows at its next tick, and no viewer is cut."""
+    from hlsrelay import commands
+
+    commands.run_until_done(commands.change(stream_id, changes, as_json))
+
+
+@app.command()
+def start(stream_id: StreamId, as_json: AsJson = False) -> None:
+    """Set a stream's `desired` to run."""
+    from hlsrelay import commands
+
+    commands.run_until_done(commands.desire(stream_id, "run", as_json))
+
+
+@app.command()
+def stop(stream_id: StreamId, as_json: AsJson = False) -> None:
+    """Set a stream's `desired` to stop: its relay writes ENDLIST and ends."""
+    from hlsrelay import commands
+
+    commands.run_until_done(commands.desire(stream_id, "stop", as_json))
+
+
+@app.command()
+def rm(
+    stream_id: StreamId,
+    files: Annotated[bool, typer.Option("--files", help="Remove its segments and playlists on this machine too.")] = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Forget a stream; one that runs ends as if stopped. Its files stay unless --files."""
+    from hlsrelay import commands
+
+    commands.run_until_done(commands.remove(stream_id, files, data, as_json))
+
+
+@app.command()
+def ls(as_json: AsJson = False) -> None:
+    """List all streams: who relays what, since when, how far behind, what went wrong last."""
+    from hlsrelay import commands
+
+    commands.run_until_done(commands.list_all(as_json))
+
+
+@app.command()
+def show(stream_id: StreamId, as_json: AsJson = False) -> None:
+    """Show one stream's fields, the operator's and the relay's."""
+    from hlsrelay import commands
+
+    commands.run_until_done(commands.show(stream_id, as_json))
+
+
+@app.command()
+def demo(
+    source: Annotated[str, typer.Option(help="Live HLS playlist to relay; without it a built-in live channel.")] = "",
+    ladder: Annotated[str, typer.Option(help="Rungs to make; the built-in channel's are 480p,360p.", show_default=False)] = "",
+    http: Http = None,
+    data: Data = None,
+) -> None:
+    """Relay one source as stream `demo`, until Ctrl-C: the quickest way to see it work. Loopback sources are allowed."""
+    from hlsrelay import commands
+    from hlsrelay.settings import load_settings
+
+    commands.run_until_done(commands.demo(source, ladder, load_settings(http=http, data=data)))
+
+
+@app.command(name="demo-origin")
+def demo_origin(
+    http: Annotated[str, typer.Option(help="Address to serve on; port 0 takes a free one.")] = "127.0.0.1:0",
+) -> None:
+    """Publish a built-in live channel, with a clock and a beep each second, as a live HLS source. Prints its URL."""
+    from hlsrelay import commands
+    from hlsrelay.settings import load_settings
+
+    commands.run_until_done(commands.channel(http, load_settings()))

@@ -1,0 +1,72 @@
+"""All time comes from here, so that tests can run a day of relay in seconds. The Pacer says when to load again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+
+class Clock:
+    """The real clock. Tests put a virtual one in its place (an event loop whose time jumps to the next timer)."""
+
+    def monotonic_s(self) -> float:
+        """Return seconds that never step back; the origin is arbitrary."""
+        return asyncio.get_running_loop().time()
+
+    def utc_now(self) -> datetime:
+        """Return the wall clock."""
+        return datetime.fromtimestamp(time.time(), UTC)
+
+
+class Pacer:
+    """Yields each time the source's playlist is due, as RFC 8216 6.3.4 paces a client.
+
+    After a playlist that brought something new: one target duration after the *start* of that load, or the newest segment's
+    duration where that is less, so that windows of one or two segments are not missed. After one that did not: half of that.
+    `nudge` makes the next one due at once (the operator changed something).
+    """
+
+    SHORTEST_S = 0.25
+    BEFORE_FIRST_S = 2.0
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._nudged = asyncio.Event()
+        self._due_s: float | None = None
+        self._wait_s = self.BEFORE_FIRST_S
+
+    def __aiter__(self) -> Pacer:
+        return self
+
+    async def __anext__(self) -> float:
+        """Wait until the next load is due; returns the monotonic time at which it starts."""
+        if self._due_s is not None:
+            wait_s = self._due_s - self._clock.monotonic_s()
+            try:
+                async with asyncio.timeout(max(0.0, wait_s)):
+                    await self._nudged.wait()
+            except TimeoutError:
+                pass
+        self._nudged.clear()
+        started_s = self._clock.monotonic_s()
+        self._due_s = started_s + self._wait_s
+        return started_s
+
+    def loaded(self, *, changed: bool, target_duration_s: float, newest_s: float) -> None:
+        """Tell what the load that started last has brought."""
+        wait_s = max(self.SHORTEST_S, min(target_duration_s, newest_s))
+        self._again_after(wait_s if changed else max(self.SHORTEST_S, wait_s / 2))
+
+    def failed(self) -> None:
+        """Tell that the load that started last brought nothing usable: the usual pause, no faster."""
+        self._again_after(max(self.SHORTEST_S, self._wait_s))
+
+    def nudge(self) -> None:
+        """Make the next load due now."""
+        self._nudged.set()
+
+    def _again_after(self, wait_s: float) -> None:
+        if self._due_s is not None:
+            self._due_s += wait_s - self._wait_s
+        self._wait_s = wait_s

@@ -1,0 +1,272 @@
+"""What the verbs of the command line do. Each is one coroutine; errors of ours come out as they are, for cli to print."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import sys
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tenacity
+import typer
+import uvloop
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from hlsrelay import demo_origin
+from hlsrelay.errors import ConfigError, HlsRelayError, ResourceBusy, UnknownStream
+from hlsrelay.fields import OPERATOR_FIELDS, Registered, checked_id, stream_of
+from hlsrelay.log import start_logging
+from hlsrelay.model import Desired
+from hlsrelay.processes import Children, Stdout, sweep
+from hlsrelay.registry import Registry, fetched
+from hlsrelay.settings import Settings, load_settings
+from hlsrelay.site import RelaySite, status_of
+from hlsrelay.storage import LocalStorage, live_dir
+from hlsrelay.urls import redacted
+from hlsrelay.web import StreamStatus, create_app, serve
+from hlsrelay.worker import Node, local_encoder, open_registry, relay_registered
+
+DEMO = "demo"
+DEMO_LADDER = "480p,360p"
+LOOPBACK = "127.0.0.0/8,::1/128"
+FILES_FREE_WITHIN_S = 5.0
+
+
+def run_until_done(work: Coroutine[Any, Any, None]) -> None:
+    """Run a verb."""
+    uvloop.run(work)
+
+
+async def run(stream_id: str, settings: Settings) -> None:
+    """Relay a registered stream, and serve it, until its operator stops it or this process is told to go."""
+    start_logging(settings.log)
+    checked_id(stream_id)
+    leaving = _on_signals()
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(_node(settings))
+        await _relay(await fetched(node.registry, stream_id), node, leaving)
+
+
+async def demo(source: str, ladder: str, settings: Settings) -> None:
+    """Relay *source*, or a built-in channel, as stream `demo` until this process is told to go."""
+    start_logging(settings.log)
+    leaving = _on_signals()
+    loopback = load_settings(allow_networks=LOOPBACK).allow_networks
+    settings = settings.model_copy(update={"allow_networks": (*settings.allow_networks, *loopback)})
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(_node(settings))
+        ladder = ladder or ("" if source else DEMO_LADDER)
+        source = source or await _built_in_channel(stack, node.children, leaving)
+        if not source:
+            return
+        fields = {"source": source, "desired": "run"} | ({"ladder": ladder} if ladder else {})
+        stream_of(DEMO, fields)
+        if not await node.registry.register(DEMO, fields):
+            await node.registry.change(DEMO, fields, tuple(name for name in OPERATOR_FIELDS if name not in fields))
+        await _relay(await fetched(node.registry, DEMO), node, leaving)
+
+
+async def channel(http: str, settings: Settings) -> None:
+    """Publish the built-in channel until this process is told to go."""
+    start_logging(settings.log)
+    leaving = _on_signals()
+    children = Children()
+    serving = asyncio.create_task(demo_origin.serve_channel(http, lambda url: print(url, flush=True), children=children))
+    gone = asyncio.create_task(leaving.wait())
+    try:
+        await asyncio.wait((serving, gone), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        serving.cancel()
+        result = await asyncio.gather(serving, return_exceptions=True)
+        await children.aclose()
+    if isinstance(result[0], Exception):
+        raise result[0]
+
+
+async def register(stream_id: str, fields: Mapping[str, str], as_json: bool) -> None:
+    """Register a new stream."""
+    fields = {name: value for name, value in fields.items() if value}
+    stream_of(checked_id(stream_id), fields)
+    async with _registry() as registry:
+        if not await registry.register(stream_id, fields):
+            hint = f"hlsrelay set {stream_id} source={fields['source']}"
+            raise ConfigError(f"stream '{stream_id}' is registered already: to change it, {hint}")
+        await _told(registry, stream_id, "registered", as_json)
+
+
+async def change(stream_id: str, changes: list[str], as_json: bool) -> None:
+    """Set and unset fields of a stream, all or none."""
+    pairs = dict(_pair(one) for one in changes)
+    for name in pairs:
+        if name not in OPERATOR_FIELDS:
+            raise ConfigError(f"'{name}' is no field of a stream's: the fields are {', '.join(OPERATOR_FIELDS)}")
+    async with _registry() as registry:
+        registered = await fetched(registry, stream_id)
+        wanted = {name: value for name, value in {**registered.fields, **pairs}.items() if value and name in OPERATOR_FIELDS}
+        stream_of(stream_id, wanted)
+        unset = tuple(name for name, value in pairs.items() if not value)
+        await registry.change(stream_id, {name: value for name, value in pairs.items() if value}, unset)
+        await _told(registry, stream_id, "changed", as_json)
+
+
+async def desire(stream_id: str, desired: str, as_json: bool) -> None:
+    """Set what is wanted of a stream."""
+    async with _registry() as registry:
+        await fetched(registry, stream_id)
+        await registry.change(stream_id, {"desired": desired})
+        await _told(registry, stream_id, f"desired is {desired}", as_json)
+
+
+async def remove(stream_id: str, files: bool, data: Path | None, as_json: bool) -> None:
+    """Forget a stream, and its files if asked to."""
+    settings = load_settings(data=data)
+    async with _registry(settings) as registry:
+        await fetched(registry, stream_id)
+        await registry.delete(stream_id)
+    if files:
+        await _remove_files(settings.data / "live" / stream_id)
+    typer.echo(json.dumps({"id": stream_id, "removed": True}) if as_json else f"{stream_id}: removed")
+
+
+async def list_all(as_json: bool) -> None:
+    """Print every stream at a glance."""
+    async with _registry() as registry:
+        statuses = [status_of(one.id, one.fields) for one in await registry.all()]
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in statuses], indent=2))
+    elif statuses:
+        _print_table(statuses)
+    else:
+        typer.echo("No stream is registered. Register one: hlsrelay add news https://example.com/live/index.m3u8")
+
+
+async def show(stream_id: str, as_json: bool) -> None:
+    """Print one stream's fields."""
+    async with _registry() as registry:
+        _print_stream(await fetched(registry, stream_id), as_json)
+
+
+async def _relay(registered: Registered, node: Node, leaving: asyncio.Event) -> None:
+    stream = stream_of(registered.id, registered.fields)
+    if stream.desired is Desired.STOP:
+        raise ConfigError(f"stream '{stream.id}' is set to stop: hlsrelay start {stream.id} first")
+    async with AsyncExitStack() as stack:
+        if node.settings.http != "none":
+            url = await stack.enter_async_context(serve(create_app(RelaySite(node)), node.settings.http))
+            typer.echo(f"Watch     {url}/#{stream.id}\nPlaylist  {url}/live/{stream.id}/index.m3u8")
+            sys.stdout.flush()
+        await relay_registered(registered, node, leaving)
+
+
+async def _built_in_channel(stack: AsyncExitStack, children: Children, leaving: asyncio.Event) -> str:
+    """Start the channel as a process of its own and return its URL; empty where we were told to go meanwhile."""
+    typer.echo("Starting a built-in live channel (give your own with SOURCE=https://…)")
+    sys.stdout.flush()
+    argv = [sys.executable, "-m", "hlsrelay", "demo-origin"]
+    child = await stack.enter_async_context(children.spawn(argv, purpose="demo-origin", stdout=Stdout.LINES, inherit_stderr=True))
+
+    async def first_line() -> str:
+        async for line in child.lines():
+            return line.strip()
+        raise HlsRelayError("the built-in channel did not start: the lines above say why")
+
+    reading = asyncio.create_task(first_line())
+    gone = asyncio.create_task(leaving.wait())
+    await asyncio.wait((reading, gone), return_when=asyncio.FIRST_COMPLETED)
+    gone.cancel()
+    if not reading.done():
+        reading.cancel()
+        return ""
+    url = reading.result()
+    typer.echo(f"Source    {url}")
+    return url
+
+
+@asynccontextmanager
+async def _node(settings: Settings) -> AsyncGenerator[Node, None]:
+    live = live_dir(settings.data)
+    sweep()
+    children = Children()
+    try:
+        async with open_registry(settings, children) as (registry, redis):
+            yield Node(settings, live, registry, children, local_encoder(settings, children), redis=redis)
+    finally:
+        await children.aclose()
+
+
+@asynccontextmanager
+async def _registry(settings: Settings | None = None) -> AsyncGenerator[Registry, None]:
+    """Give a command the registry; an embedded Redis that nobody runs is started for as long as the command takes."""
+    children = Children()
+    try:
+        async with open_registry(settings or load_settings(), children) as (registry, _):
+            yield registry
+    finally:
+        await children.aclose()
+
+
+def _on_signals() -> asyncio.Event:
+    """Return an event that the first TERM or INT sets."""
+    leaving = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for one in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(one, leaving.set)
+    return leaving
+
+
+async def _told(registry: Registry, stream_id: str, what: str, as_json: bool) -> None:
+    registered = await registry.get(stream_id)
+    if registered is None:
+        raise UnknownStream(f"stream '{stream_id}' was removed meanwhile")
+    if as_json:
+        _print_stream(registered, as_json)
+    else:
+        typer.echo(f"{stream_id}: {what}")
+
+
+def _print_stream(registered: Registered, as_json: bool) -> None:
+    fields = {"id": registered.id, **registered.fields, "source": redacted(registered.fields.get("source", ""))}
+    if as_json:
+        typer.echo(json.dumps(fields, indent=2))
+        return
+    for name, value in fields.items():
+        typer.echo(f"{name:14} {value}")
+
+
+def _print_table(statuses: list[StreamStatus]) -> None:
+    columns = ("id", "desired", "state", "node", "since", "last_sequence", "lag_s", "ladder", "last_error")
+    table = Table(*(name.replace("_", " ") for name in columns), box=box.SIMPLE_HEAD)
+    for one in statuses:
+        table.add_row(*("" if getattr(one, name) is None else str(getattr(one, name)) for name in columns))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"'{text}' sets nothing: write FIELD=VALUE, such as ladder=720p,480p")
+    return name.strip(), value.strip()
+
+
+async def _remove_files(folder: Path) -> None:
+    """Remove a stream's folder once its relay, which has just lost its stream, lets go of it."""
+    if not folder.exists():
+        return
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception_type(ResourceBusy),
+        wait=tenacity.wait_fixed(0.1),
+        stop=tenacity.stop_after_delay(FILES_FREE_WITHIN_S),
+        reraise=True,
+    )
+    async for attempt in retrying:
+        with attempt, LocalStorage(folder.parent, folder.name):
+            shutil.rmtree(folder)

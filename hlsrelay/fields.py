@@ -1,0 +1,77 @@
+"""The fields of a stream's hash: what operators write, checked, and what the relay writes back. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hlsrelay.errors import ConfigError
+from hlsrelay.ladder import parse_ladder
+from hlsrelay.model import Desired, Stream
+from hlsrelay.redis_keys import STREAM_ID
+from hlsrelay.urls import checked_url
+
+OPERATOR_FIELDS: Mapping[str, str] = {
+    "source": "URL of the live HLS playlist to relay, multivariant or media (needed)",
+    "desired": "run or stop (default: run)",
+    "ladder": "rungs to make: 1080p, 720p, 480p, 360p, audio, or name:height:kbps, comma between (default: none, pass-through)",
+    "window": "seconds of media that the playlists list, 6 to 86400 (default: 60)",
+}
+RELAY_FIELDS: Mapping[str, str] = {
+    "state": "starting, running, ended, failed, stopped, or registered when nobody relays it",
+    "node": "who relays it",
+    "since": "when it entered this state",
+    "last_sequence": "newest media sequence number published",
+    "lag": "seconds from the load that listed the newest segment at the source to our listing it",
+    "last_error": "what went wrong last, and when; empty when nothing did",
+    "reason": "why the state is failed: which field is wrong and what to write",
+}
+SHORTEST_WINDOW_S, LONGEST_WINDOW_S, DEFAULT_WINDOW_S = 6.0, 86_400.0, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A stream's hash as read: all fields, as text."""
+
+    id: str
+    fields: Mapping[str, str]
+
+
+def checked_id(text: str) -> str:
+    """Return *text* as a stream's id. Raises ConfigError."""
+    if not re.fullmatch(STREAM_ID, text) or ".." in text:
+        raise ConfigError(f"'{text}' can't be a stream id: letters, digits, '_', '-' and '.', at most 64, a letter or digit first, no '..'")
+    return text
+
+
+def stream_of(stream_id: str, fields: Mapping[str, str]) -> Stream:
+    """Return the stream that *fields* describe. Raises ConfigError that names the field and says what to write."""
+    for name in fields:
+        if name not in OPERATOR_FIELDS and name not in RELAY_FIELDS:
+            raise ConfigError(f"stream '{stream_id}' has a field '{name}' that nothing reads: the fields are {', '.join(OPERATOR_FIELDS)}")
+    if not fields.get("source"):
+        raise ConfigError(f"stream '{stream_id}' has no source: set its field 'source' to the URL of an HLS playlist")
+    try:
+        desired = Desired(fields.get("desired", Desired.RUN).strip().lower())
+    except ValueError:
+        raise ConfigError(f"desired is '{fields['desired']}': write run or stop") from None
+    return Stream(
+        id=stream_id,
+        source=checked_url(fields["source"]),
+        desired=desired,
+        ladder=parse_ladder(fields.get("ladder", "")),
+        window_s=_window_s(fields.get("window", "")),
+    )
+
+
+def _window_s(text: str) -> float:
+    if not text:
+        return DEFAULT_WINDOW_S
+    try:
+        window_s = float(text)
+    except ValueError:
+        window_s = -1.0
+    if not SHORTEST_WINDOW_S <= window_s <= LONGEST_WINDOW_S:
+        raise ConfigError(f"window is '{text}': write seconds from {SHORTEST_WINDOW_S:.0f} to {LONGEST_WINDOW_S:.0f}")
+    return window_s

@@ -1,0 +1,166 @@
+"""Numbering: which segments of a snapshot are new, and which number each gets. Pure.
+
+Laws, for every history of snapshots (tests drive tens of thousands):
+  1. Numbers rise by exactly one from entry to entry, over restarts too: nothing is repeated, nothing steps back.
+  2. A segment of the source is numbered at most once.
+  3. Where the source's timeline breaks (its own DISCONTINUITY, a reset, another source), the first entry after it is a DISCONTINUITY.
+  4. What the source lost while we watched is a GAP of its own number, as long as the hole is small; a larger one is a DISCONTINUITY.
+  5. A stale playlist changes nothing.
+
+`number = source's media sequence + offset`; a *generation* is a run of the source's numbering for which the offset holds. As long as
+the source does not reset, two nodes that never talk give a segment the same number. A playlist that does not fit the generation is
+only a *candidate* for a new one (an edge may be stale, or two origins may alternate): it is believed once it moves on by itself
+while the generation has been silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from hlsrelay.hls.parse import identity
+from hlsrelay.model import Candidate, Numbered, Position, Seen, Segment, Snapshot, Stream
+
+REMEMBERED = 64
+"""How many of the source's last segments are kept to recognise a playlist by."""
+SILENT_TARGET_DURATIONS = 1.5
+"""A playlist unchanged for this long is suspect (RFC 8216 6.3.4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one snapshot brought: the new position, the new segments oldest first, and named repairs to count."""
+
+    position: Position
+    fresh: tuple[Numbered, ...] = ()
+    repairs: tuple[str, ...] = ()
+
+
+def advance(position: Position | None, snapshot: Snapshot, stream: Stream, now: datetime, *, first_number: int | None = None) -> Step:
+    """Return the segments of *snapshot* not yet relayed, numbered, and the position after them.
+
+    *position* is None for a stream that was never relayed: it starts near the live edge, with the source's own numbers, or with
+    *first_number* where an older playlist of this stream has used the numbers below it.
+    """
+    load = _Load(snapshot, stream, now)
+    if position is None:
+        fresh = live_edge(snapshot)
+        offset = 0 if first_number is None else first_number - fresh[0].sequence
+        start = Position(stream.source, 1, offset, fresh[0].sequence + offset - 1, (), now, now - _length(fresh), stream.ladder)
+        return _emit(start, fresh, load, cut=first_number is not None)
+    if position.source != stream.source:
+        return _new_generation(position, live_edge(snapshot), load, "source_changed")
+    known = {seen.sequence: seen.identity for seen in position.recent}
+    shared = [segment for segment in snapshot.segments if segment.sequence in known]
+    newer = tuple(segment for segment in snapshot.segments if segment.sequence > position.last_sequence)
+    if any(known[segment.sequence] == identity(segment) for segment in shared):
+        return _emit(position, newer, load)
+    if not shared and len(newer) == len(snapshot.segments):
+        return _after_hole(position, newer, load)
+    return _doubt(position, load)
+
+
+def live_edge(snapshot: Snapshot) -> tuple[Segment, ...]:
+    """Return the newest segments, three target durations of them or all: where a player would begin (RFC 8216 6.3.3)."""
+    kept: list[Segment] = []
+    for segment in reversed(snapshot.segments):
+        if len(kept) >= 3 and sum(one.duration_s for one in kept) >= 3 * snapshot.target_duration_s:
+            break
+        kept.append(segment)
+    return tuple(reversed(kept))
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    snapshot: Snapshot
+    stream: Stream
+    now: datetime
+
+
+def _after_hole(position: Position, newer: tuple[Segment, ...], load: _Load) -> Step:
+    """The window moved past our last segment: by what the clock explains, or the numbering is another one."""
+    missing = newer[0].sequence - position.last_sequence - 1
+    target_s = load.snapshot.target_duration_s
+    elapsed_s = (load.now - position.advanced_at).total_seconds()
+    too_far = missing * target_s > 2 * (elapsed_s + 3 * target_s)
+    # A window slides by what time brings; one of which nothing is left too soon was thrown away, as by an encoder that starts anew.
+    too_soon = position.listed > 2 + elapsed_s / min(target_s, newer[0].duration_s)
+    if (missing and too_far) or too_soon:
+        return _doubt(position, load)
+    if missing * target_s > load.stream.window_s:  # GAPs all over the window: players would wade through them for nothing
+        return _new_generation(position, live_edge(load.snapshot), load, "hole_skipped")
+    # Durations of what is gone are unknown; that of the next one listed is the best guess, and never above the target duration.
+    first = position.last_sequence + 1
+    lost = tuple(Segment(sequence=first + index, uri="", duration_s=newer[0].duration_s, gap=True) for index in range(missing))
+    step = _emit(position, lost + newer, load)
+    return replace(step, repairs=("hole_filled",)) if missing else step
+
+
+def _doubt(position: Position, load: _Load) -> Step:
+    """The playlist fits nowhere: a stale edge, another origin, or a reset. Believe it once it moves on while ours is silent."""
+    seen = {(one.sequence, one.identity) for one in position.recent}
+    snapshot, now = load.snapshot, load.now
+    newest = snapshot.segments[-1]
+    ours = max((one.program_date_time for one in position.recent if one.program_date_time), default=None)
+    older = newest.program_date_time is not None and ours is not None and newest.program_date_time <= ours
+    if older or all((segment.sequence, identity(segment)) in seen for segment in snapshot.segments):
+        return Step(replace(position, candidate=None), repairs=("stale_playlist",))
+    mark = f"{newest.sequence} {identity(newest)}"
+    candidate = replace(position.candidate or Candidate(now, mark, mark), newest=mark)
+    waited = now - candidate.since >= timedelta(seconds=snapshot.target_duration_s)
+    silent = now - position.advanced_at >= timedelta(seconds=SILENT_TARGET_DURATIONS * snapshot.target_duration_s)
+    if candidate.newest != candidate.first_newest and waited and silent:
+        return _new_generation(position, snapshot.segments, load, "source_reset")
+    return Step(replace(position, candidate=candidate), repairs=("playlist_in_doubt",))
+
+
+def _new_generation(position: Position, fresh: tuple[Segment, ...], load: _Load, repair: str) -> Step:
+    start = replace(
+        position,
+        source=load.stream.source,
+        generation=position.generation + 1,
+        offset=position.last_number + 1 - fresh[0].sequence,
+        recent=(),
+        candidate=None,
+        next_program_date_time=max(position.next_program_date_time, load.now - _length(fresh)),
+    )
+    return replace(_emit(start, fresh, load, cut=True), repairs=(repair,))
+
+
+def _emit(position: Position, fresh: tuple[Segment, ...], load: _Load, *, cut: bool = False) -> Step:
+    """Number *fresh*; *cut* puts a DISCONTINUITY on the first, as does a ladder that changed (its encodings do)."""
+    if not fresh:
+        return Step(replace(position, candidate=None))
+    if fresh[0].sequence != position.last_sequence + 1:
+        raise AssertionError(f"source's segment {fresh[0].sequence} after {position.last_sequence}")
+    first_ever = not position.recent and not cut
+    cut = cut or position.ladder != load.stream.ladder
+    when = position.next_program_date_time
+    times: list[datetime] = []
+    for segment in fresh:
+        times.append(segment.program_date_time or when)
+        when = times[-1] + timedelta(seconds=segment.duration_s)
+    seen = tuple(Seen(segment.sequence, identity(segment), segment.program_date_time) for segment in fresh if segment.uri)
+    after = replace(
+        position,
+        last_number=fresh[-1].sequence + position.offset,
+        recent=(*position.recent, *seen)[-REMEMBERED:],
+        advanced_at=load.now,
+        next_program_date_time=when,
+        ladder=load.stream.ladder,
+        listed=len(load.snapshot.segments),
+        candidate=None,
+    )
+    numbered = []
+    for index, (segment, time) in enumerate(zip(fresh, times, strict=True)):
+        discontinuity = segment.discontinuity
+        if index == 0:  # nothing stands before the first ever, so nothing is cut there
+            discontinuity = cut or (discontinuity and not first_ever)
+        number = segment.sequence + position.offset
+        numbered.append(Numbered(number, segment, discontinuity, time, load.snapshot.target_duration_s, load.stream, after))
+    return Step(after, tuple(numbered))
+
+
+def _length(segments: Iterable[Segment]) -> timedelta:
+    return timedelta(seconds=sum(segment.duration_s for segment in segments))

@@ -1,0 +1,306 @@
+"""Read a source's playlist, tolerantly: what players forgive is repaired and named, what is no playlist is refused.
+
+m3u8 assembles the lines; it leaks ValueError, KeyError and TypeError, loses unknown tags, takes HTML for an empty playlist
+and keeps one KEY only. So lines are mended before it sees them (`_mended`), the tags that matter are read by `_Reader`, its hook,
+and every exception of it becomes a PlaylistError. This is the only module that imports it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from m3u8 import parser as m3u8_parser
+
+from hlsrelay.errors import PlaylistError
+from hlsrelay.model import ByteRange, InitSection, Key, Media, Part, Presentation, Segment, Snapshot, Variant
+
+LONGEST_EXTINF_S = 3600.0
+"""A longer segment is a mistake of the source, not media."""
+
+_ATTRIBUTE = re.compile(r'([A-Z0-9-]+)=("[^"]*"|[^",]*)')
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029]")
+_NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)")
+_HERE = "#EXT-X-HLSRELAY-URI-FOLLOWS"
+"""A tag of our own, put before each URI line: m3u8 shows its hook the tags only, and keys and maps may come after EXTINF."""
+
+# Tags of the playlist's head, and low-latency tags: ours differ, so the source's are not carried through.
+_NOT_CARRIED = {
+    "EXTM3U", "EXT-X-VERSION", "EXT-X-TARGETDURATION", "EXT-X-MEDIA-SEQUENCE", "EXT-X-DISCONTINUITY-SEQUENCE", "EXT-X-ENDLIST",
+    "EXT-X-PLAYLIST-TYPE", "EXT-X-I-FRAMES-ONLY", "EXT-X-INDEPENDENT-SEGMENTS", "EXT-X-START", "EXT-X-DEFINE", "EXT-X-ALLOW-CACHE",
+    "EXT-X-SERVER-CONTROL", "EXT-X-PART-INF", "EXT-X-PART", "EXT-X-SKIP", "EXT-X-PRELOAD-HINT", "EXT-X-RENDITION-REPORT",
+    "EXTINF", "EXT-X-BYTERANGE", "EXT-X-DISCONTINUITY", "EXT-X-KEY", "EXT-X-MAP", "EXT-X-PROGRAM-DATE-TIME", "EXT-X-GAP",
+}  # fmt: skip
+
+
+def parse(body: bytes, url: str) -> Snapshot | Presentation:
+    """Return the playlist that *body*, loaded from *url* (after redirects), holds.
+
+    Raises PlaylistError where it is no playlist, or holds nothing to relay.
+    """
+    text = body.decode("utf-8-sig", errors="replace")
+    if not text.lstrip().startswith("#EXTM3U"):
+        raise PlaylistError(f"not an HLS playlist: it begins {text.lstrip()[:24]!r}, not #EXTM3U")
+    reader = _Reader(url)
+    lines = [_CONTROL.sub("", line).strip() for line in text.split("\n")]
+    try:
+        data = m3u8_parser.parse("\n".join(_mended(lines, reader, whole=text.endswith("\n"))), custom_tags_parser=reader.tag)
+        if data["playlists"]:
+            return _presentation(data, url)
+        return _snapshot(data, reader, url)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        raise PlaylistError(f"broken HLS playlist: {type(error).__name__}: {error}") from error
+
+
+def attributes(line: str) -> dict[str, str]:
+    """Return a tag's attribute list (RFC 8216 4.2), quotes kept; what is no attribute is passed over."""
+    return dict(_ATTRIBUTE.findall(line.partition(":")[2]))
+
+
+def unquoted(value: str | None) -> str | None:
+    """Return a quoted string without its quotes."""
+    return None if value is None else value.strip('"')
+
+
+def identity(segment: Segment) -> str:
+    """Return what stays the same when a source lists *segment* again: path and byte range, never the query (tokens rotate)."""
+    parts = urlsplit(segment.uri)
+    span = f"@{segment.byterange.offset}+{segment.byterange.length}" if segment.byterange else ""
+    return parts.path + span
+
+
+@dataclass
+class _Reader:
+    """The hook that m3u8 calls for each tag: reads the tags that a relay must not lose or misread."""
+
+    url: str
+    repairs: list[str] = field(default_factory=list)
+    target_duration_s: int | None = None
+    media_sequence: int = 0
+    ended: bool = False
+    independent: bool = False
+    keys: dict[str, Key] = field(default_factory=dict)
+    init: InitSection | None = None
+
+    def repaired(self, name: str) -> None:
+        if name not in self.repairs:
+            self.repairs.append(name)
+
+    def tag(self, line: str, _lineno: int, data: dict[str, Any], state: dict[str, Any]) -> bool:
+        """Return True where the tag is read here, so that m3u8 leaves it alone."""
+        name, _, value = line[1:].partition(":")
+        match name:
+            case "EXT-X-TARGETDURATION":
+                number = _NUMBER.match(value)
+                self.target_duration_s = math.ceil(float(number[1])) if number else None
+            case "EXT-X-MEDIA-SEQUENCE":
+                if value.strip().isdecimal():
+                    self.media_sequence = int(value)
+                else:
+                    self.repaired("media_sequence_bad")
+                if data["segments"]:
+                    self.repaired("media_sequence_late")
+            case "EXT-X-ENDLIST":
+                self.ended = True
+            case "EXT-X-INDEPENDENT-SEGMENTS":
+                self.independent = True
+            case "EXT-X-KEY":
+                self._key(line)
+            case "EXT-X-MAP":
+                self._map(line)
+            case "EXTINF" | "EXT-X-BYTERANGE" | "EXT-X-DISCONTINUITY" | "EXT-X-PROGRAM-DATE-TIME" | "EXT-X-GAP":
+                self._segment(name, value, state)
+            case "EXT-X-PART":
+                self._part(line, state)
+            case "EXT-X-HLSRELAY-URI-FOLLOWS":
+                _segment_of(state)["in_force"] = (tuple(self.keys.values()), self.init)
+            case "EXT-X-STREAM-INF" | "EXT-X-MEDIA":
+                return False  # m3u8's own
+            case _ if name.startswith("EXT") and name not in _NOT_CARRIED:
+                _segment_of(state).setdefault("tags", []).append(line)
+        return True
+
+    def _segment(self, name: str, value: str, state: dict[str, Any]) -> None:
+        segment = _segment_of(state)
+        match name:
+            case "EXTINF":
+                duration, _, title = value.partition(",")
+                segment["duration"], segment["title"] = float(duration), title.strip()
+                state["expect_segment"] = True
+            case "EXT-X-BYTERANGE":
+                segment["range"] = value.strip().strip('"')
+            case "EXT-X-DISCONTINUITY":
+                segment["cut"] = True
+            case "EXT-X-GAP":
+                segment["gap"] = True
+            case _:
+                try:
+                    when = datetime.fromisoformat(value.strip())
+                    segment["pdt"] = when if when.tzinfo else when.replace(tzinfo=UTC)
+                except ValueError:
+                    self.repaired("program_date_time_bad")
+
+    def _part(self, line: str, state: dict[str, Any]) -> None:
+        got = attributes(line)
+        if "URI" in got and (duration := _NUMBER.match(got.get("DURATION", ""))):
+            part = Part(
+                uri=urljoin(self.url, got["URI"].strip('"')),
+                duration_s=float(duration[1]),
+                independent=got.get("INDEPENDENT") == "YES",
+                gap=got.get("GAP") == "YES",
+            )
+            _segment_of(state).setdefault("held_parts", []).append(part)
+
+    def _key(self, line: str) -> None:
+        got = attributes(line)
+        method = got.get("METHOD", "NONE")
+        if method == "NONE":  # ends every key, of any format
+            self.keys = {}
+            return
+        uri = unquoted(got.get("URI"))
+        key = Key(
+            method=method,
+            uri=urljoin(self.url, uri) if uri else None,
+            iv=got.get("IV"),
+            keyformat=unquoted(got.get("KEYFORMAT")) or "identity",
+            attributes=tuple(got.items()),
+        )
+        self.keys = {**self.keys, key.keyformat: key}
+
+    def _map(self, line: str) -> None:
+        got = attributes(line)
+        uri = unquoted(got.get("URI"))
+        if uri:
+            length, _, offset = (unquoted(got.get("BYTERANGE")) or "").partition("@")
+            span = ByteRange(int(length), int(offset or 0)) if length else None
+            self.init = InitSection(urljoin(self.url, uri), span)
+
+
+def _segment_of(state: dict[str, Any]) -> dict[str, Any]:
+    segment: dict[str, Any] = state.setdefault("segment", {})
+    return segment
+
+
+def _mended(lines: list[str], reader: _Reader, *, whole: bool) -> Iterator[str]:
+    """Yield the lines with what sources get wrong made right: EXTINF that is bad or missing, a last line cut off.
+
+    A multivariant playlist passes unchanged.
+    """
+    target = next((float(n[1]) for line in lines if line.startswith("#EXT-X-TARGETDURATION:") and (n := _NUMBER.match(line[22:]))), 0.0)
+    multivariant = any(line.startswith("#EXT-X-STREAM-INF") for line in lines)
+    awaited = False
+    last_suffix: str | None = None
+    for index, line in enumerate(lines):
+        if line.startswith("#EXTINF"):
+            duration, comma, title = line.partition(":")[2].partition(",")
+            number = _NUMBER.match(duration)
+            if not number or not comma or not 0 < float(number[1]) <= LONGEST_EXTINF_S:
+                reader.repaired("extinf_bad")
+            length = float(number[1]) if number else 0.0
+            if not 0 < length <= LONGEST_EXTINF_S:
+                length = target or 1.0
+            awaited = True
+            yield f"#EXTINF:{length!r},{title}"
+        elif line and not line.startswith("#"):
+            suffix = urlsplit(line).path.rpartition(".")[2]
+            cut_off = not whole and index == len(lines) - 1 and last_suffix is not None and suffix != last_suffix
+            if cut_off and not multivariant:
+                reader.repaired("last_line_cut_off")
+                return
+            if not awaited and not multivariant:
+                reader.repaired("extinf_missing")
+                yield f"#EXTINF:{target or 1.0!r},"
+            awaited, last_suffix = False, suffix
+            if not multivariant:
+                yield _HERE
+            yield line
+        else:
+            yield line
+
+
+def _snapshot(data: dict[str, Any], reader: _Reader, url: str) -> Snapshot:
+    listed = [segment for segment in data["segments"] if segment.get("uri")]
+    if not listed:
+        raise PlaylistError("the playlist lists no segment")
+    segments: list[Segment] = []
+    for raw in listed:
+        segment = _segment(raw, reader.media_sequence + len(segments), segments[-1] if segments else None, url)
+        if segments and identity(segments[-1]) == identity(segment):
+            reader.repaired("duplicate_segment")
+            continue
+        segments.append(segment)
+    longest = max(math.floor(segment.duration_s + 0.5) for segment in segments)
+    declared = reader.target_duration_s or 0
+    if declared < max(1, longest):
+        reader.repaired("target_duration_bad")
+    return Snapshot(
+        segments=tuple(segments),
+        target_duration_s=max(1, declared, longest),
+        media_sequence=reader.media_sequence,
+        ended=reader.ended,
+        independent_segments=reader.independent,
+        repairs=tuple(reader.repairs),
+    )
+
+
+def _segment(raw: dict[str, Any], sequence: int, previous: Segment | None, url: str) -> Segment:
+    uri = urljoin(url, raw["uri"])
+    keys, init = raw.get("in_force", ((), None))
+    return Segment(
+        sequence=sequence,
+        uri=uri,
+        duration_s=raw["duration"],
+        title=raw["title"],
+        discontinuity=raw.get("cut", False),
+        program_date_time=raw.get("pdt"),
+        byterange=_byterange(raw.get("range"), uri, previous),
+        init=init,
+        keys=tuple(_with_iv(key, sequence) for key in keys),
+        gap=raw.get("gap", False),
+        tags=tuple(raw.get("tags", ())),
+        parts=tuple(raw.get("held_parts", ())),
+    )
+
+
+def _with_iv(key: Key, sequence: int) -> Key:
+    """No IV means the media sequence number is the IV (RFC 8216 5.2); ours differ from the source's, so write it out."""
+    if key.iv or key.method not in ("AES-128", "AES-256") or key.keyformat != "identity":
+        return key
+    iv = f"0x{sequence:032x}"
+    return Key(key.method, key.uri, iv, key.keyformat, (*key.attributes, ("IV", iv)))
+
+
+def _byterange(text: str | None, uri: str, previous: Segment | None) -> ByteRange | None:
+    if not text:
+        return None
+    length, _, offset = text.partition("@")
+    if offset:
+        return ByteRange(int(length), int(offset))
+    follows = previous.byterange if previous and previous.uri == uri else None  # RFC 8216 4.3.2.2
+    return ByteRange(int(length), follows.offset + follows.length if follows else 0)
+
+
+def _presentation(data: dict[str, Any], url: str) -> Presentation:
+    variants = []
+    for playlist in data["playlists"]:
+        info = playlist["stream_info"]
+        _, _, height = str(info.get("resolution", "")).partition("x")
+        variants.append(
+            Variant(
+                uri=urljoin(url, playlist["uri"]),
+                bandwidth_bps=int(info.get("bandwidth", 0)),
+                height=int(height) if height.isdecimal() else None,
+                codecs=info.get("codecs"),
+                audio_group=info.get("audio"),
+            )
+        )
+    media = tuple(
+        Media(item.get("type", ""), item.get("group_id", ""), item.get("name", ""), urljoin(url, item["uri"]) if item.get("uri") else None)
+        for item in data["media"]
+    )
+    return Presentation(tuple(variants), media)

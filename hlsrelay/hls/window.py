@@ -1,0 +1,184 @@
+"""The window of entries that our playlists list, and what may leave it when. Pure.
+
+Laws (hls-rules.md names them):
+  A4  the first entry's number is the MEDIA-SEQUENCE: entries are consecutive, so it rises by one per entry that leaves.
+  A5  DISCONTINUITY-SEQUENCE rises by one per DISCONTINUITY that leaves.
+  A6  an entry leaves only while three target durations and six entries stay.
+  A7  what left stays fetchable for its own duration plus that of the longest playlist that listed it.
+All renditions share one window: the same numbers, the same discontinuities; one that has no file under a number has a GAP there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from hlsrelay.model import SOURCE, Entry, MediaFile, Position, Rendition, Traits
+
+FEWEST_ENTRIES = 6
+"""Apple's HLS Authoring Specification 8.11."""
+FEWEST_TARGET_DURATIONS = 3
+"""RFC 8216 6.2.2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """Files, relative to the stream's folder, that no playlist lists any more, and until when they must stay."""
+
+    paths: tuple[str, ...]
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """All that has been published of a stream: what the ledger records, and a successor resumes from."""
+
+    position: Position
+    target_duration_s: int
+    entries: tuple[Entry, ...] = ()
+    discontinuity_sequence: int = 0
+    renditions: tuple[Rendition, ...] = ()
+    retired: tuple[Retired, ...] = ()
+    ended: bool = False
+    format: int = 1
+
+
+def slide(progress: Progress, entry: Entry, position: Position, window_s: float, now: datetime) -> Progress:
+    """Return *progress* with *entry* at its end, and what is older than *window_s* off its head."""
+    if progress.entries and entry.number != progress.entries[-1].number + 1:
+        raise AssertionError(f"entry {entry.number} after {progress.entries[-1].number}")
+    if progress.ended and progress.entries:
+        entry = replace(entry, discontinuity=True)  # the source said ENDLIST and came back
+    entry, entries, renditions = _settled(progress, entry)
+    grown = replace(
+        progress,
+        position=position.upto(entry.number, entry.program_date_time + timedelta(seconds=entry.duration_s)),
+        target_duration_s=max(progress.target_duration_s, round_half_up(entry.duration_s)),
+        entries=(*entries, entry),
+        renditions=tuple(_measured(one, (*entries, entry), progress.target_duration_s) for one in renditions),
+        ended=False,
+    )
+    return _trimmed(grown, window_s, now)
+
+
+def expired(progress: Progress, now: datetime) -> tuple[Progress, tuple[str, ...]]:
+    """Return *progress* without the files that nobody may ask for any more (A7), and these files."""
+    gone = tuple(path for one in progress.retired if one.until <= now for path in one.paths)
+    return replace(progress, retired=tuple(one for one in progress.retired if one.until > now)), gone
+
+
+def known_paths(progress: Progress) -> set[str]:
+    """Return every file, relative to the stream's folder, that is listed or must still be fetchable."""
+    listed = {path for entry in progress.entries for path in _paths(entry)}
+    return listed.union(path for one in progress.retired for path in one.paths)
+
+
+def round_half_up(duration_s: float) -> int:
+    """Return EXTINF as TARGETDURATION compares it: rounded to the nearest integer (RFC 8216 4.3.3.1)."""
+    return int(duration_s + 0.5)
+
+
+def _trimmed(progress: Progress, window_s: float, now: datetime) -> Progress:
+    longest_s = sum(entry.duration_s for entry in progress.entries)
+    least_s = max(window_s, FEWEST_TARGET_DURATIONS * progress.target_duration_s)
+    leaving = 0
+    stays_s = longest_s
+    for entry in progress.entries[:-FEWEST_ENTRIES]:
+        if stays_s - entry.duration_s < least_s:
+            break
+        stays_s -= entry.duration_s
+        leaving += 1
+    if not leaving:
+        return progress
+    left, stay = progress.entries[:leaving], progress.entries[leaving:]
+    still_used = {path for entry in stay for path in _paths(entry)}
+    retired = tuple(
+        Retired(
+            tuple(path for path in _paths(entry) if path not in still_used),  # an init section outlives its first entry
+            now + timedelta(seconds=entry.duration_s + longest_s),
+        )
+        for entry in left
+    )
+    return replace(
+        progress,
+        entries=stay,
+        discontinuity_sequence=progress.discontinuity_sequence + sum(entry.discontinuity for entry in left),
+        retired=(*progress.retired, *retired),
+    )
+
+
+def _paths(entry: Entry) -> tuple[str, ...]:
+    """The files of an entry, relative to the stream's folder. One that stands in for another (`../`) counts where it is at home."""
+    own = [(name, file) for name, file in entry.files.items() if not file.uri.startswith("../")]
+    paths = [f"{name}/{uri}" for name, file in own for uri in (file.uri, file.init_uri) if uri]
+    return tuple(dict.fromkeys(paths))
+
+
+def _settled(progress: Progress, entry: Entry) -> tuple[Entry, tuple[Entry, ...], tuple[Rendition, ...]]:
+    """Make room for renditions that come with *entry*, and let those that went be played on.
+
+    A player that follows a rendition never asks for the multivariant playlist again, so a rung that leaves the ladder goes on as
+    another name for the nearest one that stays; likewise a new rung lists that one's files for the time before it came. Encodings differ
+    across the change, so it is a DISCONTINUITY for all.
+    """
+    if not entry.files:
+        return entry, progress.entries, progress.renditions
+    made = (SOURCE, *entry.rungs)
+    before = {one.name: one for one in progress.renditions}
+    come = [name for name in made if name not in before]
+    gone = [one.name for one in progress.renditions if one.name not in made]
+    back = [one.name for one in progress.renditions if one.name in made and not one.listed]
+    newly_gone = [name for name in gone if before[name].listed]
+    if progress.entries and (come or back or newly_gone):
+        entry = replace(entry, discontinuity=True)
+    traits = {name: file.traits for name, file in entry.files.items()}
+    renditions = tuple(replace(one, listed=one.name in made) for one in progress.renditions) + tuple(
+        Rendition(name, traits.get(name) or Traits(), declared_bps=entry.files[name].declared_bps if name in entry.files else 0)
+        for name in come
+    )
+    heights = {one.name: one.traits.height or 0 for one in renditions}
+    entry = replace(entry, files={**entry.files, **_stand_ins(entry, gone, heights)})
+    entries = progress.entries
+    if come:
+        entries = tuple(replace(old, files={**old.files, **_stand_ins(old, come, heights)}) for old in entries)
+    return entry, entries, renditions
+
+
+def _stand_ins(entry: Entry, names: Iterable[str], heights: dict[str, int]) -> dict[str, MediaFile]:
+    """For each name, the entry's own file that is nearest below it in height, or the lowest there is."""
+    own = [(name, file) for name, file in entry.files.items() if not file.uri.startswith("../")]
+    if not own:
+        return {}
+    stand_ins = {}
+    for name in names:
+        below = [one for one in own if heights.get(one[0], 0) <= heights.get(name, 0)]
+        home, file = max(below, key=lambda one: heights.get(one[0], 0)) if below else min(own, key=lambda one: heights.get(one[0], 0))
+        init_uri = f"../{home}/{file.init_uri}" if file.init_uri else None
+        stand_ins[name] = MediaFile(f"../{home}/{file.uri}", file.size_bytes, init_uri)
+    return stand_ins
+
+
+def _measured(rendition: Rendition, entries: tuple[Entry, ...], target_duration_s: int) -> Rendition:
+    """Count the newest entry into the rendition's bitrates: the peak over runs of 0.5 to 1.5 target durations (RFC 8216 4.3.4.2)."""
+    newest = entries[-1].files.get(rendition.name)
+    if newest is None or newest.uri.startswith("../"):
+        return rendition
+    peak_bps, bits, length_s = rendition.peak_bps, 0, 0.0
+    for entry in reversed(entries):
+        file = entry.files.get(rendition.name)
+        if file is None or length_s + entry.duration_s > 1.5 * target_duration_s:
+            break
+        bits += file.size_bytes * 8
+        length_s += entry.duration_s
+        if length_s >= 0.5 * target_duration_s:
+            peak_bps = max(peak_bps, math.ceil(bits / length_s))
+    return replace(
+        rendition,
+        traits=newest.traits or rendition.traits,
+        declared_bps=newest.declared_bps or rendition.declared_bps,
+        peak_bps=peak_bps,
+        total_bits=rendition.total_bits + newest.size_bytes * 8,
+        total_s=rendition.total_s + entries[-1].duration_s,
+    )

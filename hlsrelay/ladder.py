@@ -1,0 +1,66 @@
+"""The ladder as operators write it: `720p,480p`, `audio`, or `name:height:kbps`. Pure.
+
+The built-in bitrates are those of the H.264 table in Apple's HLS Authoring Specification, rounded.
+"""
+
+from __future__ import annotations
+
+import re
+
+from hlsrelay.errors import ConfigError
+from hlsrelay.model import SOURCE, Rung
+
+BUILT_IN: dict[str, Rung] = {
+    rung.name: rung
+    for rung in (
+        Rung("1080p", 1080, 5000),
+        Rung("720p", 720, 2500),
+        Rung("480p", 480, 1200),
+        Rung("360p", 360, 700),
+        Rung("audio", None, 0),
+    )
+}
+MOST_RUNGS = 8
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+
+
+def parse_ladder(text: str) -> tuple[Rung, ...]:
+    """Return the rungs that *text* names, highest first, audio last; an empty text is no ladder.
+
+    Raises ConfigError, which says what to write instead.
+    """
+    rungs = [_rung(word.strip()) for word in text.split(",") if word.strip()]
+    names = [rung.name for rung in rungs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"ladder names the rung '{name}' twice: name each rung once")
+    if len(rungs) > MOST_RUNGS:
+        raise ConfigError(f"ladder has {len(rungs)} rungs: {MOST_RUNGS} at most")
+    return tuple(sorted(rungs, key=lambda rung: (-(rung.height or 0), -rung.video_kbps)))
+
+
+def format_ladder(rungs: tuple[Rung, ...]) -> str:
+    """Return the text that parse_ladder reads back as *rungs*."""
+    return ",".join(rung.name if BUILT_IN.get(rung.name) == rung else f"{rung.name}:{rung.height}:{rung.video_kbps}" for rung in rungs)
+
+
+def fitting(rungs: tuple[Rung, ...], source_height: int | None) -> tuple[Rung, ...]:
+    """Return the rungs that are not above the source: never enlarged; without video only `audio` stays."""
+    return tuple(rung for rung in rungs if rung.height is None or (source_height is not None and rung.height <= source_height))
+
+
+def _rung(word: str) -> Rung:
+    if word in BUILT_IN:
+        return BUILT_IN[word]
+    match word.split(":"):
+        case [name, height, kbps]:
+            pass
+        case _:
+            raise ConfigError(f"ladder has no rung '{word}': write one of {', '.join(BUILT_IN)}, or name:height:kbps such as hd:900:3000")
+    if not _NAME.fullmatch(name) or name == SOURCE:
+        raise ConfigError(f"'{name}' can't name a rung: letters, digits, - and _, at most 32, and not '{SOURCE}'")
+    if not height.isascii() or not height.isdigit() or not 64 <= int(height) <= 4320 or int(height) % 2:
+        raise ConfigError(f"rung '{word}': the height is an even number of lines from 64 to 4320")
+    if not kbps.isascii() or not kbps.isdigit() or not 50 <= int(kbps) <= 100_000:
+        raise ConfigError(f"rung '{word}': the bitrate is a whole number of kbit/s from 50 to 100000")
+    return Rung(name, int(height), int(kbps))

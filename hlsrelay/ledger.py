@@ -1,0 +1,65 @@
+"""The record of a stream's progress: written before anything is shown, so that whoever comes next goes on from it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pydantic import TypeAdapter, ValidationError
+
+from hlsrelay.errors import PlaylistError
+from hlsrelay.hls.parse import parse
+from hlsrelay.hls.window import Progress
+from hlsrelay.model import SOURCE, Snapshot
+from hlsrelay.storage import LEDGER, LocalStorage
+
+_PROGRESS = TypeAdapter(Progress)
+FORMAT = 1
+
+
+class Ledger(Protocol):
+    """What the relay needs of a ledger."""
+
+    def resume(self) -> Progress | None:
+        """Return the progress recorded last, by us or a predecessor; None for a stream that was never relayed."""
+
+    def record(self, progress: Progress) -> None:
+        """Record *progress*, whole or not at all."""
+
+    def first_free_number(self) -> int | None:
+        """Return the number after the last one ever published, where the record is lost but a playlist is still there."""
+
+
+class LocalLedger:
+    """A file beside the playlists, replaced in one step."""
+
+    def __init__(self, storage: LocalStorage) -> None:
+        self._storage = storage
+
+    def resume(self) -> Progress | None:
+        """See Ledger. A record that can't be read (another format, a torn disk) counts as none: its file is kept aside."""
+        body = self._storage.read(LEDGER)
+        if body is None:
+            return None
+        try:
+            progress = _PROGRESS.validate_json(body)
+        except ValidationError:
+            progress = None
+        if progress is None or progress.format != FORMAT:
+            self._storage.write(LEDGER + ".unreadable", body)
+            return None
+        return progress
+
+    def first_free_number(self) -> int | None:
+        """See Ledger."""
+        body = self._storage.read(f"{SOURCE}/index.m3u8")
+        if body is None:
+            return None
+        try:
+            published = parse(body, "file:///")
+        except PlaylistError:
+            return None
+        return published.segments[-1].sequence + 1 if isinstance(published, Snapshot) else None
+
+    def record(self, progress: Progress) -> None:
+        """See Ledger."""
+        self._storage.write(LEDGER, _PROGRESS.dump_json(progress))

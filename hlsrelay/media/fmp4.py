@@ -1,0 +1,338 @@
+"""Fragmented MP4 (ISO/IEC 14496-12): what tracks the init section declares, and when the fragments' samples are shown."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from hlsrelay.media import h264
+from hlsrelay.media.bits import Bits
+from hlsrelay.media.info import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, VideoInfo, frame_rate_of, in_presentation_order
+
+FIRST_BOXES = frozenset(b"ftyp styp moof moov sidx ssix emsg prft mdat free skip uuid pdin".split())
+
+_MOST_BOXES = 20_000
+_MOST_SAMPLES = 50_000
+_MOST_NALS = 64
+_OBJECT_TYPES = {0x40: "mp4a.40.2", 0x69: "mp4a.40.34", 0x6B: "mp4a.40.34", 0xA5: "ac-3", 0xA6: "ec-3"}  # ISO/IEC 14496-1 table 5
+_NON_SYNC = 0x10000  # sample_is_non_sync_sample (8.8.3.1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    kind: bytes
+    begin: int  # of its header
+    body: int
+    end: int
+
+
+@dataclass(slots=True)
+class _Track:
+    id: int
+    handler: bytes
+    timescale: int
+    codecs: str | None = None
+    codec: str = ""
+    width: int = 0
+    height: int = 0
+    sar: tuple[int, int] | None = (1, 1)
+    nal_length: int = 4
+    duration: int = 0
+    size: int = 0
+    flags: int = 0
+
+
+@dataclass(slots=True)
+class _Samples:
+    times: list[int] = field(default_factory=list)  # of presentation, in the track's time scale
+    first_flags: int = 0
+    first_bytes: tuple[int, int] = (0, 0)
+    end: int = 0  # decode time after the last
+
+
+def probe_fmp4(data: bytes, init: bytes | None = None) -> MediaInfo:
+    """Return what the fragment *data* with its *init* section holds. Raises MediaError."""
+    walk = _Walk()
+    tracks: dict[int, _Track] = {}
+    for source in (init or b"", data):
+        for box in walk.boxes(source, 0, len(source)):
+            if box.kind == b"moov":
+                tracks |= _moov(walk, source, box)
+    samples: dict[int, _Samples] = {}
+    for box in walk.boxes(data, 0, len(data)):
+        if box.kind == b"moof":
+            _moof(walk, data, box, tracks, samples)
+    video = next((track for track in tracks.values() if track.handler == b"vide" and track.id in samples), None)
+    audio = next((track for track in tracks.values() if track.handler == b"soun" and track.id in samples), None)
+    return MediaInfo(
+        Container.FMP4,
+        video=_video(data, video, samples[video.id]) if video else None,
+        audio=AudioInfo(audio.codecs, _to_90k(samples[audio.id].times[0], audio)) if audio else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Defaults:
+    """What a track fragment's header says for samples that don't say it themselves; *base* is where their data offsets count from."""
+
+    duration: int
+    size: int
+    flags: int
+    base: int
+
+
+class _Walk:
+    """Boxes, counted: hostile bytes can nest or line up only so many."""
+
+    def __init__(self) -> None:
+        self.left = _MOST_BOXES
+        self.samples_left = _MOST_SAMPLES
+
+    def boxes(self, data: bytes, at: int, end: int) -> Iterator[_Box]:
+        while at + 8 <= end:
+            self.left -= 1
+            if self.left < 0:
+                raise MediaError("an MP4 of too many boxes")
+            size, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
+            body = at + 8
+            if size == 1:
+                size, body = int.from_bytes(data[at + 8 : at + 16]), at + 16
+            elif size == 0:
+                size = end - at  # the last one, up to the end of the file
+            if size < body - at:
+                raise MediaError("an MP4 box smaller than its header")
+            if at + size > end:
+                if kind != b"mdat":
+                    raise MediaError(f"an MP4 box {kind!r} that is cut")
+                size = end - at
+            yield _Box(kind, at, body, at + size)
+            at += size
+
+    def path(self, data: bytes, box: _Box, *kinds: bytes) -> _Box | None:
+        """Return the first box below *box* along *kinds*."""
+        for kind in kinds:
+            found = next((inner for inner in self.boxes(data, box.body, box.end) if inner.kind == kind), None)
+            if found is None:
+                return None
+            box = found
+        return box
+
+
+class _Fields:
+    """Big-endian numbers one after the other. Reading past the end raises MediaError."""
+
+    def __init__(self, data: bytes, at: int, end: int) -> None:
+        self.data, self.at, self.end = data, at, end
+
+    def take(self, size: int) -> int:
+        if self.at + size > self.end:
+            raise MediaError("an MP4 box ends too early")
+        value = int.from_bytes(self.data[self.at : self.at + size])
+        self.at += size
+        return value
+
+
+def _moov(walk: _Walk, data: bytes, moov: _Box) -> dict[int, _Track]:
+    tracks: dict[int, _Track] = {}
+    for box in walk.boxes(data, moov.body, moov.end):
+        if box.kind == b"trak":
+            track = _trak(walk, data, box)
+            if track is not None:
+                tracks.setdefault(track.id, track)
+    mvex = walk.path(data, moov, b"mvex")
+    for box in walk.boxes(data, mvex.body, mvex.end) if mvex else ():
+        if box.kind == b"trex":
+            fields = _Fields(data, box.body + 4, box.end)
+            known = tracks.get(fields.take(4))
+            fields.take(4)
+            if known is not None:
+                known.duration, known.size, known.flags = fields.take(4), fields.take(4), fields.take(4)
+    return tracks
+
+
+def _trak(walk: _Walk, data: bytes, trak: _Box) -> _Track | None:
+    tkhd = walk.path(data, trak, b"tkhd")
+    mdhd = walk.path(data, trak, b"mdia", b"mdhd")
+    hdlr = walk.path(data, trak, b"mdia", b"hdlr")
+    if tkhd is None or mdhd is None or hdlr is None:
+        return None
+    fields = _Fields(data, tkhd.body, tkhd.end)
+    wide = 16 if fields.take(4) >> 24 else 8  # two dates, of 32 or 64 bits
+    fields.take(wide)
+    number = fields.take(4)
+    fields = _Fields(data, mdhd.body, mdhd.end)
+    fields.take(16 if fields.take(4) >> 24 else 8)
+    timescale = fields.take(4)
+    if not timescale:
+        raise MediaError("an MP4 track without a time scale")
+    track = _Track(number, data[hdlr.body + 8 : hdlr.body + 12], timescale)
+    stsd = walk.path(data, trak, b"mdia", b"minf", b"stbl", b"stsd")
+    entry = next(walk.boxes(data, stsd.body + 8, stsd.end), None) if stsd else None
+    if entry is not None and track.handler == b"vide":
+        _visual_entry(walk, data, entry, track)
+    elif entry is not None and track.handler == b"soun":
+        _sound_entry(walk, data, entry, track)
+    return track
+
+
+def _inside(entry: _Box, skip: int) -> _Box:
+    """Return the boxes of the sample entry *entry* after its *skip* bytes of fields, as one box."""
+    return _Box(entry.kind, entry.begin, min(entry.body + skip, entry.end), entry.end)
+
+
+def _visual_entry(walk: _Walk, data: bytes, entry: _Box, track: _Track) -> None:
+    fields = _Fields(data, entry.body + 24, entry.end)
+    track.width, track.height = fields.take(2), fields.take(2)
+    inner = _inside(entry, 78)
+    avcc, hvcc = walk.path(data, inner, b"avcC"), walk.path(data, inner, b"hvcC")
+    if avcc is not None:
+        track.codec = h264.H264
+        fields = _Fields(data, avcc.body + 1, avcc.end)
+        track.codecs = f"avc1.{fields.take(3):06x}"
+        track.nal_length = (fields.take(1) & 3) + 1
+        if fields.take(1) & 31:
+            length = fields.take(2)
+            picture = h264.parse_sps(data[fields.at : min(fields.at + length, avcc.end)])
+            track.width, track.height, track.sar = picture.width, picture.height, picture.sar
+    elif hvcc is not None:
+        track.codec, track.sar = h264.HEVC, None
+        fields = _Fields(data, hvcc.body + 1, hvcc.end)
+        bits = Bits(fields.take(12).to_bytes(12))
+        kind = "hev1" if entry.kind == b"hev1" else "hvc1"
+        track.codecs = h264.hevc_codecs(kind, bits)
+        fields.at = hvcc.body + 21
+        track.nal_length = (fields.take(1) & 3) + 1
+
+
+def _sound_entry(walk: _Walk, data: bytes, entry: _Box, track: _Track) -> None:
+    inner = _inside(entry, 28)
+    if entry.kind in (b"ac-3", b"ec-3"):
+        track.codecs = entry.kind.decode()
+    elif walk.path(data, inner, b"dac3"):
+        track.codecs = "ac-3"
+    elif walk.path(data, inner, b"dec3"):
+        track.codecs = "ec-3"
+    else:
+        esds = walk.path(data, inner, b"esds")
+        track.codecs = _esds_codecs(data[esds.body + 4 : esds.end]) if esds else None
+
+
+def _esds_codecs(descriptors: bytes) -> str | None:
+    """Return the codec string of an ES descriptor (ISO/IEC 14496-1 7.2.6.5): object type, and for AAC the audio object type."""
+    fields = _Fields(descriptors, 0, len(descriptors))
+    object_type = None
+    while fields.at + 2 <= fields.end:
+        tag = fields.take(1)
+        while fields.take(1) & 0x80:  # the length: whoever nests properly needs no more than its end
+            pass
+        if tag == 0x03:
+            fields.take(2)
+            flags = fields.take(1)
+            fields.take(2 if flags & 0x80 else 0)
+            fields.take(fields.take(1) if flags & 0x40 else 0)
+            fields.take(2 if flags & 0x20 else 0)
+        elif tag == 0x04:
+            object_type = fields.take(1)
+            fields.take(12)
+        elif tag == 0x05 and object_type == 0x40:
+            bits = Bits(descriptors[fields.at :])
+            audio_type = bits.read(5)
+            return f"mp4a.40.{audio_type if audio_type != 31 else 32 + bits.read(6)}"
+        else:
+            break
+    return _OBJECT_TYPES.get(object_type) if object_type is not None else None
+
+
+def _moof(walk: _Walk, data: bytes, moof: _Box, tracks: dict[int, _Track], samples: dict[int, _Samples]) -> None:
+    for traf in walk.boxes(data, moof.body, moof.end):
+        if traf.kind != b"traf":
+            continue
+        tfhd = walk.path(data, traf, b"tfhd")
+        if tfhd is None:
+            raise MediaError("an MP4 fragment without its header")
+        fields = _Fields(data, tfhd.body, tfhd.end)
+        flags, number = fields.take(4), fields.take(4)
+        track = tracks.get(number)
+        if track is None:
+            continue
+        base = fields.take(8) if flags & 0x01 else moof.begin
+        fields.take(4 if flags & 0x02 else 0)
+        duration = fields.take(4) if flags & 0x08 else track.duration
+        size = fields.take(4) if flags & 0x10 else track.size
+        default_flags = fields.take(4) if flags & 0x20 else track.flags
+        known = samples.get(number) or _Samples()
+        tfdt = walk.path(data, traf, b"tfdt")
+        if tfdt is not None:
+            fields = _Fields(data, tfdt.body, tfdt.end)
+            known.end = fields.take(8 if fields.take(4) >> 24 else 4)
+        for box in walk.boxes(data, traf.body, traf.end):
+            if box.kind == b"trun":
+                _trun(walk, data, box, known, _Defaults(duration, size, default_flags, base))
+        if known.times:
+            samples[number] = known
+
+
+def _trun(walk: _Walk, data: bytes, trun: _Box, samples: _Samples, defaults: _Defaults) -> None:
+    fields = _Fields(data, trun.body, trun.end)
+    head, count = fields.take(4), fields.take(4)
+    flags = head & 0xFFFFFF
+    walk.samples_left -= count
+    if walk.samples_left < 0:
+        raise MediaError("an MP4 fragment of too many samples")
+    offset = fields.take(4) if flags & 0x001 else 0
+    if offset >= 1 << 31:
+        offset -= 1 << 32
+    first_flags = fields.take(4) if flags & 0x004 else None
+    names = [name for bit, name in ((0x100, "duration"), (0x200, "size"), (0x400, "flags"), (0x800, "shift")) if flags & bit]
+    form = struct.Struct(">" + "".join("i" if name == "shift" and head >> 24 else "I" for name in names))
+    if fields.at + form.size * count > trun.end:
+        raise MediaError("an MP4 fragment's sample table is cut")
+    rows: Iterator[tuple[int, ...]] = iter([()] * count) if not names else form.iter_unpack(data[fields.at : fields.at + form.size * count])
+    time = samples.end
+    for row in rows:
+        sample = dict(zip(names, row, strict=True))
+        if not samples.times:
+            samples.first_flags = first_flags if first_flags is not None else sample.get("flags", defaults.flags)
+            begin = defaults.base + offset
+            samples.first_bytes = (begin, begin + sample.get("size", defaults.size))
+        samples.times.append(time + sample.get("shift", 0))
+        time += sample.get("duration", defaults.duration)
+    samples.end = time
+
+
+def _to_90k(time: int, track: _Track) -> int:
+    return (time * 90_000 + track.timescale // 2) // track.timescale % PTS_MODULUS
+
+
+def _video(data: bytes, track: _Track, samples: _Samples) -> VideoInfo:
+    pts = in_presentation_order([_to_90k(time, track) for time in samples.times])
+    idr = not samples.first_flags & _NON_SYNC
+    if track.codec:
+        # The flag also marks recovery points that are no IDR: believe the picture's own header.
+        nals = _sample_nals(data, *samples.first_bytes, track.nal_length)
+        told = h264.head_of_nals(track.codec, nals).idr
+        idr = idr and told is not False
+    return VideoInfo(
+        codecs=track.codecs,
+        width=track.width,
+        height=track.height,
+        frame_count=len(pts),
+        first_pts_90k=pts[0],
+        last_pts_90k=pts[-1],
+        frame_rate=frame_rate_of(pts),
+        starts_with_idr=idr,
+        pts=pts,
+        sar=track.sar,
+    )
+
+
+def _sample_nals(data: bytes, begin: int, end: int, length_size: int) -> Iterator[bytes]:
+    at = begin
+    for _ in range(_MOST_NALS):
+        if at < 0 or at + length_size >= min(end, len(data)):
+            return
+        size = int.from_bytes(data[at : at + length_size])
+        at += length_size
+        yield data[at : at + min(size, h264.LONGEST_HEADER)]
+        at += size

@@ -1,0 +1,298 @@
+"""MPEG-2 transport streams (ISO/IEC 13818-1), as much of them as a relay wants to know.
+
+Segments are megabytes and this runs in the one thread that serves everybody: packets are found by slicing with a stride, only those that
+begin a PES are looked at one by one, and whatever hostile bytes could make long has a bound.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from hlsrelay.media import h264
+from hlsrelay.media.adts import adts_codecs, adts_duration_90k, adts_length, mpeg_audio
+from hlsrelay.media.info import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, VideoInfo, frame_rate_of, in_presentation_order
+
+PACKET = 188
+
+_VIDEO = {0x01: h264.MPEG2, 0x02: h264.MPEG2, 0x1B: h264.H264, 0xDB: h264.H264, 0x24: h264.HEVC}
+_ADTS, _MPEG_AUDIO = "adts", "mpeg"  # their own headers tell which one
+_AUDIO = {0x03: _MPEG_AUDIO, 0x04: _MPEG_AUDIO, 0x0F: _ADTS, 0xCF: _ADTS, 0x11: "mp4a.40.2"}
+_AUDIO |= {0x81: "ac-3", 0xC1: "ac-3", 0x87: "ec-3", 0xC2: "ec-3"}
+_AUDIO_DESCRIPTORS = {0x6A: "ac-3", 0x7A: "ec-3"}  # DVB: in private PES (ETSI EN 300 468)
+
+_MOST_STARTS = 50_000
+_MOST_RESYNCS = 16
+_MOST_TABLES = 64
+_HEAD_BYTES = 64 * 1024  # of the first access unit: parameter sets, SEI, and the beginning of its first slice
+_MOST_PES_BYTES = 64 * 1024  # what the length field of an audio PES can say
+_NEXT_HEADS = 32  # further access units in which a sequence header is looked for
+_NOT_SYNC = re.compile(rb"[^\x47]")
+_STARTS = re.compile(rb"[\x40-\x7f\xc0-\xff]")  # payload_unit_start_indicator, in the byte after the sync byte
+_FIVE_SYNCS = re.compile(rb"\x47(?=(?:.{187}\x47){4})", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Packets that follow each other in alignment, from byte *begin*."""
+
+    begin: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Track:
+    pid: int
+    codec: str
+
+
+def looks_like_ts(data: bytes) -> bool:
+    """Return whether *data* begins with TS packets, or has five of them in a row in its first kilobytes."""
+    if len(data) >= PACKET and all(data[at : at + 1] in (b"", b"\x47") for at in (0, PACKET, 2 * PACKET)):
+        return True
+    return _FIVE_SYNCS.search(data, 0, 16 * PACKET) is not None
+
+
+def probe_ts(data: bytes, init: bytes | None = None) -> MediaInfo:
+    """Return what the transport stream *data* holds; *init* may carry its tables (RFC 8216 3.2). Raises MediaError."""
+    runs = _runs(data)
+    starts = _starts(data, runs)
+    tracks = _program(data, runs, starts)
+    if tracks is None and init and looks_like_ts(init):
+        init_runs = _runs(init)
+        tracks = _program(init, init_runs, _starts(init, init_runs))
+    if tracks is None:
+        raise MediaError("a transport stream without program tables")
+    video, audio = tracks
+    return MediaInfo(
+        Container.TS,
+        video=_video(data, runs, starts, video) if video else None,
+        audio=_audio(data, runs, starts, audio) if audio else None,
+    )
+
+
+def last_audio_pts(data: bytes) -> int | None:
+    """Return the PTS of the last audio frame that begins in the transport stream *data*, by its last PES; None if it can't be told.
+
+    For AAC in ADTS frames inside the PES are counted; of other codecs the PES's own PTS is returned. Raises MediaError.
+    """
+    runs = _runs(data)
+    starts = _starts(data, runs)
+    tracks = _program(data, runs, starts)
+    audio = tracks[1] if tracks else None
+    at = next((at for at in reversed(starts) if audio and _pid(data, at) == audio.pid), None)
+    if audio is None or at is None:
+        return None
+    unit = _unit(data, runs, at, _MOST_PES_BYTES)
+    pts = _pes_pts(unit)
+    if pts is None:
+        return None
+    frames = _elementary(unit)
+    ticks = 0.0
+    cursor, length = 0, 0
+    while audio.codec == _ADTS and adts_codecs(frames[cursor : cursor + 7]):
+        ticks += length and adts_duration_90k(frames[cursor : cursor + 7])  # the first one begins at the PTS itself
+        length = adts_length(frames[cursor : cursor + 7])
+        if length < 7:
+            break
+        cursor += length
+    return (pts + round(ticks)) % PTS_MODULUS
+
+
+def _runs(data: bytes) -> list[_Run]:
+    runs: list[_Run] = []
+    at = 0
+    while len(data) - at >= PACKET:
+        if data[at] != 0x47:
+            found = _FIVE_SYNCS.search(data, at)
+            if found is None:
+                break
+            at = found.start()
+        packets = (len(data) - at) // PACKET
+        sync = data[at : at + packets * PACKET : PACKET]
+        lost = _NOT_SYNC.search(sync)
+        count = lost.start() if lost else packets
+        runs.append(_Run(at, count))
+        at += count * PACKET
+        if len(runs) > _MOST_RESYNCS:
+            raise MediaError("a transport stream that loses its sync byte all the time")
+    if not runs:
+        raise MediaError("no transport stream packets")
+    return runs
+
+
+def _starts(data: bytes, runs: list[_Run]) -> list[int]:
+    """Return where the packets that begin a PES or a table are, in order."""
+    starts: list[int] = []
+    for run in runs:
+        flags = data[run.begin + 1 : run.begin + run.count * PACKET : PACKET]
+        starts += [run.begin + match.start() * PACKET for match in _STARTS.finditer(flags)]
+        if len(starts) > _MOST_STARTS:
+            raise MediaError("a transport stream of too many pieces")
+    return starts
+
+
+def _pid(data: bytes, at: int) -> int:
+    return (data[at + 1] & 0x1F) << 8 | data[at + 2]
+
+
+def _payload(data: bytes, at: int) -> bytes:
+    """Return the payload of the packet at *at*; empty if it has none, is marked broken, or is scrambled."""
+    control = data[at + 3]
+    if not control & 0x10 or control & 0xC0 or data[at + 1] & 0x80:
+        return b""
+    skip = 5 + data[at + 4] if control & 0x20 else 4
+    return data[at + skip : at + PACKET] if skip < PACKET else b""
+
+
+def _following(runs: list[_Run], at: int) -> Iterator[int]:
+    """Yield where the packets after the one at *at* are."""
+    for run in runs:
+        end = run.begin + run.count * PACKET
+        if at < end:
+            yield from range(max(run.begin, at + PACKET), end, PACKET)
+
+
+def _unit(data: bytes, runs: list[_Run], at: int, most: int) -> bytes:
+    """Return the first *most* bytes of the PES or table that begins at *at*."""
+    pid, low, parts = _pid(data, at), data[at + 2], [_payload(data, at)]
+    size = len(parts[0])
+    if size < most:
+        for packet in _following(runs, at):
+            if data[packet + 2] == low and _pid(data, packet) == pid:
+                if data[packet + 1] & 0x40:
+                    break
+                parts.append(_payload(data, packet))
+                size += len(parts[-1])
+                if size >= most:
+                    break
+    return b"".join(parts)[:most]
+
+
+def _section(data: bytes, runs: list[_Run], at: int, table: int) -> bytes:
+    """Return the body of the table section that begins at *at*, empty if it is another one or cut."""
+    head = _payload(data, at)
+    if not head or 1 + head[0] + 3 > len(head) or head[1 + head[0]] != table:
+        return b""
+    begin = 1 + head[0]
+    length = int.from_bytes(head[begin + 1 : begin + 3]) & 0xFFF
+    if length < 9 or length > 1021:
+        return b""
+    end = begin + 3 + length
+    unit = head if len(head) >= end else _unit(data, runs, at, end)
+    return unit[begin + 8 : end - 4] if len(unit) >= end else b""  # without header and CRC
+
+
+def _program(data: bytes, runs: list[_Run], starts: list[int]) -> tuple[_Track | None, _Track | None] | None:
+    """Return the first program's first video and first audio track, None if there is no whole PAT and PMT."""
+    pmt_pid = None
+    tables = 0
+    for at in starts:
+        pid = _pid(data, at)
+        if pid not in (0, pmt_pid):
+            continue
+        tables += 1
+        if tables > _MOST_TABLES:
+            break
+        if pid == pmt_pid:
+            section = _section(data, runs, at, 0x02)
+            if section:
+                return _tracks(section)
+        elif pmt_pid is None:
+            body = _section(data, runs, at, 0x00)
+            programs = [body[i : i + 4] for i in range(0, len(body) - 3, 4)]
+            pmt_pid = next((int.from_bytes(entry[2:]) & 0x1FFF for entry in programs if entry[:2] != b"\0\0"), None)
+    return None
+
+
+def _tracks(section: bytes) -> tuple[_Track | None, _Track | None]:
+    video = audio = None
+    at = 4 + (int.from_bytes(section[2:4]) & 0xFFF)
+    while at + 5 <= len(section):
+        kind, pid = section[at], int.from_bytes(section[at + 1 : at + 3]) & 0x1FFF
+        end = at + 5 + (int.from_bytes(section[at + 3 : at + 5]) & 0xFFF)
+        if kind in _VIDEO:
+            video = video or _Track(pid, _VIDEO[kind])
+        else:
+            codec = _AUDIO.get(kind) or (_private_audio(section[at + 5 : end]) if kind == 0x06 else None)
+            if codec:
+                audio = audio or _Track(pid, codec)
+        at = end
+    return video, audio
+
+
+def _private_audio(descriptors: bytes) -> str | None:
+    at = 0
+    while at + 2 <= len(descriptors):
+        if descriptors[at] in _AUDIO_DESCRIPTORS:
+            return _AUDIO_DESCRIPTORS[descriptors[at]]
+        at += 2 + descriptors[at + 1]
+    return None
+
+
+def _pes_pts(payload: bytes) -> int | None:
+    """Return the PTS of the PES header (2.4.3.6) that begins *payload*, None if it has none."""
+    if len(payload) < 14 or payload[:3] != b"\0\0\1" or not payload[7] & 0x80 or payload[6] & 0xC0 != 0x80:
+        return None
+    return (payload[9] >> 1 & 7) << 30 | payload[10] << 22 | (payload[11] >> 1) << 15 | payload[12] << 7 | payload[13] >> 1
+
+
+def _elementary(pes: bytes) -> bytes:
+    return pes[9 + pes[8] :] if len(pes) > 9 and pes[:3] == b"\0\0\1" else b""
+
+
+def _video(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> VideoInfo | None:
+    units = [at for at in starts if _pid(data, at) == track.pid]
+    stamps = [_pes_pts(_payload(data, at)) for at in units]
+    pts = in_presentation_order([value for value in stamps if value is not None])
+    if not pts:
+        return None
+    head = h264.read_head(track.codec, _elementary(_unit(data, runs, units[0], _HEAD_BYTES)))
+    picture = head.picture
+    for at in units[1:_NEXT_HEADS]:
+        if picture is not None:
+            break
+        picture = h264.read_head(track.codec, _elementary(_unit(data, runs, at, 1024))).picture
+    picture = picture or h264.Picture(None, 0, 0, None)
+    return VideoInfo(
+        codecs=picture.codecs,
+        width=picture.width,
+        height=picture.height,
+        frame_count=len(units),
+        first_pts_90k=pts[0],
+        last_pts_90k=pts[-1],
+        frame_rate=frame_rate_of(pts),
+        starts_with_idr=bool(head.idr),
+        pts=pts,
+        sar=picture.sar,
+    )
+
+
+def _audio(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> AudioInfo | None:
+    for at in starts:
+        if _pid(data, at) == track.pid:
+            pts = _pes_pts(_payload(data, at))
+            if pts is not None:
+                info = AudioInfo(_audio_codecs(track.codec, _elementary(_unit(data, runs, at, 1024))), pts)
+                return replace(info, straddles=_straddles(data, runs, track.pid, at))
+    return None
+
+
+def _straddles(data: bytes, runs: list[_Run], pid: int, first_start: int) -> bool:
+    """Return whether packets of *pid* with payload come before its first PES start: their PES began a segment earlier."""
+    low, high = pid & 0xFF, pid >> 8
+    for run in runs:
+        for at in range(run.begin, min(run.begin + run.count * PACKET, first_start), PACKET):
+            if data[at + 2] == low and data[at + 1] & 0x1F == high and data[at + 3] & 0x10:
+                return True
+    return False
+
+
+def _audio_codecs(codec: str, frame: bytes) -> str | None:
+    if codec == _ADTS:
+        return adts_codecs(frame)
+    if codec == _MPEG_AUDIO:
+        known = mpeg_audio(frame)
+        return known[0] if known else None
+    return codec

@@ -1,0 +1,31 @@
+"""What Prometheus reads at /metrics."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+
+class Metrics:
+    """One per process, with a registry of its own so that tests don't share counters."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        stream = ("stream",)
+        self.loads = self._counter("hlsrelay_playlist_loads_total", "Loads of a source's playlist", ("stream", "outcome"))
+        self.segments = self._counter("hlsrelay_segments_total", "Numbers published, by what stands under them", ("stream", "outcome"))
+        self.bytes_in = self._counter("hlsrelay_source_bytes_total", "Segment bytes taken from the source", stream)
+        self.rung_gaps = self._counter("hlsrelay_rung_gaps_total", "Segments that a rung of the ladder has no file for", ("stream", "rung"))
+        self.repairs = self._counter("hlsrelay_repairs_total", "What the relay made right, by name", ("stream", "repair"))
+        self.lag_s = Gauge(
+            "hlsrelay_lag_seconds", "From the load that listed the newest segment to our listing it", stream, registry=self.registry
+        )
+        self.last_number = Gauge("hlsrelay_last_sequence", "Newest published media sequence number", stream, registry=self.registry)
+        self.children = Gauge("hlsrelay_children", "Child processes running", registry=self.registry)
+        self.registry_up = Gauge("hlsrelay_redis_up", "1 while Redis answers", registry=self.registry)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def text(self) -> bytes:
+        """Return all figures in Prometheus' text format."""
+        return generate_latest(self.registry)

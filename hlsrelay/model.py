@@ -1,0 +1,274 @@
+"""The values that flow through the relay, from the source's playlist to ours. All frozen; units are in the names.
+
+Segment   what the source lists, as listed              (hls.parse makes it)
+Numbered  a Segment with our number                     (hls.advance makes it)
+Entry     what our playlists list under that number     (stages make it; hls.window keeps it, hls.render prints it)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+
+Restart = Callable[[], Callable[[bytes], object]]
+"""Called before each attempt at a download; gives what that attempt's bytes go to."""
+
+SOURCE = "source"
+"""Name of the pass-through rendition, and of its folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """A part of a resource (RFC 8216 4.3.2.2): *length* bytes from *offset*."""
+
+    length: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class InitSection:
+    """EXT-X-MAP: the resource, absolute URI, that players must read before the segment."""
+
+    uri: str
+    byterange: ByteRange | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """EXT-X-KEY as the source wrote it, its URI made absolute. *attributes* keeps order and quotes."""
+
+    method: str
+    uri: str | None
+    iv: str | None
+    keyformat: str
+    attributes: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """EXT-X-PART of a low-latency source."""
+
+    uri: str
+    duration_s: float
+    independent: bool = False
+    byterange: ByteRange | None = None
+    gap: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A media segment as the source lists it. URIs are absolute; *tags* are lines to carry through, in place."""
+
+    sequence: int
+    uri: str
+    duration_s: float
+    title: str = ""
+    discontinuity: bool = False
+    program_date_time: datetime | None = None
+    byterange: ByteRange | None = None
+    init: InitSection | None = None
+    keys: tuple[Key, ...] = ()
+    gap: bool = False
+    tags: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One load of a source's media playlist. Never empty: a playlist without a segment is a failed load."""
+
+    segments: tuple[Segment, ...]
+    target_duration_s: int
+    media_sequence: int
+    ended: bool = False
+    independent_segments: bool = False
+    repairs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """EXT-X-STREAM-INF of a source's multivariant playlist; the URI is absolute."""
+
+    uri: str
+    bandwidth_bps: int
+    height: int | None = None
+    codecs: str | None = None
+    audio_group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """EXT-X-MEDIA of a source's multivariant playlist; without URI the media is inside the variants."""
+
+    type: str
+    group: str
+    name: str
+    uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Presentation:
+    """A source's multivariant playlist."""
+
+    variants: tuple[Variant, ...]
+    media: tuple[Media, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One bitrate to make: video of *height* lines at *video_kbps*, or audio alone where height is None."""
+
+    name: str
+    height: int | None
+    video_kbps: int
+
+
+class Desired(StrEnum):
+    """What the operator wants of a stream."""
+
+    RUN = "run"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What an operator wrote about one stream, checked."""
+
+    id: str
+    source: str
+    desired: Desired = Desired.RUN
+    ladder: tuple[Rung, ...] = ()
+    window_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A source's segment that has a number of ours, and what it is recognised by when the source lists it again."""
+
+    sequence: int
+    identity: str
+    program_date_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A playlist that does not fit our numbering: seen since when, its newest segment then and now."""
+
+    since: datetime
+    first_newest: str
+    newest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where numbering stands: all that a successor needs to give the next segment the right number.
+
+    *listed* is how many segments the source listed when we last took one.
+    """
+
+    source: str
+    generation: int
+    offset: int
+    last_number: int
+    recent: tuple[Seen, ...]
+    advanced_at: datetime
+    next_program_date_time: datetime
+    ladder: tuple[Rung, ...] = ()
+    listed: int = 0
+    candidate: Candidate | None = None
+
+    @property
+    def last_sequence(self) -> int:
+        """The source's number of the newest segment that got one of ours."""
+        return self.last_number - self.offset
+
+    def upto(self, number: int, next_program_date_time: datetime) -> Position:
+        """Return the position as it is once *number* is published and the ones after it are not."""
+        if number == self.last_number:
+            return self
+        recent = tuple(seen for seen in self.recent if seen.sequence <= number - self.offset)
+        return replace(self, last_number=number, recent=recent, next_program_date_time=next_program_date_time, candidate=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """A source's segment under our number; *position* is where numbering stands after the load that brought it."""
+
+    number: int
+    segment: Segment
+    discontinuity: bool
+    program_date_time: datetime
+    target_duration_s: int
+    stream: Stream
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What the multivariant playlist says of a rendition, read from its media."""
+
+    codecs: str | None = None
+    width: int | None = None
+    height: int | None = None
+    frame_rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MediaFile:
+    """A published file. *uri* is relative to the folder of the rendition that lists it."""
+
+    uri: str
+    size_bytes: int
+    init_uri: str | None = None
+    traits: Traits | None = None
+    declared_bps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One number of our playlists. *rungs* are the ladder's names in force; a rendition that *files* does not name has a GAP."""
+
+    number: int
+    duration_s: float
+    discontinuity: bool
+    program_date_time: datetime
+    files: Mapping[str, MediaFile]
+    rungs: tuple[str, ...] = ()
+    title: str = ""
+    tags: tuple[str, ...] = ()
+    keys: tuple[Key, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An entry ready to be published, what it was made from, why there is no media, and which rungs failed why."""
+
+    entry: Entry
+    numbered: Numbered
+    lost: str = ""
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One load of the source is dealt with, down to its last segment; *ended*: the source said so and meant it."""
+
+    stream: Stream
+    error: str = ""
+    repairs: tuple[str, ...] = ()
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rendition:
+    """One rendition of the published presentation, its bitrates measured. One that is *listed* no more still has viewers."""
+
+    name: str
+    traits: Traits
+    listed: bool = True
+    peak_bps: int = 0
+    total_bits: int = 0
+    total_s: float = 0.0
+    declared_bps: int = 0

@@ -1,0 +1,229 @@
+"""The registry of streams: what operators write to Redis and the relay writes back. The only module that imports redis.
+
+Commands ask it and wait. A running relay never does: a `Link` reads its stream's hash beside it, hands on the newest good fields,
+and carries reports back, newest first; while Redis is away both simply stand still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import redis.asyncio
+import redis.exceptions
+
+from hlsrelay.errors import ConfigError, RegistryUnavailable, UnknownStream
+from hlsrelay.fields import RELAY_FIELDS, Registered
+from hlsrelay.redis_keys import CHANGE, REGISTER, REPORT, Keys
+
+ANSWER_WITHIN_S = 3.0
+
+
+class Registry(Protocol):
+    """What commands and links need. Every method raises RegistryUnavailable where Redis does not answer."""
+
+    async def get(self, stream_id: str) -> Registered | None:
+        """Return one stream's fields."""
+
+    async def all(self) -> list[Registered]:
+        """Return every stream, by id."""
+
+    async def register(self, stream_id: str, fields: Mapping[str, str]) -> bool:
+        """Write a new stream; False where one of that id exists."""
+
+    async def change(self, stream_id: str, fields: Mapping[str, str], unset: tuple[str, ...] = ()) -> bool:
+        """Set and unset operators' fields of a stream; False where there is none of that id."""
+
+    async def delete(self, stream_id: str) -> bool:
+        """Forget a stream; False where there is none of that id."""
+
+    async def report(self, stream_id: str, fields: Mapping[str, str]) -> bool:
+        """Write what the relay knows; False, and nothing written, where the operator has deleted the stream."""
+
+
+class RedisRegistry:
+    """The registry in Redis, every change of several steps one Lua script."""
+
+    def __init__(self, url: str, prefix: str = "hlsrelay:") -> None:
+        self._keys = Keys(prefix)
+        try:
+            # Both set explicitly: defaults change between versions of the library, and a frozen Redis must not hold us for long.
+            self._redis = redis.asyncio.Redis.from_url(
+                url, decode_responses=True, protocol=2, socket_timeout=ANSWER_WITHIN_S, socket_connect_timeout=ANSWER_WITHIN_S
+            )
+        except (ValueError, redis.exceptions.RedisError) as error:
+            raise ConfigError(f"HLSRELAY_REDIS_URL {url!r} is no Redis URL: {error}") from None
+        self._where = url.rpartition("@")[2]
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
+
+    async def ping(self) -> None:
+        """Raise RegistryUnavailable unless Redis answers."""
+        await self._asked(self._redis.ping)
+
+    async def get(self, stream_id: str) -> Registered | None:
+        """See Registry."""
+        fields = await self._asked(lambda: self._redis.hgetall(self._keys.stream(stream_id)))
+        return Registered(stream_id, fields) if fields else None
+
+    async def all(self) -> list[Registered]:
+        """See Registry."""
+
+        async def scan() -> list[Registered]:
+            keys = sorted({key async for key in self._redis.scan_iter(match=self._keys.stream_pattern(), count=500, _type="HASH")})
+            pipeline = self._redis.pipeline(transaction=False)
+            for key in keys:
+                pipeline.hgetall(key)
+            answers = await pipeline.execute() if keys else []
+            return [Registered(self._keys.stream_id(key), fields) for key, fields in zip(keys, answers, strict=True) if fields]
+
+        found: list[Registered] = await self._asked(scan)
+        return found
+
+    async def register(self, stream_id: str, fields: Mapping[str, str]) -> bool:
+        """See Registry."""
+        return bool(await self._asked(lambda: self._redis.eval(REGISTER, 1, self._keys.stream(stream_id), *_flat(fields))))
+
+    async def change(self, stream_id: str, fields: Mapping[str, str], unset: tuple[str, ...] = ()) -> bool:
+        """See Registry."""
+        arguments = (str(len(unset)), *unset, *_flat(fields))
+        return bool(await self._asked(lambda: self._redis.eval(CHANGE, 1, self._keys.stream(stream_id), *arguments)))
+
+    async def delete(self, stream_id: str) -> bool:
+        """See Registry."""
+        return bool(await self._asked(lambda: self._redis.delete(self._keys.stream(stream_id))))
+
+    async def report(self, stream_id: str, fields: Mapping[str, str]) -> bool:
+        """See Registry."""
+        return bool(await self._asked(lambda: self._redis.eval(REPORT, 1, self._keys.stream(stream_id), *_flat(fields))))
+
+    async def _asked(self, ask: Callable[[], Any]) -> Any:
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S + 1):
+                return await ask()
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, TimeoutError, OSError) as error:
+            told = str(error) or "no answer"
+            raise RegistryUnavailable(f"Redis at {self._where} does not answer ({told}): start it, or set HLSRELAY_REDIS_URL") from None
+        except redis.exceptions.ResponseError as error:
+            raise RegistryUnavailable(f"Redis at {self._where} refused: {error}") from None
+
+
+class MemoryRegistry:
+    """A registry in memory, behind the same contract: for tests that need speed or a virtual clock."""
+
+    def __init__(self) -> None:
+        self.streams: dict[str, dict[str, str]] = {}
+        self.away = False
+
+    def _answering(self) -> None:
+        if self.away:
+            raise RegistryUnavailable("the registry is away")
+
+    async def get(self, stream_id: str) -> Registered | None:
+        """See Registry."""
+        self._answering()
+        fields = self.streams.get(stream_id)
+        return Registered(stream_id, dict(fields)) if fields else None
+
+    async def all(self) -> list[Registered]:
+        """See Registry."""
+        self._answering()
+        return [Registered(stream_id, dict(fields)) for stream_id, fields in sorted(self.streams.items())]
+
+    async def register(self, stream_id: str, fields: Mapping[str, str]) -> bool:
+        """See Registry."""
+        self._answering()
+        if stream_id in self.streams:
+            return False
+        self.streams[stream_id] = dict(fields)
+        return True
+
+    async def change(self, stream_id: str, fields: Mapping[str, str], unset: tuple[str, ...] = ()) -> bool:
+        """See Registry."""
+        self._answering()
+        if stream_id not in self.streams:
+            return False
+        kept = {name: value for name, value in self.streams[stream_id].items() if name not in unset}
+        self.streams[stream_id] = {**kept, **fields}
+        return True
+
+    async def delete(self, stream_id: str) -> bool:
+        """See Registry."""
+        self._answering()
+        return self.streams.pop(stream_id, None) is not None
+
+    async def report(self, stream_id: str, fields: Mapping[str, str]) -> bool:
+        """See Registry."""
+        return await self.change(stream_id, fields)
+
+
+class Link:
+    """Keeps one stream's relay and its hash in Redis in step, beside the relay: neither ever waits for the other."""
+
+    PERIOD_S = 0.5
+
+    def __init__(self, registry: Registry, stream_id: str, revive: Callable[[], Awaitable[object]] | None = None) -> None:
+        self._registry = registry
+        self._stream_id = stream_id
+        self._revive = revive
+        self._pending: dict[str, str] = {}
+        self._woken = asyncio.Event()
+        self.up = True
+
+    def report(self, **fields: str) -> None:
+        """Have *fields* written soon; a later value of a field replaces one not written yet."""
+        unknown = set(fields) - set(RELAY_FIELDS)
+        if unknown:
+            raise AssertionError(f"not a field of the relay's: {unknown}")
+        self._pending |= fields
+        self._woken.set()
+
+    async def changes(self) -> AsyncGenerator[Registered | None, None]:
+        """Yield the stream's hash whenever the operator changed it, None once it is deleted; carry reports back meanwhile."""
+        last: Mapping[str, str] | None = None
+        while True:
+            try:
+                await self.flush()
+                now = await self._registry.get(self._stream_id)
+                self.up = True
+            except RegistryUnavailable:
+                self.up = False
+                if self._revive is not None:
+                    with contextlib.suppress(RegistryUnavailable):
+                        await self._revive()
+            else:
+                wishes = {name: value for name, value in now.fields.items() if name not in RELAY_FIELDS} if now else None
+                if wishes != last:
+                    last = wishes
+                    yield now
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.PERIOD_S):
+                    await self._woken.wait()
+            self._woken.clear()
+
+    async def flush(self) -> None:
+        """Write what is pending now. Raises RegistryUnavailable, and keeps it then."""
+        sending, self._pending = self._pending, {}
+        if not sending:
+            return
+        try:
+            await self._registry.report(self._stream_id, sending)
+        except RegistryUnavailable:
+            self._pending = sending | self._pending
+            raise
+
+
+async def fetched(registry: Registry, stream_id: str) -> Registered:
+    """Return the stream of that id. Raises UnknownStream that says how to register it."""
+    found = await registry.get(stream_id)
+    if found is None:
+        raise UnknownStream(f"no stream '{stream_id}' is registered: hlsrelay add {stream_id} <URL of its HLS playlist>")
+    return found
+
+
+def _flat(fields: Mapping[str, str]) -> list[str]:
+    return [word for pair in fields.items() for word in pair]

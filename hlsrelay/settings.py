@@ -1,0 +1,54 @@
+"""The installation's settings: environment variables that start with HLSRELAY_. Streams have fields of their own (registry)."""
+
+from __future__ import annotations
+
+import os
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from hlsrelay.errors import ConfigError
+
+Network = IPv4Network | IPv6Network
+
+
+def default_data_dir() -> Path:
+    """Return the user's own place for data (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "hlsrelay"
+
+
+class Settings(BaseSettings):
+    """Read once at start. Each field's description is what the README's table says."""
+
+    model_config = SettingsConfigDict(env_prefix="HLSRELAY_", extra="ignore", frozen=True)
+
+    redis_url: str = Field(
+        "", description="Redis to steer by, such as redis://host:6379/0 or unix:///run/redis.sock; empty: our own, in the data directory"
+    )
+    redis_prefix: str = Field("hlsrelay:", description="what every Redis key starts with; {hlsrelay}: on a Redis Cluster")
+    data: Path = Field(default_factory=default_data_dir, description="where segments and playlists are kept")
+    http: str = Field("127.0.0.1:8080", description="address and port to serve on; port 0 takes a free one; none serves nothing")
+    node: str = Field("", description="this node's name in Redis; empty: host name and process id")
+    allow_networks: Annotated[tuple[Network, ...], NoDecode] = Field(
+        (), description="non-public address ranges that sources may be in, such as 127.0.0.0/8,10.1.0.0/16; empty: none"
+    )
+    transcode_slots: int = Field(0, ge=0, le=1024, description="how many ffmpeg jobs run at once; 0: one per processor core")
+    log: str = Field("auto", pattern="^(auto|text|json)$", description="log format on stderr: auto is text on a terminal, JSON elsewhere")
+
+    @field_validator("allow_networks", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(ip_network(word.strip()) for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Return the settings from the environment, *overrides* (given on the command line) first. Raises ConfigError."""
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"][:1]).upper()
+        raise ConfigError(f"HLSRELAY_{name}: {first['msg']} (it says {first.get('input')!r})") from None

@@ -1,0 +1,395 @@
+"""The stages between the source's playlist and ours, as generators that pull from one another.
+
+    loaded -> numbered -> in_order(Downloading) -> in_order(Transcoding) -> published
+
+Each stage takes one item at a time and gives one: a loss is a value (a Made without files), a Turn marks the end of a load and goes
+through untouched. The look-ahead of `in_order` is what lets the loader go on while the encoder is busy, and what stops it in the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from hlsrelay.clock import Clock, Pacer
+from hlsrelay.encoder import EncodeJob, Encoder, declared_bps
+from hlsrelay.errors import EncodeError, SegmentLost, UpstreamError
+from hlsrelay.hls.advance import advance
+from hlsrelay.hls.render import media_playlist, multivariant_playlist
+from hlsrelay.hls.window import Progress, expired, known_paths
+from hlsrelay.ladder import fitting
+from hlsrelay.ledger import Ledger
+from hlsrelay.media.probe import Container, MediaError, MediaInfo, probe
+from hlsrelay.model import (
+    SOURCE,
+    ByteRange,
+    Desired,
+    Entry,
+    InitSection,
+    Made,
+    MediaFile,
+    Numbered,
+    Restart,
+    Rung,
+    Snapshot,
+    Stream,
+    Traits,
+    Turn,
+)
+from hlsrelay.storage import LocalStorage
+
+DOWNLOADS_AHEAD = 3
+"""Segments fetched at once: more would only share the same line."""
+END_HOLD_TARGET_DURATIONS = 3
+"""An encoder that restarts may write ENDLIST and go on: players wait this long before they give up, so ours is held back as long."""
+LONGEST_ENCODE_TARGET_DURATIONS = 3
+"""A ladder this late is given up for the segment: its rungs become a GAP, so that pass-through goes on."""
+
+_SUFFIX = {
+    Container.TS: "ts",
+    Container.FMP4: "m4s",
+    Container.AAC: "aac",
+    Container.MP3: "mp3",
+    Container.AC3: "ac3",
+    Container.VTT: "vtt",
+}
+_SAFE_SUFFIXES = {"ts", "m4s", "mp4", "aac", "mp3", "ac3", "ec3", "vtt"}
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class Source(Protocol):
+    """What the stages need of the upstream."""
+
+    async def load(self, source: str) -> Snapshot:
+        """Return the source's playlist. Raises UpstreamError."""
+
+    async def fetch(self, uri: str, byterange: ByteRange | None, restart: Restart, deadline_s: float) -> int:
+        """Fetch a segment whole. Raises SegmentLost."""
+
+
+class Control(Protocol):
+    """What the operator wants, as known now; never waits."""
+
+    @property
+    def stream(self) -> Stream:
+        """The stream's fields, as last read."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What one stream's relay works with."""
+
+    upstream: Source
+    storage: LocalStorage
+    ledger: Ledger
+    encoder: Encoder
+    control: Control
+    pacer: Pacer
+    clock: Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One turn's look at the source: a snapshot, or why there is none."""
+
+    stream: Stream
+    snapshot: Snapshot | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A segment on disk, byte for byte, published name and all; *lost* says why there is none."""
+
+    numbered: Numbered
+    file: MediaFile | None = None
+    init: bytes | None = None
+    lost: str = ""
+
+
+async def loaded(tools: Tools) -> AsyncGenerator[Load, None]:
+    """Yield the source's playlist each time it is due, until the operator wants the stream stopped."""
+    async for _ in tools.pacer:
+        stream = tools.control.stream
+        if stream.desired is Desired.STOP:
+            return
+        try:
+            snapshot = await tools.upstream.load(stream.source)
+        except UpstreamError as error:
+            tools.pacer.failed()
+            yield Load(stream, error=str(error))
+        else:
+            yield Load(stream, snapshot)
+
+
+async def numbered(
+    loads: AsyncIterator[Load], progress: Progress | None, first_number: int | None, tools: Tools
+) -> AsyncGenerator[Numbered | Turn, None]:
+    """Yield each new segment under its number, then the Turn of its load."""
+    position = progress.position if progress else None
+    ended_s: float | None = None
+    async for load in loads:
+        if (snapshot := load.snapshot) is None:
+            yield Turn(load.stream, error=load.error)
+            continue
+        step = advance(position, snapshot, load.stream, tools.clock.utc_now(), first_number=first_number)
+        position = step.position
+        tools.pacer.loaded(
+            changed=bool(step.fresh), target_duration_s=snapshot.target_duration_s, newest_s=snapshot.segments[-1].duration_s
+        )
+        for one in step.fresh:
+            yield one
+        now_s = tools.clock.monotonic_s()
+        ended_s = None if not snapshot.ended or step.fresh else now_s if ended_s is None else ended_s
+        ended = ended_s is not None and now_s - ended_s >= END_HOLD_TARGET_DURATIONS * snapshot.target_duration_s
+        yield Turn(load.stream, repairs=(*snapshot.repairs, *step.repairs), ended=ended)
+
+
+async def in_order(items: AsyncGenerator[A, None], work: Callable[[A], Awaitable[B]], ahead: int) -> AsyncGenerator[B, None]:
+    """Yield `await work(item)` for each item, in the items' order, with at most *ahead* under way before the one awaited.
+
+    Closing it cancels what is under way and closes *items*; an exception of either comes out here, in its turn.
+    """
+    queue: asyncio.Queue[asyncio.Future[B] | None] = asyncio.Queue(ahead)
+    under_way: set[asyncio.Future[B]] = set()
+
+    async def feed() -> None:
+        try:
+            async for item in items:
+                task = asyncio.ensure_future(work(item))
+                under_way.add(task)
+                await queue.put(task)
+        except Exception as error:  # it comes out of the generator, in its turn
+            failed: asyncio.Future[B] = asyncio.get_running_loop().create_future()
+            failed.set_exception(error)
+            under_way.add(failed)
+            await queue.put(failed)
+        else:
+            await queue.put(None)
+
+    feeder = asyncio.create_task(feed())
+    try:
+        while (task := await queue.get()) is not None:
+            result = await task
+            under_way.discard(task)
+            yield result
+    finally:
+        feeder.cancel()
+        for one in under_way:
+            one.cancel()
+        await asyncio.gather(feeder, *under_way, return_exceptions=True)
+        await items.aclose()
+
+
+class Downloading:
+    """Fetches segments (and their init sections, once each) to where they will be served from."""
+
+    MOST_INITS = 8
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._inits: OrderedDict[InitSection, asyncio.Task[tuple[str, bytes]]] = OrderedDict()
+
+    async def __call__(self, item: Numbered | Turn) -> Clip | Turn:
+        if isinstance(item, Turn):
+            return item
+        segment = item.segment
+        if segment.gap:
+            return Clip(item, lost="a gap of the source")
+        deadline_s = max(2.0 * item.target_duration_s, 6.0)
+        try:
+            init_uri, init = await self._init(segment.init, item.number, deadline_s) if segment.init else (None, None)
+            temp = self._tools.storage.temp(f"{SOURCE}-{item.number}")
+            with _Growing(self._tools.storage, temp) as file:
+                size = await self._tools.upstream.fetch(segment.uri, segment.byterange, file.restart, deadline_s)
+            suffix = _suffix(file.head, segment.uri, encrypted=bool(segment.keys))
+            self._tools.storage.commit(temp, f"{SOURCE}/{item.number}.{suffix}")
+        except SegmentLost as error:
+            return Clip(item, lost=str(error))
+        except OSError as error:
+            return Clip(item, lost=f"can't be stored: {error.strerror}")
+        return Clip(item, MediaFile(f"{item.number}.{suffix}", size, init_uri), init)
+
+    async def _init(self, section: InitSection, number: int, deadline_s: float) -> tuple[str, bytes]:
+        """Return name and bytes of an init section, fetched on first use and shared by the segments that name it."""
+        task = self._inits.get(section)
+        if task is None or (task.done() and (task.cancelled() or task.exception())):
+            task = self._inits[section] = asyncio.ensure_future(self._fetch_init(section, number, deadline_s))
+            while len(self._inits) > self.MOST_INITS:
+                self._inits.popitem(last=False)
+        return await asyncio.shield(task)
+
+    async def _fetch_init(self, section: InitSection, number: int, deadline_s: float) -> tuple[str, bytes]:
+        body = bytearray()
+
+        def restart() -> Callable[[bytes], object]:
+            body.clear()
+            return body.extend
+
+        await self._tools.upstream.fetch(section.uri, section.byterange, restart, deadline_s)
+        name = f"init-{number}.mp4"
+        self._tools.storage.write(f"{SOURCE}/{name}", bytes(body))
+        return name, bytes(body)
+
+
+class _Growing:
+    """A file that an attempt at a download fills, from its beginning each time; its first bytes are kept to tell what it is."""
+
+    HEAD = 64 << 10
+
+    def __init__(self, storage: LocalStorage, path: Path) -> None:
+        self._file: BinaryIO = storage.open_temp(path)
+        self.head = b""
+
+    def __enter__(self) -> _Growing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def restart(self) -> Callable[[bytes], object]:
+        self._file.seek(0)
+        self._file.truncate()
+        self.head = b""
+        return self._write
+
+    def _write(self, chunk: bytes) -> None:
+        if len(self.head) < self.HEAD:
+            self.head += chunk[: self.HEAD - len(self.head)]
+        self._file.write(chunk)
+
+
+def _suffix(head: bytes, uri: str, *, encrypted: bool) -> str:
+    """Return the published name's suffix: by content, else what the source calls it if players know that. Raises SegmentLost."""
+    try:
+        container = probe(head).container
+    except MediaError:
+        container = Container.UNKNOWN
+    if container is Container.UNKNOWN and not encrypted and head.lstrip()[:1] in (b"<", b"{", b"#"):
+        raise SegmentLost(f"a text page, not media: it begins {head.lstrip()[:24]!r}")
+    theirs = PurePosixPath(urlsplit(uri).path).suffix.lower().removeprefix(".")
+    return _SUFFIX.get(container) or (theirs if theirs in _SAFE_SUFFIXES else "ts")
+
+
+class Transcoding:
+    """Makes the ladder's rungs of a clip, and reads from the media what the multivariant playlist says."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._traits = Traits()
+
+    async def __call__(self, item: Clip | Turn) -> Made | Turn:
+        if isinstance(item, Turn):
+            return item
+        made, segment = item.numbered, item.numbered.segment
+        entry = Entry(
+            number=made.number,
+            duration_s=segment.duration_s,
+            discontinuity=made.discontinuity,
+            program_date_time=made.program_date_time,
+            files={},
+            title=segment.title,
+            tags=segment.tags,
+            keys=segment.keys,
+        )
+        if item.file is None:
+            return Made(entry, made, lost=item.lost)
+        wanted = made.stream.ladder
+        info = self._probed(item) if wanted or made.discontinuity or self._traits.codecs is None else None
+        files = {SOURCE: replace(item.file, traits=self._traits)}
+        rungs: tuple[Rung, ...] = ()
+        failed: Mapping[str, str] = {}
+        if info and info.container is Container.TS:
+            rungs = fitting(wanted, info.video.height if info.video else None)
+            encoded, failed = await self._rungs(made, item.file, info, rungs)
+            files |= encoded
+        elif wanted:
+            failed = {"ladder": "a ladder is made of unencrypted MPEG-TS only"}
+        return Made(replace(entry, files=files, rungs=tuple(rung.name for rung in rungs)), made, failed=failed)
+
+    def _probed(self, clip: Clip) -> MediaInfo | None:
+        if clip.file is None or clip.numbered.segment.keys:
+            return None
+        try:
+            info = probe(self._tools.storage.read(f"{SOURCE}/{clip.file.uri}") or b"", clip.init)
+        except MediaError:
+            return None
+        self._traits = _traits(info)
+        return info
+
+    async def _rungs(
+        self, made: Numbered, file: MediaFile, info: MediaInfo, rungs: tuple[Rung, ...]
+    ) -> tuple[Mapping[str, MediaFile], Mapping[str, str]]:
+        """Return the rungs' files, published names and all, and why the others failed."""
+        if not rungs:
+            return {}, {}
+        storage = self._tools.storage
+        temps = {rung.name: storage.temp(f"{rung.name}-{made.number}.ts") for rung in rungs}
+        job = EncodeJob(
+            stream_id=made.stream.id,
+            number=made.number,
+            source=storage.folder / SOURCE / file.uri,
+            info=info,
+            duration_s=made.segment.duration_s,
+            outputs=temps,
+            rungs=rungs,
+        )
+        give_up_s = max(LONGEST_ENCODE_TARGET_DURATIONS * made.target_duration_s, 10.0)
+        files = {}
+        try:
+            async with asyncio.timeout(give_up_s):
+                encoded = await self._tools.encoder.encode(job)
+            for rung in rungs:
+                if (output := encoded.outputs.get(rung.name)) is not None:
+                    name = f"{made.number}.ts"
+                    size = temps[rung.name].stat().st_size
+                    storage.commit(temps[rung.name], f"{rung.name}/{name}")
+                    cap_bps = declared_bps(rung, made.segment.duration_s, 0)
+                    files[rung.name] = MediaFile(name, size, traits=_traits(output), declared_bps=cap_bps)
+            return files, encoded.failed
+        except TimeoutError:
+            reason = f"no room or no end within {give_up_s:.0f} s"
+        except EncodeError as error:
+            reason = str(error)
+        except OSError as error:
+            reason = f"can't be stored: {error.strerror}"
+        return files, {rung.name: reason for rung in rungs if rung.name not in files}
+
+
+def _traits(info: MediaInfo) -> Traits:
+    codecs = ",".join(track.codecs for track in (info.video, info.audio) if track and track.codecs)
+    if info.video is None:
+        return Traits(codecs or None)
+    return Traits(codecs or None, info.video.width or None, info.video.height or None, info.video.frame_rate)
+
+
+def publish(progress: Progress, tools: Tools) -> Progress:
+    """Record, then show, then sweep. Returns the progress without what was swept. Raises OSError where the disk says no."""
+    tools.ledger.record(progress)
+    for rendition in progress.renditions:
+        tools.storage.publish(f"{rendition.name}/index.m3u8", media_playlist(progress, rendition.name))
+    tools.storage.publish("index.m3u8", multivariant_playlist(progress))
+    return swept(progress, tools)
+
+
+def swept(progress: Progress, tools: Tools) -> Progress:
+    """Remove the files that nobody may ask for any more (hls-rules A7)."""
+    progress, gone = expired(progress, tools.clock.utc_now())
+    tools.storage.remove(gone)
+    return progress
+
+
+def resumed(tools: Tools) -> Progress | None:
+    """Return where the stream was left, and remove what a crash left half done."""
+    progress = tools.ledger.resume()
+    if progress:
+        tools.storage.sweep(known_paths(progress))
+        progress = publish(progress, tools)
+    return progress

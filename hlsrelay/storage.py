@@ -1,0 +1,125 @@
+"""Where published files live. Local: `<data>/live/<stream>/<rendition>/<number>.ts`, every change one rename.
+
+Readers see whole files only: bytes go to `.tmp/` first. Files whose names begin with a dot are ours and never served.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from hlsrelay.errors import ResourceBusy
+
+LEDGER = ".ledger.json"
+_LOCK = ".lock"
+_TEMP = ".tmp"
+
+
+def live_dir(data: Path) -> Path:
+    """Return the folder that holds one folder per stream, made if it wasn't there. Raises ResourceBusy."""
+    folder = data / "live"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "not writable")
+    except OSError as error:
+        raise ResourceBusy(f"data directory {data} can't be used: {error.strerror}; set HLSRELAY_DATA to one that can") from None
+    return folder
+
+
+class LocalStorage:
+    """One stream's folder, in the hands of one process: a context manager that holds its lock."""
+
+    def __init__(self, live: Path, stream_id: str) -> None:
+        self.folder = live / stream_id
+        self.stream_id = stream_id
+        self.playlists: dict[str, bytes] = {}
+        """What was published last, by path relative to the stream's folder: the web server answers from here."""
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        """Take the stream's folder. Raises ResourceBusy where another process has it or it can't be written."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ResourceBusy(f"{self.folder} can't be written: {error.strerror}; set HLSRELAY_DATA to a folder that can") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise ResourceBusy(
+                f"stream '{self.stream_id}' is being relayed into {self.folder} already, by process {holder}: stop that one first"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._lock = descriptor
+        shutil.rmtree(self.folder / _TEMP, ignore_errors=True)
+        (self.folder / _TEMP).mkdir()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        shutil.rmtree(self.folder / _TEMP, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def temp(self, name: str) -> Path:
+        """Return where a file may grow before it is published; *name* must be one of our own making."""
+        return self.folder / _TEMP / name
+
+    def open_temp(self, path: Path) -> BinaryIO:
+        """Open a file under `temp`, empty, unbuffered."""
+        return open(path, "wb", buffering=0)
+
+    def commit(self, temp: Path, path: str) -> None:
+        """Publish the whole file *temp* as *path*, relative to the stream's folder."""
+        target = self.folder / path
+        try:
+            os.replace(temp, target)
+        except FileNotFoundError:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(temp, target)
+
+    def publish(self, playlist: str, text: str) -> None:
+        """Replace the playlist at *playlist*, relative to the stream's folder; nothing happens where it says the same already."""
+        body = text.encode()
+        if self.playlists.get(playlist) == body:
+            return
+        self.write(playlist, body)
+        self.playlists[playlist] = body
+
+    def write(self, path: str, body: bytes) -> None:
+        """Replace the file at *path* in one step."""
+        temp = self.temp(path.replace("/", "-"))
+        temp.write_bytes(body)
+        self.commit(temp, path)
+
+    def read(self, path: str) -> bytes | None:
+        """Return a file's bytes, or None where there is none."""
+        try:
+            return (self.folder / path).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Remove files; one that is gone already is fine."""
+        for path in paths:
+            (self.folder / path).unlink(missing_ok=True)
+
+    def sweep(self, known: set[str]) -> int:
+        """Remove segments that *known* does not name: what a crash left between two steps. Returns how many."""
+        swept = 0
+        for path in self.folder.glob("*/*"):
+            name = path.relative_to(self.folder).as_posix()
+            if not name.startswith(".") and path.suffix != ".m3u8" and name not in known and path.is_file():
+                path.unlink(missing_ok=True)
+                swept += 1
+        return swept

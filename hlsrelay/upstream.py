@@ -1,0 +1,329 @@
+"""Read a live source over HTTP, as a careful player would: whole answers or a named error, and never an address it may not reach.
+
+The only module that imports httpx and tenacity. httpx's own connection pool leaks on cancelled requests, so its requests go
+through aiohttp; each stream has a small client of its own (one cookie jar, one pool). Timeouts of both libraries are per
+read and never fire on a drip, so `asyncio.timeout` stands round the whole of each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import ssl
+import zlib
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import aiohttp
+import httpx
+import tenacity
+from httpx_aiohttp import AiohttpTransport
+
+from hlsrelay import __version__
+from hlsrelay.errors import AddressRefused, PlaylistError, SegmentLost, UpstreamError
+from hlsrelay.hls.parse import parse
+from hlsrelay.model import ByteRange, Presentation, Restart, Snapshot, Variant
+from hlsrelay.settings import Network
+from hlsrelay.urls import SCHEMES, redacted
+
+PLAYLIST_LIMIT_BYTES = 1 << 20
+SEGMENT_LIMIT_BYTES = 64 << 20
+MOST_REDIRECTS = 5
+PLAYLIST_DEADLINE_S = 8.0
+STALE_CHILD_STATUS = (401, 403, 404, 410)
+"""A child playlist that answers so may have moved: ask the multivariant playlist again (hls-rules B29)."""
+
+_NEVER = (IPv4Address("169.254.169.254"), IPv6Address("fd00:ec2::254"))  # cloud metadata
+
+TransportFactory = Callable[["AddressPolicy"], httpx.AsyncBaseTransport]
+
+
+class AddressPolicy:
+    """Which addresses a stream's requests may reach. Checked where sockets are made, so no redirect or literal gets past it.
+
+    Public addresses always; others only inside *allowed*, and only for a source whose own host is there: a public source never
+    leads into a private network. Metadata addresses never.
+    """
+
+    def __init__(self, allowed: tuple[Network, ...] = ()) -> None:
+        self._allowed = allowed
+        self._private_source: bool | None = None
+
+    def check(self, address: str) -> None:
+        """Raise AddressRefused unless *address* (an IP address) may be reached."""
+        ip = ip_address(address.partition("%")[0])
+        if isinstance(ip, IPv6Address):
+            ip = ip.ipv4_mapped or _embedded_ipv4(ip) or ip
+        if ip in _NEVER:
+            raise AddressRefused(f"{ip} is a metadata address: never a source")
+        if ip.is_global and not ip.is_multicast:
+            if self._private_source is None:
+                self._private_source = False
+            return
+        if not any(ip in network for network in self._allowed):
+            span = f"{ip}/{ip.max_prefixlen}"
+            raise AddressRefused(f"{ip} is not a public address: to allow it set HLSRELAY_ALLOW_NETWORKS={span} (or a wider range)")
+        if self._private_source is None:  # the first connection is to the URL that the operator wrote
+            self._private_source = True
+        if not self._private_source:
+            raise AddressRefused(f"{ip} is not a public address, and this source is: it may not lead there")
+
+    def make_socket(self, info: tuple[Any, ...]) -> socket.socket:
+        """aiohttp's socket factory: *info* is one getaddrinfo result."""
+        family, kind, protocol, _, address = info
+        try:
+            self.check(address[0])
+        except AddressRefused as error:
+            raise _RefusedSocket(str(error)) from error
+        made = socket.socket(family, kind, protocol)
+        made.setblocking(False)
+        return made
+
+
+class _RefusedSocket(OSError):
+    """AddressRefused, in the only family that aiohttp lets through."""
+
+
+def _embedded_ipv4(ip: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address inside NAT64 (64:ff9b::/96) and 6to4 addresses: both may lead back into a private network."""
+    if ip.packed[:12] == bytes.fromhex("0064ff9b") + bytes(8):
+        return IPv4Address(ip.packed[12:])
+    return ip.sixtofour
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """One context for all streams: each costs about 1 MiB."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
+def http_transport(policy: AddressPolicy) -> httpx.AsyncBaseTransport:
+    """Return the real transport, of one stream. Call it inside the running loop."""
+    connector = aiohttp.TCPConnector(ssl=_tls(), limit=8, keepalive_timeout=30, socket_factory=policy.make_socket)
+    session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+    return AiohttpTransport(verify=False, trust_env=False, client=session)
+
+
+class Upstream:
+    """One stream's source. `load` and `fetch` may run side by side; `aclose` when done."""
+
+    def __init__(self, allowed: tuple[Network, ...] = (), *, transport: TransportFactory = http_transport) -> None:
+        self._allowed = allowed
+        self._transport = transport
+        self._client: httpx.AsyncClient | None = None
+        self._source: str | None = None
+        self._child: str | None = None
+        self._last: tuple[bytes, str, Snapshot] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def load(self, source: str) -> Snapshot:
+        """Return *source*'s media playlist; of a multivariant one its best variant's. Raises UpstreamError.
+
+        An answer with the same bytes as the last one gives the same object, unparsed.
+        """
+        if source != self._source:
+            await self.aclose()
+            self._source = source
+        if self._child is not None:
+            try:
+                return await self._media(self._child)
+            except _StaleChild:
+                self._child = None
+        playlist = await self._playlist(source)
+        if isinstance(playlist, Snapshot):
+            return playlist
+        self._child = best_variant(playlist).uri
+        try:
+            return await self._media(self._child)
+        except _StaleChild as error:
+            self._child = None
+            raise UpstreamError(str(error)) from error
+
+    async def fetch(self, uri: str, byterange: ByteRange | None, restart: Restart, deadline_s: float) -> int:
+        """Fetch a segment whole and return its length in bytes; raises SegmentLost once *deadline_s* has passed.
+
+        *restart* is called before each attempt and gives what its bytes go to: an attempt that failed half way leaves nothing in
+        the next one.
+        """
+        last: list[str] = []
+
+        async def attempt() -> int:
+            try:
+                return await self._once(uri, byterange, restart())
+            except UpstreamError as error:
+                last.append(str(error))
+                raise
+
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, UpstreamError) and not isinstance(error, _FINAL)),
+            wait=tenacity.wait_random_exponential(multiplier=0.25, max=2.0),
+            reraise=True,
+        )
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await retrying(attempt)
+        except TimeoutError:
+            raise SegmentLost(f"not had within {deadline_s:.1f} s: {last[-1] if last else 'no answer'}") from None
+        except UpstreamError as error:
+            raise SegmentLost(str(error)) from error
+
+    async def aclose(self) -> None:
+        """Close all connections and forget what was learnt; the next load starts anew."""
+        client, self._client = self._client, None
+        self._source = self._child = self._last = None
+        if client is not None:
+            await client.aclose()
+
+    def _ready(self) -> httpx.AsyncClient:
+        if self._client is None:
+            self._client = httpx.AsyncClient(
+                transport=self._transport(AddressPolicy(self._allowed)),
+                headers={"User-Agent": f"hlsrelay/{__version__}", "Accept": "*/*"},
+                timeout=httpx.Timeout(PLAYLIST_DEADLINE_S),
+                follow_redirects=True,
+                max_redirects=MOST_REDIRECTS,
+                trust_env=False,
+            )
+        return self._client
+
+    async def _media(self, url: str) -> Snapshot:
+        playlist = await self._playlist(url)
+        if isinstance(playlist, Presentation):
+            raise PlaylistError("a variant of the source is a multivariant playlist itself")
+        return playlist
+
+    async def _playlist(self, url: str) -> Snapshot | Presentation:
+        body = bytearray()
+        try:
+            async with asyncio.timeout(PLAYLIST_DEADLINE_S):
+                final_url = await self._get(url, {"Accept-Encoding": "gzip, deflate"}, _limited(body, PLAYLIST_LIMIT_BYTES), decode=True)
+        except TimeoutError:
+            raise UpstreamError(f"{redacted(url)}: no whole answer within {PLAYLIST_DEADLINE_S:.0f} s") from None
+        if self._last and self._last[0] == body and self._last[1] == final_url:
+            return self._last[2]
+        playlist = parse(bytes(body), final_url)
+        if isinstance(playlist, Snapshot):
+            self._last = (bytes(body), final_url, playlist)
+        return playlist
+
+    async def _once(self, uri: str, byterange: ByteRange | None, write: Callable[[bytes], object]) -> int:
+        headers = {"Accept-Encoding": "identity"}
+        if byterange:
+            headers["Range"] = f"bytes={byterange.offset}-{byterange.offset + byterange.length - 1}"
+        length = 0
+
+        def counted(chunk: bytes) -> None:
+            nonlocal length
+            length += len(chunk)
+            if length > SEGMENT_LIMIT_BYTES:
+                raise _TooLarge(f"{redacted(uri)}: larger than {SEGMENT_LIMIT_BYTES >> 20} MiB")
+            write(chunk)
+
+        await self._get(uri, headers, counted, decode=False)
+        if length == 0:
+            raise UpstreamError(f"{redacted(uri)}: empty")
+        if byterange and length != byterange.length:
+            raise UpstreamError(f"{redacted(uri)}: {length} bytes for a range of {byterange.length}")
+        return length
+
+    async def _get(self, url: str, headers: dict[str, str], write: Callable[[bytes], object], *, decode: bool) -> str:
+        """Write the body of *url*'s answer and return the URL it came from. Raises UpstreamError for all but a whole 200 or 206."""
+        if urlsplit(url).scheme not in SCHEMES:
+            raise AddressRefused(f"{redacted(url)}: only http and https are relayed")
+        shown = redacted(url)
+        try:
+            async with self._ready().stream("GET", url, headers=headers) as answer:
+                if answer.status_code in STALE_CHILD_STATUS and url == self._child:
+                    raise _StaleChild(f"{shown}: HTTP {answer.status_code}")
+                if answer.status_code != (206 if "Range" in headers else 200):
+                    raise UpstreamError(f"{shown}: HTTP {answer.status_code}")
+                encoding = answer.headers.get("content-encoding", "identity").strip().lower()
+                expand = _expander(encoding) if decode or encoding not in ("", "identity") else None
+                received = 0
+                async for chunk in answer.aiter_raw():
+                    received += len(chunk)
+                    if expand is None:
+                        write(chunk)
+                    else:
+                        expand(chunk, write)
+                declared = answer.headers.get("content-length")
+                if declared is not None and declared.isdecimal() and int(declared) != received:
+                    raise UpstreamError(f"{shown}: {received} of {declared} bytes")
+                return str(answer.url)
+        except httpx.TooManyRedirects:
+            raise UpstreamError(f"{shown}: more than {MOST_REDIRECTS} redirects") from None
+        except httpx.UnsupportedProtocol:
+            raise AddressRefused(f"{shown}: redirected to something other than http or https") from None
+        except (httpx.HTTPError, httpx.InvalidURL, zlib.error, ValueError) as error:
+            if refused := _refusal(error):
+                raise AddressRefused(f"{shown}: {refused}") from error
+            raise UpstreamError(f"{shown}: {_told(error)}") from error
+
+
+class _StaleChild(UpstreamError):
+    """A variant's playlist is gone where it was."""
+
+
+class _TooLarge(UpstreamError):
+    """More bytes than a segment may have: asking again would not change that."""
+
+
+_FINAL = (AddressRefused, _TooLarge)
+
+
+def best_variant(presentation: Presentation) -> Variant:
+    """Return the variant of the highest bandwidth that holds its audio itself. Raises PlaylistError where all keep it apart."""
+    apart = {media.group for media in presentation.media if media.type == "AUDIO" and media.uri}
+    whole = [variant for variant in presentation.variants if variant.audio_group not in apart]
+    if not whole:
+        raise PlaylistError("the source keeps its audio in playlists of its own: give the URL of one media playlist that has both")
+    return max(whole, key=lambda variant: (variant.height or 0, variant.bandwidth_bps))
+
+
+def _limited(body: bytearray, limit: int) -> Callable[[bytes], None]:
+    def write(chunk: bytes) -> None:
+        body.extend(chunk)
+        if len(body) > limit:
+            raise PlaylistError(f"the playlist is larger than {limit >> 10} KiB")
+
+    return write
+
+
+def _expander(encoding: str) -> Callable[[bytes, Callable[[bytes], object]], None] | None:
+    """Return what decompresses an answer in bounded steps, so that a bomb meets the limit before it meets the memory."""
+    if encoding in ("", "identity"):
+        return None
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise UpstreamError(f"Content-Encoding {encoding!r} was not asked for")
+    unzip = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib, by its header
+
+    def expand(chunk: bytes, write: Callable[[bytes], object]) -> None:
+        while chunk:
+            write(unzip.decompress(chunk, 64 << 10))
+            chunk = unzip.unconsumed_tail
+
+    return expand
+
+
+def _refusal(error: BaseException) -> str | None:
+    """Return the refusal that the connection error came from; several addresses may have been tried."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, _RefusedSocket):
+            return str(seen)
+        seen = seen.__cause__ or seen.__context__
+    text = str(error)
+    return text if "not a public address" in text or "metadata address" in text else None
+
+
+def _told(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -1,0 +1,7 @@
+"""The relay's own HTTP server: live playlists and segments, the page that plays them, the API, health and metrics."""
+
+from hlsrelay.web.app import create_app
+from hlsrelay.web.server import serve
+from hlsrelay.web.site import Site, StreamStatus
+
+__all__ = ["Site", "StreamStatus", "create_app", "serve"]

@@ -1,0 +1,118 @@
+"""The ASGI application: which path is answered by what."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import structlog
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.routing import Route
+
+from hlsrelay import __version__
+from hlsrelay.errors import HlsRelayError
+from hlsrelay.web.answers import NO_STORE, Answer, Texts, short
+from hlsrelay.web.files import Live
+from hlsrelay.web.site import Site, StreamStatus
+
+PAGE_DIR = Path(__file__).parents[1] / "web_page"
+HLS_JS = "node_modules/hls.js"
+NO_HLS_JS = b"// hls.js isn't installed here (make install puts it in place when npm is there): the page uses the browser's own HLS.\n"
+
+SECURITY = (  # blob: is how hls.js feeds the video element and starts its worker
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; media-src 'self' blob:; "
+        b"worker-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    ),
+    (b"referrer-policy", b"no-referrer"),
+)
+REVALIDATE = (b"cache-control", b"no-cache")
+
+log = structlog.get_logger()
+
+_ASSETS = {
+    "page.js": (("page.js",), b"text/javascript; charset=utf-8"),
+    "page.css": (("page.css",), b"text/css; charset=utf-8"),
+    "icon.svg": (("icon.svg",), b"image/svg+xml"),
+    "hls.js": ((f"{HLS_JS}/dist/hls.min.js", f"{HLS_JS}/dist/hls.light.min.js"), b"text/javascript; charset=utf-8"),
+    "hls.js.LICENSE.txt": ((f"{HLS_JS}/LICENSE",), b"text/plain; charset=utf-8"),
+}
+"""Name below /assets: the files it may be (the first that is there), and its type."""
+
+_FIELDS = tuple(field.name for field in fields(StreamStatus))
+
+
+def create_app(site: Site, *, page_dir: Path = PAGE_DIR) -> Starlette:
+    """Return the web application of *site*; *page_dir* holds the page and, where npm was there, hls.js."""
+    texts = Texts()
+
+    def asset(request: Request, name: str, paths: tuple[str, ...], content_type: bytes) -> Answer:
+        for path in paths:
+            try:
+                body = (page_dir / path).read_bytes()
+            except OSError:
+                continue
+            return texts.answer(request.scope, name, body, (b"content-type", content_type), REVALIDATE, *SECURITY)
+        if name == "assets/hls.js":
+            return texts.answer(request.scope, name, NO_HLS_JS, (b"content-type", content_type), NO_STORE)
+        return short(404, "There is no such page here.")
+
+    def json_of(request: Request, value: object) -> Answer:
+        body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        return texts.answer(request.scope, request.url.path, body, (b"content-type", b"application/json"), NO_STORE)
+
+    async def page(request: Request) -> Answer:
+        return asset(request, "page", ("index.html",), b"text/html; charset=utf-8")
+
+    async def assets(request: Request) -> Answer:
+        name = request.path_params["name"]
+        return asset(request, f"assets/{name}", *_ASSETS[name]) if name in _ASSETS else short(404, "There is no such page here.")
+
+    async def streams(request: Request) -> Answer:
+        try:
+            found = sorted(await site.streams(), key=lambda status: status.id)
+        except HlsRelayError as error:
+            return short(503, str(error))
+        return json_of(request, {"streams": [{name: getattr(status, name) for name in _FIELDS} for status in found]})
+
+    async def healthz(request: Request) -> Answer:
+        return json_of(request, {"status": "ok", "ready": site.ready(), "version": __version__})
+
+    async def readyz(_: Request) -> Answer:
+        return short(200, "ready") if site.ready() else short(503, "not ready: draining, or not started yet")
+
+    async def metrics(request: Request) -> Answer:
+        return texts.answer(
+            request.scope, "metrics", site.metrics(), (b"content-type", b"text/plain; version=0.0.4; charset=utf-8"), NO_STORE
+        )
+
+    app = Starlette(
+        routes=[
+            Route("/live/{path:path}", Live(site, texts)),
+            Route("/", page),
+            Route("/assets/{name}", assets),
+            Route("/api/streams", streams),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+        ],
+        exception_handlers={404: _not_found, 405: _not_allowed, Exception: _failed},
+    )
+    app.router.redirect_slashes = False  # a redirect costs a player a round trip (Apple's authoring specification 8.18)
+    return app
+
+
+async def _not_found(_: Request, __: Exception) -> Answer:
+    return short(404, "There is no such page here.")
+
+
+async def _not_allowed(_: Request, __: Exception) -> Answer:
+    return short(405, "This can only be read.", (b"allow", b"GET, HEAD"))
+
+
+async def _failed(request: Request, error: Exception) -> Answer:
+    log.error("web.failed", path=request.url.path, exc_info=error)
+    return short(500, "Something went wrong here; the relay's log says what.")

@@ -1,0 +1,48 @@
+"""What the web server asks of the relay: the seam between the two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """One stream at a glance, as the page and /api/streams show it: everybody who reaches the port reads this.
+
+    *source* therefore comes without user name, password and query. *since* is ISO 8601 text, empty where it says nothing.
+    *playing_url* is where the multivariant playlist is: a path on this server, or a whole URL on another node; empty: nowhere.
+    """
+
+    id: str
+    desired: str
+    state: str
+    node: str = ""
+    since: str = ""
+    source: str = ""
+    ladder: str = ""
+    last_sequence: int | None = None
+    lag_s: float | None = None
+    last_error: str = ""
+    playing_url: str = ""
+
+
+class Site(Protocol):
+    """The relay as its web server sees it. Nothing here may block: it is called between two chunks of somebody's segment."""
+
+    @property
+    def live_dir(self) -> Path:
+        """The folder whose files are served below /live."""
+
+    def playlist(self, path: str) -> bytes | None:
+        """Return a playlist as last published ('news/720p/index.m3u8'); None: not ours, look on disk. The same object until it changes."""
+
+    async def streams(self) -> list[StreamStatus]:
+        """Return every registered stream, soon: what is known now, rather than waiting for Redis."""
+
+    def ready(self) -> bool:
+        """Say whether a load balancer should send viewers here (false while draining)."""
+
+    def metrics(self) -> bytes:
+        """Return the figures in Prometheus' text format."""

@@ -1,0 +1,180 @@
+"""The page in a real Chromium, on a live ladder that a real ffmpeg makes and a real process serves."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hlsrelay.web.app import HLS_JS, PAGE_DIR
+from tests.needs import needs
+
+pytest.importorskip("playwright", reason="the playwright package isn't installed")
+
+from tests.acceptance.browser import viewer, watch
+
+pytestmark = [pytest.mark.acceptance, needs("chromium", "ffmpeg")]
+
+hls_js = pytest.mark.skipif(not (PAGE_DIR / HLS_JS / "dist").exists(), reason="hls.js isn't installed: make install")
+
+ROOT = Path(__file__).parents[2]
+FFMPEG = shlex.split(
+    "ffmpeg -hide_banner -loglevel error -nostdin -re -f lavfi -i testsrc2=size=640x360:rate=25 -f lavfi -i sine=440:sample_rate=48000 "
+    "-filter_complex [0:v]split=2[a][c];[c]scale=320:180[b] -map [a] -map 1:a -map [b] -map 1:a "
+    "-c:v libx264 -preset ultrafast -tune zerolatency -g 50 -keyint_min 50 -sc_threshold 0 -b:v:0 800k -b:v:1 250k -c:a aac -b:a 64k "
+    "-f hls -hls_time 2 -hls_list_size 10 -hls_flags delete_segments+independent_segments+temp_file -master_pl_name index.m3u8 "
+    "-var_stream_map 'v:0,a:0,name:360p v:1,a:1,name:180p' -hls_segment_filename %v/%d.ts %v/index.m3u8"
+)
+
+
+@contextmanager
+def running(argv: list[str], **options: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run a program while the block runs."""
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, **options) as process:  # type: ignore[call-overload]
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@contextmanager
+def served(data: Path, page_dir: Path = PAGE_DIR) -> Iterator[str]:
+    """Serve <data>/live in a process of its own; the value is its URL."""
+    (data / "live").mkdir(parents=True, exist_ok=True)
+    with running([sys.executable, "-m", "tests.acceptance.page_server", str(data), str(page_dir)], cwd=ROOT) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A data directory in which the stream 'news' is live, in 360p and 180p, two seconds a segment, and who makes it."""
+
+    data: Path
+    source: subprocess.Popen[str]
+
+
+@pytest.fixture
+def ladder(tmp_path: Path) -> Iterator[Ladder]:
+    folder = tmp_path / "live" / "news"
+    folder.mkdir(parents=True)
+    with running(FFMPEG, cwd=folder) as source:
+        yield Ladder(tmp_path, source)
+
+
+def page_without_hls_js(folder: Path) -> Path:
+    folder.mkdir()
+    for path in PAGE_DIR.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder)
+    return folder
+
+
+@hls_js
+def test_a_viewer_of_a_live_ladder_sees_no_stall_and_no_error_across_a_forced_switch(ladder: Ladder, tmp_path: Path) -> None:
+    with served(ladder.data) as url:
+        seen = watch(url, "news", seconds=15, switch_after_s=5, picture=tmp_path / "page.png")
+    assert seen.smooth(), seen
+    assert seen.player.startswith("hls.js 1.")
+    assert seen.playing
+    assert {level.height for level in seen.levels} == {360, 180}
+    assert seen.decoded_frames > 300
+    assert seen.dropped_frames < seen.decoded_frames / 10
+    assert seen.console == ()
+
+
+@hls_js
+def test_a_source_that_pauses_is_seen_as_a_stall_and_plays_on_afterwards(ladder: Ladder) -> None:
+    with served(ladder.data) as url, viewer() as watching:
+        watching.open(url, "news")
+        watching.played(1)
+        ladder.source.send_signal(signal.SIGSTOP)
+        watching.until("window.hlsrelayPlayback.report.stalling_s > 1", patience_s=60)
+        stalled = watching.report()
+        ladder.source.send_signal(signal.SIGCONT)
+        watching.played(stalled.played_s + 1)
+        resumed = watching.report()
+    assert not stalled.smooth()
+    assert not stalled.playing
+    assert not resumed.smooth()
+    assert max(resumed.stalls_s) > 1
+    assert resumed.buffer_stalls > 0
+
+
+@hls_js
+def test_the_first_running_stream_plays_by_itself_and_the_page_shows_how(ladder: Ladder) -> None:
+    with served(ladder.data) as url, viewer() as watching:
+        watching.open(url)
+        watching.played(2)
+        watching.until("document.getElementById('f-dropped').textContent.includes('of')")
+        text = watching.text()
+        address = watching.page.input_value("#url")
+        choices = watching.page.locator("#quality option").all_inner_texts()
+    assert "Plays with hls.js 1." in text
+    assert "hls.js licence (Apache-2.0)" in text
+    assert address == f"{url}/live/news/index.m3u8"
+    assert [choice.split(" ")[0] for choice in choices] == ["Auto", "360p", "180p"]
+
+
+def test_a_page_without_hls_js_says_so_and_plays_by_the_browsers_own_hls_or_says_that_there_is_none(ladder: Ladder, tmp_path: Path) -> None:
+    with served(ladder.data, page_without_hls_js(tmp_path / "page")) as url, viewer() as watching:
+        watching.open(url, "news")
+        watching.until("window.hlsrelayPlayback.report.stream === 'news'")
+        text = watching.text()
+        assert "hls.js isn't installed" in text
+        assert "Apache" not in text
+        if watching.report().player == "native":
+            watching.played(3)
+            assert watching.report().smooth()
+        else:
+            assert "This browser can't play HLS by itself" in text
+
+
+def test_an_installation_without_streams_says_how_to_register_one(tmp_path: Path) -> None:
+    with served(tmp_path) as url, viewer(width=390) as watching:
+        watching.open(url)
+        watching.until("!document.getElementById('empty').hidden")
+        text = watching.text()
+    assert "hlsrelay add news https://" in text
+    assert "redis-cli HSET hlsrelay:stream:news source https://" in text
+
+
+def test_what_went_wrong_with_a_stream_is_on_the_page_as_text_and_never_as_markup(tmp_path: Path) -> None:
+    error = "<img src=x onerror=document.title='owned'> ladder: '96 k' is no bitrate"
+    (tmp_path / "streams.json").write_text(json.dumps([{"id": "radio", "desired": "run", "state": "failed", "last_error": error}]))
+    with served(tmp_path) as url, viewer(dark=True) as watching:
+        watching.open(url, "radio")
+        watching.until("document.title === 'radio · hlsrelay'")
+        text = watching.text()
+        wide = watching.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert text.count(error) == 2
+    assert "1 failed" in text
+    assert wide
+
+
+def test_a_stream_that_starts_while_the_page_is_open_begins_to_play(tmp_path: Path, ladder: Ladder) -> None:
+    told = tmp_path / "streams.json"
+    waiting = {"id": "news", "desired": "run", "state": "claimed"}
+    told.write_text(json.dumps([waiting]))
+    with served(ladder.data) as url, viewer() as watching:
+        watching.open(url, "news")
+        watching.until("document.getElementById('notice').textContent.includes('nothing to play yet')")
+        new = tmp_path / "streams.new"
+        new.write_text(json.dumps([{**waiting, "state": "running", "playing_url": "/live/news/index.m3u8"}]))
+        new.replace(told)
+        watching.played(1)
+        assert watching.report().fatal == ()

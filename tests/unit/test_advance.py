@@ -1,0 +1,226 @@
+"""Numbering: the laws of hls.advance, by example and over random histories of a source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hlsrelay.hls.advance import Step, advance, live_edge
+from hlsrelay.model import Numbered, Position, Snapshot
+from tests.playlists import Listed, Playlist, at, cut, gap, live, stream
+
+
+@dataclass
+class History:
+    """A relay's memory over a series of loads, as the stages keep it."""
+
+    position: Position | None = None
+    out: list[Numbered] = field(default_factory=list)
+    repairs: list[str] = field(default_factory=list)
+
+    def load(self, playlist: Playlist | Snapshot, seconds: float, source: str = "", ladder: str = "") -> Step:
+        snapshot = playlist if isinstance(playlist, Snapshot) else playlist.snapshot()
+        wanted = stream(source, ladder) if source else stream(ladder=ladder)
+        step = advance(self.position, snapshot, wanted, at(seconds))
+        self.position = step.position
+        self.out += step.fresh
+        self.repairs += step.repairs
+        return step
+
+    def numbers(self) -> list[int]:
+        return [one.number for one in self.out]
+
+    def cuts(self) -> list[int]:
+        return [one.number for one in self.out if one.discontinuity]
+
+    def names(self) -> list[str]:
+        return [one.segment.uri.rpartition("/")[2] for one in self.out]
+
+
+def test_a_new_stream_starts_near_the_live_edge_with_the_sources_numbers() -> None:
+    history = History()
+    history.load(live(*range(90, 100)), 0)
+    assert history.numbers() == [97, 98, 99]
+    assert history.cuts() == []
+
+
+def test_live_edge_is_three_target_durations_or_all() -> None:
+    assert len(live_edge(live(1, 2).snapshot())) == 2
+    short = live(*(Listed(n, duration="1.0") for n in range(20)), target="4").snapshot()
+    assert len(live_edge(short)) == 12
+
+
+def test_only_what_is_new_is_numbered() -> None:
+    history = History()
+    for second, playlist in enumerate([live(1, 2, 3), live(1, 2, 3), live(2, 3, 4), live(4, 5, 6)]):
+        history.load(playlist, second * 4)
+    assert history.numbers() == [1, 2, 3, 4, 5, 6]
+    assert history.cuts() == []
+
+
+def test_a_small_hole_becomes_gaps_of_its_own_numbers() -> None:
+    history = History()
+    history.load(live(1, 2, 3), 0)
+    history.load(live(6, 7), 16)
+    assert history.numbers() == [1, 2, 3, 4, 5, 6, 7]
+    assert [one.number for one in history.out if one.segment.gap] == [4, 5]
+    assert history.repairs == ["hole_filled"]
+
+
+def test_a_large_hole_is_a_discontinuity_and_numbers_go_on() -> None:
+    history = History()
+    history.load(live(1, 2, 3), 0)
+    history.load(live(101, 102, 103), 400)
+    assert history.numbers() == [1, 2, 3, 4, 5, 6]
+    assert history.cuts() == [4]
+
+
+def test_a_stale_playlist_changes_nothing() -> None:
+    history = History()
+    history.load(live(1, 2, 3, 4, 5), 0)
+    history.load(live(1, 2, 3), 4)
+    history.load(live(4, 5, 6), 8)
+    assert history.numbers() == [3, 4, 5, 6]
+    assert history.cuts() == []
+
+
+def test_a_reset_is_believed_once_it_moves_on_and_numbers_go_on_after_a_discontinuity() -> None:
+    history = History()
+    history.load(live(500, 501, 502), 0)
+    for seconds, last in ((4, 1), (8, 2), (12, 3)):
+        history.load(live(*(Listed(n, f"new{n}.ts") for n in range(last))), seconds)
+    assert history.numbers() == [500, 501, 502, 503, 504, 505]
+    assert history.names()[3:] == ["new0.ts", "new1.ts", "new2.ts"]
+    assert history.cuts() == [503]
+    history.load(live(*(Listed(n, f"new{n}.ts") for n in range(5))), 16)
+    assert history.names()[3:] == [f"new{n}.ts" for n in range(5)]
+    assert history.cuts() == [503]
+
+
+def test_a_restart_that_happens_to_count_on_is_noticed_by_the_window_it_threw_away() -> None:
+    history = History()
+    history.load(live(1, 2, 3, 4, 5, 6), 0)
+    history.load(live(Listed(7, "new7.ts")), 4)
+    history.load(live(Listed(7, "new7.ts"), Listed(8, "new8.ts")), 8)
+    assert history.names()[-2:] == ["new7.ts", "new8.ts"]
+    assert history.cuts() == [7]
+
+
+def test_windows_of_one_segment_are_followed_without_a_discontinuity() -> None:
+    history = History()
+    for number in range(10):
+        history.load(live(number), number * 4)
+    assert history.numbers() == list(range(10))
+    assert history.cuts() == []
+
+
+def test_an_edge_that_alternates_with_a_foreign_numbering_is_never_believed() -> None:
+    history = History()
+    history.load(live(1, 2, 3), 0)
+    for tick in range(1, 12):
+        history.load(live(1 + tick, 2 + tick, 3 + tick), tick * 4)
+        history.load(live(*(Listed(900 + tick + n, f"other{n}.ts") for n in range(3))), tick * 4 + 2)
+    assert history.cuts() == []
+    assert history.numbers() == list(range(1, 15))
+
+
+def test_the_sources_discontinuities_and_gaps_go_through() -> None:
+    history = History()
+    history.load(live(1, 2, 3), 0)
+    history.load(live(2, 3, cut(4), gap(5)), 8)
+    assert history.cuts() == [4]
+    assert [one.segment.gap for one in history.out] == [False] * 4 + [True]
+
+
+def test_another_source_goes_on_under_the_next_number_after_a_discontinuity() -> None:
+    history = History()
+    history.load(live(1, 2, 3), 0)
+    history.load(live(70, 71, 72), 4, source="https://backup.example/x.m3u8")
+    history.load(live(71, 72, 73), 8, source="https://backup.example/x.m3u8")
+    assert history.numbers() == [1, 2, 3, 4, 5, 6, 7]
+    assert history.cuts() == [4]
+
+
+def test_another_ladder_is_a_discontinuity_at_the_next_segment() -> None:
+    history = History()
+    history.load(live(1, 2, 3), 0)
+    history.load(live(2, 3, 4), 4, ladder="480p")
+    history.load(live(3, 4, 5), 8, ladder="480p")
+    assert history.cuts() == [4]
+
+
+def test_a_successor_goes_on_from_what_was_published_only() -> None:
+    history = History()
+    step = history.load(live(1, 2, 3), 0)
+    second = step.fresh[1]
+    resumed = History(second.position.upto(2, second.program_date_time))
+    resumed.load(live(2, 3, 4), 4)
+    assert resumed.numbers() == [3, 4]
+    assert resumed.cuts() == []
+
+
+def test_program_date_times_are_the_sources_or_run_on() -> None:
+    history = History()
+    history.load(live(Listed(1, pdt=at(1000)), 2, 3), 0)
+    assert [one.program_date_time for one in history.out] == [at(1000), at(1004), at(1008)]
+    without = History()
+    without.load(live(1, 2, 3), 100)
+    assert [one.program_date_time for one in without.out] == [at(88), at(92), at(96)]
+
+
+# Random histories. The source is a list of runs; each run has its own names and its own numbering, as after an encoder restart.
+
+_EVENT = st.one_of(
+    st.tuples(st.just("publish"), st.integers(1, 3)),
+    st.tuples(st.just("idle"), st.integers(0, 2)),
+    st.tuples(st.just("stale"), st.integers(1, 8)),
+    st.tuples(st.just("restart"), st.integers(0, 3000)),
+    st.tuples(st.just("silence"), st.integers(1, 40)),
+    st.tuples(st.just("relay restarts"), st.integers(0, 3)),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(events=st.lists(_EVENT, min_size=1, max_size=60), first=st.integers(0, 10**6), window=st.integers(3, 12))
+def test_the_laws_hold_over_random_histories(events: list[tuple[str, int]], first: int, window: int) -> None:
+    run, start, published, now = 0, first, window, 0.0
+    older: list[Playlist] = []
+    history = History()
+
+    def listed() -> Playlist:
+        newest = start + published
+        return live(*(Listed(n, f"run{run}-{n}.ts") for n in range(max(start, newest - window), newest)))
+
+    def look() -> None:
+        history.load(listed(), now)
+        older.append(listed())
+
+    look()
+    for event, amount in events:
+        now += 4.0
+        match event:
+            case "publish":
+                published += amount
+            case "stale" if len(older) > amount:
+                history.load(older[-amount], now)
+                continue
+            case "restart":
+                run, start, published = run + 1, amount * 1000, 1  # far from where it was: a nearer one only the media tells
+            case "silence":
+                now += 4.0 * amount
+                continue
+            case "relay restarts" if history.out and history.position:
+                last = history.out[-1]
+                history.position = history.position.upto(last.number, history.position.next_program_date_time)
+        look()
+    numbers = history.numbers()
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    relayed = [one.segment.uri for one in history.out if not one.segment.gap]
+    assert len(set(relayed)) == len(relayed)
+    before = ""
+    for one in history.out:
+        here = one.segment.uri.rpartition("/")[2].partition("-")[0] if not one.segment.gap else before
+        assert one.discontinuity or not before or here == before, f"no DISCONTINUITY at {one.number}"
+        before = here

@@ -1,0 +1,145 @@
+"""What ffmpeg is asked for, and why the figures are what they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from hlsrelay.encoder import EncodeJob, command, deadline_s, declared_bps, frame_rate, level_for, needs_previous, width_for
+from hlsrelay.ladder import BUILT_IN, parse_ladder
+from hlsrelay.media.info import AudioInfo, Container, MediaInfo, VideoInfo
+
+FFMPEG = Path("ffmpeg")
+VIDEO = VideoInfo("avc1.640028", 1920, 1080, 3, 9000, 15000, 30.0, True, (9000, 12000, 15000))
+AUDIO = AudioInfo("mp4a.40.2", 8000)
+INFO = MediaInfo(Container.TS, VIDEO, AUDIO)
+
+
+def job(ladder: str = "720p,480p,audio", info: MediaInfo = INFO, previous: Path | None = None) -> EncodeJob:
+    rungs = parse_ladder(ladder)
+    return EncodeJob("news", 812, Path("in.ts"), info, 6.0, {rung.name: Path(f"{rung.name}.ts") for rung in rungs}, rungs, previous)
+
+
+def pairs(argv: list[str], option: str) -> list[str]:
+    return [argv[index + 1] for index, word in enumerate(argv) if word == option]
+
+
+def test_the_input_is_forced_to_be_one_local_transport_stream() -> None:
+    argv = command(job(), FFMPEG)
+    before_input = argv[: argv.index("-i")]
+    assert pairs(before_input, "-f") == ["mpegts"]
+    assert pairs(argv, "-protocol_whitelist") == ["file,pipe"]
+    assert pairs(argv, "-i") == ["file:in.ts"]
+
+
+def test_one_decode_makes_every_rung() -> None:
+    argv = command(job(), FFMPEG)
+    assert pairs(argv, "-filter_complex") == [
+        "[0:v:0]split=2[s0][s1];"
+        "[s0]scale=1280:720:flags=bicubic,setsar=1,format=yuv420p[o0];"
+        "[s1]scale=854:480:flags=bicubic,setsar=1,format=yuv420p[o1]"
+    ]
+    assert pairs(argv, "-map") == ["[o0]", "0:a:0", "[o1]", "0:a:0", "0:a:0"]
+    assert pairs(argv, "-maxrate") == ["3125k", "1500k"]
+    assert pairs(argv, "-bufsize") == ["3750k", "1800k"]
+    assert [word for word in argv if word.startswith("file:") and word != "file:in.ts"] == ["file:720p.ts", "file:480p.ts", "file:audio.ts"]
+
+
+def test_time_stamps_are_kept_in_every_output() -> None:
+    argv = command(job(), FFMPEG)
+    assert "-copyts" in argv
+    assert pairs(argv, "-avoid_negative_ts") == ["disabled"] * 3
+    assert pairs(argv, "-mpegts_copyts") == ["1"] * 3
+    assert pairs(argv, "-enc_time_base:v") == ["1:90000"] * 2
+
+
+def test_what_the_source_has_not_is_not_asked_for() -> None:
+    silent = command(job(info=MediaInfo(Container.TS, VIDEO, None)), FFMPEG)
+    assert pairs(silent, "-map") == ["[o0]", "[o1]"]
+    dark = command(job(info=MediaInfo(Container.TS, None, AUDIO)), FFMPEG)
+    assert pairs(dark, "-map") == ["0:a:0"]
+    assert "-filter_complex" not in dark
+
+
+def test_the_segment_before_is_read_only_where_it_is_needed() -> None:
+    before = Path("before.ts")
+    assert pairs(command(job(previous=before), FFMPEG), "-i") == ["file:in.ts"]
+    for info in (replace(INFO, video=replace(VIDEO, starts_with_idr=False)), replace(INFO, audio=replace(AUDIO, straddles=True))):
+        assert needs_previous(info)
+        assert pairs(command(job(info=info), FFMPEG), "-i") == ["file:in.ts"]
+        argv = command(job(info=info, previous=before), FFMPEG)
+        assert pairs(argv, "-i") == ["concat:before.ts|in.ts"]
+        assert pairs(argv, "-protocol_whitelist") == ["file,pipe,concat"]
+        assert "select='not(gte(mod(pts-9000+17179869184,8589934592),4294967296))'" in pairs(argv, "-filter_complex")[0]
+        assert pairs(argv, "-bsf:a") == ["noise=drop='gte(mod(pts-7550+17179869184,8589934592),4294967296)'"] * 3
+    assert pairs(command(job(info=info, previous=before), FFMPEG, 7000), "-bsf:a")[0].startswith("noise=drop='gte(mod(pts-7450+")
+    assert pairs(command(job(info=info, previous=Path("a|b.ts")), FFMPEG), "-i") == ["file:in.ts"]
+
+
+@pytest.mark.parametrize(
+    ("measured", "usual"),
+    [
+        (29.97002997, Fraction(30000, 1001)),
+        (30.0, Fraction(30)),
+        (23.976, Fraction(24000, 1001)),
+        (24.98, Fraction(25)),
+        (59.5, Fraction(60000, 1001)),
+        (5.02, Fraction(5)),
+        (None, Fraction(30)),
+        (90_000.0, Fraction(30)),
+    ],
+)
+def test_the_frame_rate_is_a_usual_one(measured: float | None, usual: Fraction) -> None:
+    assert frame_rate(replace(VIDEO, frame_rate=measured)) == usual
+
+
+@pytest.mark.parametrize(
+    ("size", "sar", "height", "width"),
+    [
+        ((1920, 1080), (1, 1), 720, 1280),
+        ((1920, 1080), (1, 1), 480, 854),
+        ((1440, 1080), (4, 3), 720, 1280),
+        ((720, 576), (16, 15), 480, 640),
+        ((1080, 1920), (1, 1), 720, 404),
+        ((16, 4096), (1, 1), 64, 2),
+        ((1920, 1080), None, 720, 0),
+        ((0, 0), (1, 1), 720, 0),
+    ],
+)
+def test_the_picture_keeps_its_shape(size: tuple[int, int], sar: tuple[int, int] | None, height: int, width: int) -> None:
+    assert width_for(replace(VIDEO, width=size[0], height=size[1], sar=sar), height) == width
+
+
+def test_where_the_shape_is_not_known_ffmpeg_works_it_out() -> None:
+    argv = command(job("720p", MediaInfo(Container.TS, replace(VIDEO, sar=None), None)), FFMPEG)
+    assert "scale=2*trunc(720*dar/2+0.5):720:" in pairs(argv, "-filter_complex")[0]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "rate", "kbps", "level"),
+    [
+        (640, 360, 30, 700, "3.0"),
+        (1280, 720, 30, 2500, "3.1"),
+        (1280, 720, 60, 2500, "3.2"),
+        (1920, 1080, 30, 5000, "4.0"),
+        (1920, 1080, 30, 30_000, "4.1"),
+        (1920, 1080, 60, 5000, "4.2"),
+        (3840, 2160, 60, 5000, "5.2"),
+        (0, 720, 30, 2500, "3.1"),
+    ],
+)
+def test_the_level_is_the_lowest_that_holds_the_pictures(width: int, height: int, rate: int, kbps: int, level: str) -> None:
+    assert level_for(width, height, Fraction(rate), kbps) == level
+
+
+def test_the_declared_bandwidth_is_the_cap_of_the_encoder_with_its_sound_and_its_packets() -> None:
+    assert declared_bps(BUILT_IN["720p"], 6.0, 128_000) == 4_120_740  # 1.08 x (3125 + 0.9 x 3750 / 6 + 128) kbit/s
+    assert declared_bps(BUILT_IN["audio"], 6.0, 128_000) == 138_240
+
+
+def test_a_job_may_take_five_times_its_segment_and_never_less_than_half_a_minute() -> None:
+    assert deadline_s(2.0) == 30
+    assert deadline_s(10.0) == 50

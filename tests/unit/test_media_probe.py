@@ -1,0 +1,282 @@
+"""What probe says of real segments, of segments made by hand, and of bytes that mean harm."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hlsrelay.media.adts import adts_codecs, mpeg_audio
+from hlsrelay.media.h264 import parse_hevc_sps, parse_sps
+from hlsrelay.media.info import frame_rate_of, in_presentation_order
+from hlsrelay.media.probe import PTS_MODULUS, Container, MediaError, probe
+
+SEGMENTS = Path(__file__).parents[3] / "shared" / "corpus" / "vhs" / "segments"
+corpus = pytest.mark.skipif(not SEGMENTS.is_dir(), reason="the corpus is not beside this repository")
+
+# One packet each: PAT (program 1 on PID 0x1000), PMT (H.264 on 0x100, AAC on 0x101), and PES on those.
+PAT = bytes.fromhex("474000100000b00d0001c100000001f0002ab104b2")
+PMT = bytes.fromhex("475000100002b0170001c10000e100f0001be100f0000fe101f0002f44b99b")
+SPS = bytes.fromhex("67640028acd9405005bb011000000300100000030320f1831960")  # 1280x720, High, level 4.0
+PPS = bytes.fromhex("68ebe3cb22c0")
+
+
+def packet(head: bytes) -> bytes:
+    """Pad the beginning of a packet to its 188 bytes."""
+    return head + b"\xff" * (188 - len(head))
+
+
+def pes(pid: int, pts: int, payload: bytes) -> bytes:
+    """Return one packet with a PES of *payload* shown at *pts*."""
+    stamp = bytes((0x21 | pts >> 29 & 0x0E, pts >> 22 & 255, pts >> 14 & 254 | 1, pts >> 7 & 255, pts << 1 & 254 | 1))
+    body = b"\0\0\1\xe0\0\0\x80\x80\x05" + stamp + payload
+    room = 184 - len(body) - 1
+    return bytes((0x47, 0x40 | pid >> 8, pid & 255, 0x30, room)) + (b"\0" + b"\xff" * (room - 1) if room else b"") + body
+
+
+def picture(pts: int, *, idr: bool = False) -> bytes:
+    nals = [b"\x09\xf0", *([SPS, PPS] if idr else []), b"\x65\x88" if idr else b"\x41\x9a"]
+    return pes(0x100, pts % PTS_MODULUS, b"".join(b"\0\0\0\1" + nal for nal in nals))
+
+
+def sound(pts: int) -> bytes:
+    return pes(0x101, pts % PTS_MODULUS, bytes.fromhex("fff14c8001bffc") + b"\0" * 6)
+
+
+def segment(*packets: bytes) -> bytes:
+    return packet(PAT) + packet(PMT) + b"".join(packets)
+
+
+WHOLE = segment(picture(9000, idr=True), sound(9000), picture(18000), picture(12000), picture(15000), sound(12000))
+
+# name: container, (codecs, width, height, pictures, first and last PTS, IDR first), (codecs, first PTS)
+KNOWN = {
+    "muxed.ts": (Container.TS, ("avc1.64000d", 320, 180, 2, 135965, 138968, True), ("mp4a.40.2", 126000)),
+    "video.ts": (Container.TS, ("avc1.42c01e", 640, 360, 2, 126000, 129003, True), None),
+    "videoDiffPtsDts.ts": (Container.TS, ("avc1.64000c", 450, 150, 40, 135000, 310500, True), None),
+    "videoMaxOffset.ts": (Container.TS, ("avc1.42c01e", 640, 360, 2, 8589928586, 8589931589, True), None),
+    "videoMinOffset.ts": (Container.TS, ("avc1.42c01e", 640, 360, 2, 0, 3003, True), None),
+    "caption.ts": (Container.TS, ("avc1.640020", 960, 540, 35, 127500, 181500, True), None),
+    "oneSecond.ts": (Container.TS, ("avc1.4d400d", 416, 234, 30, 126000, 216090, True), ("mp4a.40.2", 126000)),
+    "audio.ts": (Container.TS, None, ("mp4a.40.2", 126000)),
+    "audioMaxOffset.ts": (Container.TS, None, ("mp4a.40.2", 8589923072)),
+    "zeroLength.ts": (Container.TS, None, None),
+    "mp4Muxed.mp4": (Container.FMP4, ("avc1.42c00d", 320, 200, 120, 0, 357000, True), ("mp4a.40.2", 0)),
+    "mp4Video.mp4": (Container.FMP4, ("avc1.4d001e", 640, 360, 2, 3003, 9009, True), None),
+    "mp4Audio.mp4": (Container.FMP4, None, ("mp4a.40.2", 0)),
+    "mp4WebVtt.mp4": (Container.FMP4, None, None),
+    "aacWithId3.aac": (Container.AAC, None, ("mp4a.40.2", None)),
+    "aacWithoutId3.aac": (Container.AAC, None, ("mp4a.40.2", None)),
+    "ac3WithId3.ac3": (Container.AC3, None, ("ac-3", 900000)),
+    "ac3WithoutId3.ac3": (Container.AC3, None, ("ac-3", None)),
+    "subtitles.vtt": (Container.VTT, None, None),
+    "encrypted.ts": (Container.UNKNOWN, None, None),
+    "webmVideo.webm": (Container.UNKNOWN, None, None),
+}
+
+
+@corpus
+@pytest.mark.parametrize("name", KNOWN)
+def test_real_segments_are_what_they_are(name: str) -> None:
+    container, video, audio = KNOWN[name]
+    init = SEGMENTS / name.replace(".mp4", "Init.mp4")
+    info = probe((SEGMENTS / name).read_bytes(), init.read_bytes() if init.name != name else None)
+    assert info.container == container
+    seen = info.video and (
+        info.video.codecs,
+        info.video.width,
+        info.video.height,
+        info.video.frame_count,
+        info.video.first_pts_90k,
+        info.video.last_pts_90k,
+        info.video.starts_with_idr,
+    )
+    assert seen == video
+    assert (info.audio and (info.audio.codecs, info.audio.first_pts_90k)) == audio
+
+
+def test_a_transport_stream_tells_size_codecs_times_and_order() -> None:
+    info = probe(WHOLE)
+    assert info.video is not None
+    assert (info.video.codecs, info.video.width, info.video.height, info.video.sar) == ("avc1.640028", 1280, 720, (1, 1))
+    assert info.video.pts == (9000, 12000, 15000, 18000)
+    assert info.video.frame_rate == 30
+    assert info.video.starts_with_idr
+    assert info.audio is not None
+    assert (info.audio.codecs, info.audio.first_pts_90k, info.audio.straddles) == ("mp4a.40.2", 9000, False)
+
+
+@given(st.integers(0, PTS_MODULUS - 1))
+def test_the_wrap_of_the_clock_changes_nothing(offset: int) -> None:
+    info = probe(segment(*(picture(offset + step, idr=not step) for step in (0, 9000, 3000, 6000))))
+    assert info.video is not None
+    assert info.video.pts == tuple((offset + step) % PTS_MODULUS for step in (0, 3000, 6000, 9000))
+    assert info.video.frame_rate == 30
+
+
+def test_a_segment_that_begins_without_an_idr_says_so_and_still_tells_its_size() -> None:
+    info = probe(segment(picture(3000), picture(6000), picture(9000, idr=True)))
+    assert info.video is not None
+    assert not info.video.starts_with_idr
+    assert info.video.width == 1280
+
+
+def test_audio_that_is_announced_and_never_comes_is_no_audio() -> None:
+    assert probe(segment(picture(0, idr=True))).audio is None
+
+
+def test_audio_cut_inside_a_pes_straddles() -> None:
+    rest = bytes((0x47, 0x01, 0x01, 0x10)) + b"\0" * 184
+    info = probe(segment(rest, picture(0, idr=True), sound(3000)))
+    assert info.audio is not None
+    assert info.audio.straddles
+
+
+def test_tables_may_come_from_the_init_section() -> None:
+    info = probe(picture(0, idr=True) * 5, packet(PAT) + packet(PMT))
+    assert info.video is not None
+    assert info.video.frame_count == 5
+
+
+def test_what_comes_before_the_first_packet_and_a_cut_last_one_are_passed_over() -> None:
+    assert probe(b"junk" + WHOLE[:-100]) == probe(WHOLE[:-188])
+
+
+def test_a_lost_byte_costs_little() -> None:
+    info = probe(WHOLE[: 188 * 3] + WHOLE[188 * 3 + 1 :] + WHOLE[188 * 2 :] * 3)
+    assert info.video is not None
+    assert info.video.frame_count > 4
+
+
+@pytest.mark.parametrize(
+    ("text", "container"),
+    [
+        (b"WEBVTT\n\n", Container.VTT),
+        (b"\xef\xbb\xbfWEBVTT - a title\n", Container.VTT),
+        (b"WEBVTTS", Container.UNKNOWN),
+        (b"<!DOCTYPE html><html></html>", Container.UNKNOWN),
+        (b"#EXTM3U\n", Container.UNKNOWN),
+        (b"\xff\xfb\x90\x00" + b"\0" * 413, Container.MP3),
+        (bytes.fromhex("fff14c8001bffc") + b"\0" * 6, Container.AAC),
+    ],
+)
+def test_the_container_is_told_by_content(text: bytes, container: Container) -> None:
+    assert probe(text).container is container
+
+
+@pytest.mark.parametrize("data", [b"", packet(b"\x47\x1f\xff\x10") * 4, b"\0\0\1\0moof\0\0\0\0", b"\0\0\0\4moov", b"ID3\4\0"])
+def test_what_begins_like_media_and_makes_no_sense_is_a_media_error(data: bytes) -> None:
+    with pytest.raises(MediaError):
+        probe(data)
+
+
+@pytest.mark.parametrize(
+    ("sps", "codecs", "size", "sar"),
+    [
+        ("67640028acd9405005bb011000000300100000030320f1831960", "avc1.640028", (1280, 720), (1, 1)),
+        ("6742c01edd8029c9a10000030001000003003c8f162e48", "avc1.42c01e", None, None),
+        ("674d401eeca05817fcb808800000030080000018078b16cb", "avc1.4d401e", None, None),
+    ],
+)
+def test_sequence_parameter_sets(sps: str, codecs: str, size: tuple[int, int] | None, sar: tuple[int, int] | None) -> None:
+    picture = parse_sps(bytes.fromhex(sps))
+    assert picture.codecs == codecs
+    if size is not None:
+        assert ((picture.width, picture.height), picture.sar) == (size, sar)
+
+
+def test_mpeg_audio_frames_tell_layer_and_length() -> None:
+    assert mpeg_audio(b"\xff\xfb\x90\x00") == ("mp4a.40.34", 417)  # MPEG-1 layer III, 128 kbit/s, 44.1 kHz
+    assert mpeg_audio(b"\xff\xf3\x84\x00") == ("mp4a.40.34", 192)  # MPEG-2 layer III, 64 kbit/s, 24 kHz
+    assert mpeg_audio(b"\xff\xfd\xa4\x00") == ("mp4a.40.33", 576)  # MPEG-1 layer II, 192 kbit/s, 48 kHz
+    assert mpeg_audio(b"\xff\xff\xff\xff") is None
+    assert adts_codecs(b"\xff\xf1\xfc\x80\0\0\0") is None
+
+
+def test_one_picture_has_no_frame_rate() -> None:
+    assert frame_rate_of((3000,)) is None
+    assert frame_rate_of(()) is None
+    assert in_presentation_order([]) == ()
+
+
+def test_a_big_segment_is_read_without_holding_up_everybody_else() -> None:
+    filler = bytes((0x47, 0x01, 0x00, 0x10)) + b"\x55" * 184
+    big = segment(*(picture(n * 3000, idr=not n) + filler * 70 + sound(n * 3000) for n in range(180)))
+    assert len(big) > 2_400_000
+    best = min(_seconds(big) for _ in range(5))
+    assert best < 0.05  # 10 ms are meant; the machines that tests run on are slow and busy
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x47" * (4 << 20),
+        packet(b"\x47\x40\x00\x10") * 20_000,
+        (packet(b"\x47\x1f\xff\x10") * 5 + b"\0") * 4_000,
+        segment(*[pes(0x100, 0, b"\0\0\1" * 50)] * 20_000),
+        packet(PAT) + packet(PMT) * 20_000,
+        b"ID3\4\0\0\0\0\0\0" * 100_000,
+        b"\0\0\0\x08free" * 500_000,
+        b"\0\0\0\x08moof" * 500_000,
+    ],
+    ids=range(8),
+)
+def test_bytes_that_mean_harm_are_done_with_soon(data: bytes) -> None:
+    assert _seconds(data) < 1
+
+
+def _seconds(data: bytes) -> float:
+    begun = time.perf_counter()
+    with contextlib.suppress(MediaError):
+        probe(data)
+    return time.perf_counter() - begun
+
+
+def _only_media_errors(data: bytes, init: bytes | None = None) -> None:
+    with contextlib.suppress(MediaError):
+        probe(data, init)
+
+
+@given(st.binary(max_size=2000), st.one_of(st.none(), st.binary(max_size=200)))
+def test_random_bytes_raise_nothing_else(data: bytes, init: bytes | None) -> None:
+    for head in (b"", b"\0\0\2\0moof", b"\0\0\2\0moov", b"ID3\4\0\0\0\0\0\x10", b"\xff\xf1", b"\x47"):
+        _only_media_errors(head + data, init)
+
+
+@given(st.data())
+def test_mutated_transport_streams_raise_nothing_else(data: st.DataObject) -> None:
+    mutated = bytearray(WHOLE)
+    for _ in range(data.draw(st.integers(1, 20))):
+        mutated[data.draw(st.integers(0, len(mutated) - 1))] = data.draw(st.integers(0, 255))
+    _only_media_errors(bytes(mutated[: data.draw(st.integers(1, len(mutated)))]))
+
+
+@given(st.binary(max_size=64))
+def test_random_parameter_sets_raise_nothing_else(data: bytes) -> None:
+    for parse in (parse_sps, parse_hevc_sps):
+        for head in (b"\x67", b"\x67\x64\0\x28", b"\x42\x01\x01\x01\x60\0\0\3\0"):
+            with contextlib.suppress(MediaError):
+                parse(head + data)
+
+
+@corpus
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(sorted(KNOWN)), st.integers(0, 2**32))
+def test_mutated_real_segments_raise_nothing_else(name: str, seed: int) -> None:
+    dice = random.Random(seed)
+    init_path = SEGMENTS / name.replace(".mp4", "Init.mp4")
+    damaged = []
+    for path in (SEGMENTS / name, init_path if init_path.name != name else None):
+        mutated = bytearray(path.read_bytes()[:20_000]) if path else bytearray()
+        for _ in range(dice.choice((0, 1, 3, 30))):
+            if mutated:
+                mutated[dice.randrange(min(len(mutated), dice.choice((200, 1000, 20_000))))] = dice.choice(
+                    (0, 1, 0x47, 0xFF, dice.randrange(256))
+                )
+        damaged.append(bytes(mutated[: dice.choice((len(mutated), dice.randrange(1, len(mutated) + 1) if mutated else 0))]))
+    _only_media_errors(damaged[0], damaged[1] or None)

@@ -1,0 +1,166 @@
+"""Reading what sources send: repaired where players forgive, refused by name where it is no playlist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hlsrelay.errors import PlaylistError
+from hlsrelay.hls.parse import identity, parse
+from hlsrelay.model import ByteRange, Presentation
+from tests.playlists import URL, Listed, cut, live, parsed
+
+CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
+
+
+def test_segments_get_consecutive_numbers_and_absolute_uris() -> None:
+    snapshot = live(7, 8, 9).snapshot()
+    assert [segment.sequence for segment in snapshot.segments] == [7, 8, 9]
+    assert snapshot.segments[0].uri == "https://origin.example/live/7.ts"
+    assert snapshot.target_duration_s == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "not an HLS playlist"),
+        (b"<!doctype html><title>login</title>", "not an HLS playlist"),
+        (b"#EXTINF:4,\n1.ts\n", "not an HLS playlist"),
+        (b"#EXTM3U\n#EXT-X-TARGETDURATION:4\n", "no segment"),
+        (b"\x00\xff\xfe", "not an HLS playlist"),
+    ],
+)
+def test_what_is_no_playlist_is_refused_by_name(body: bytes, reason: str) -> None:
+    with pytest.raises(PlaylistError, match=reason):
+        parse(body, URL)
+
+
+@pytest.mark.parametrize(
+    ("text", "repair"),
+    [
+        ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:abc,\n1.ts\n", "extinf_bad"),
+        ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:-1,\n1.ts\n", "extinf_bad"),
+        ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4\n1.ts\n", "extinf_bad"),
+        ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n1.ts\n2.ts\n", "extinf_missing"),
+        ("#EXTM3U\n#EXT-X-TARGETDURATION:0\n#EXTINF:4,\n1.ts\n", "target_duration_bad"),
+        ("#EXTM3U\n#EXTINF:4,\n1.ts\n", "target_duration_bad"),
+        ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n1.ts\n#EXT-X-MEDIA-SEQUENCE:5\n#EXTINF:4,\n2.ts\n", "media_sequence_late"),
+        ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-MEDIA-SEQUENCE:x\n#EXTINF:4,\n1.ts\n", "media_sequence_bad"),
+        ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n1.ts\n#EXTINF:4,\n1.ts\n", "duplicate_segment"),
+        ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n1.ts\n#EXTINF:4,\nhttps://x/2", "last_line_cut_off"),
+        ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-PROGRAM-DATE-TIME:noon\n#EXTINF:4,\n1.ts\n", "program_date_time_bad"),
+    ],
+)
+def test_what_players_forgive_is_repaired_and_named(text: str, repair: str) -> None:
+    snapshot = parsed(text)
+    assert repair in snapshot.repairs
+    assert all(segment.duration_s == 4.0 for segment in snapshot.segments)
+    assert snapshot.target_duration_s == 4
+
+
+def test_bom_and_crlf_are_no_trouble() -> None:
+    text = "\ufeff" + live(1, 2).text().replace("\n", "\r\n")
+    assert [segment.uri.rpartition("/")[2] for segment in parsed(text).segments] == ["1.ts", "2.ts"]
+
+
+def test_identity_ignores_the_query_because_tokens_rotate() -> None:
+    first = live(Listed(1, "a.ts?token=1")).snapshot().segments[0]
+    second = live(Listed(1, "a.ts?token=2")).snapshot().segments[0]
+    assert identity(first) == identity(second)
+    assert identity(first) != identity(live(Listed(1, "b.ts?token=1")).snapshot().segments[0])
+
+
+def test_an_implicit_iv_becomes_the_sources_own_sequence_number() -> None:
+    text = '#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-MEDIA-SEQUENCE:258\n#EXT-X-KEY:METHOD=AES-128,URI="k"\n#EXTINF:4,\n1.ts\n'
+    (key,) = parsed(text).segments[0].keys
+    assert key.iv == "0x00000000000000000000000000000102"
+    assert key.uri == "https://origin.example/live/k"
+
+
+def test_keys_of_several_formats_hold_until_none() -> None:
+    keys = '#EXT-X-KEY:METHOD=SAMPLE-AES,URI="a",KEYFORMAT="x"\n#EXT-X-KEY:METHOD=SAMPLE-AES,URI="b",KEYFORMAT="y"\n'
+    text = f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n{keys}#EXTINF:4,\n1.ts\n#EXT-X-KEY:METHOD=NONE\n#EXTINF:4,\n2.ts\n"
+    first, second = parsed(text).segments
+    assert [key.keyformat for key in first.keys] == ["x", "y"]
+    assert second.keys == ()
+
+
+def test_a_map_and_a_key_between_extinf_and_uri_count_for_that_segment() -> None:
+    text = '#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n#EXT-X-MAP:URI="i.mp4",BYTERANGE="700@10"\n1.m4s\n'
+    init = parsed(text).segments[0].init
+    assert init is not None
+    assert (init.uri, init.byterange) == ("https://origin.example/live/i.mp4", ByteRange(700, 10))
+
+
+def test_a_byte_range_without_offset_follows_its_predecessor() -> None:
+    text = "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n#EXT-X-BYTERANGE:100@50\na.ts\n#EXTINF:4,\n#EXT-X-BYTERANGE:30\na.ts\n"
+    assert [segment.byterange for segment in parsed(text).segments] == [ByteRange(100, 50), ByteRange(30, 150)]
+
+
+def test_unknown_tags_are_kept_in_place_and_those_of_the_head_are_not() -> None:
+    text = "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n1.ts\n#EXT-X-CUE-OUT:30\n#EXT-MINE:a=1\n#EXTINF:4,\n2.ts\n#EXT-X-ENDLIST\n"
+    first, second = parsed(text).segments
+    assert first.tags == ()
+    assert second.tags == ("#EXT-X-CUE-OUT:30", "#EXT-MINE:a=1")
+
+
+def test_a_discontinuity_stays_with_its_segment() -> None:
+    assert [segment.discontinuity for segment in live(1, cut(2), 3).snapshot().segments] == [False, True, False]
+
+
+def test_a_multivariant_playlist_gives_its_variants() -> None:
+    text = (
+        '#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID="a",NAME="x",URI="a.m3u8"\n'
+        '#EXT-X-STREAM-INF:BANDWIDTH=900,RESOLUTION=640x360,AUDIO="a"\nlow.m3u8\n#EXT-X-STREAM-INF:BANDWIDTH=2000\nhigh.m3u8\n'
+    )
+    found = parse(text.encode(), URL)
+    assert isinstance(found, Presentation)
+    assert [(variant.uri.rpartition("/")[2], variant.height, variant.audio_group) for variant in found.variants] == [
+        ("low.m3u8", 360, "a"),
+        ("high.m3u8", None, None),
+    ]
+    assert found.media[0].uri == "https://origin.example/live/a.m3u8"
+
+
+@given(st.binary(max_size=400))
+def test_random_bytes_raise_nothing_but_a_playlist_error(noise: bytes) -> None:
+    for body in (noise, b"#EXTM3U\n" + noise, b"#EXTM3U\n#EXTINF:4,\n" + noise):
+        try:
+            parse(body, URL)
+        except PlaylistError:
+            continue
+
+
+_LINES = st.sampled_from(
+    [
+        "#EXTINF:4.0,", "#EXTINF:", "#EXTINF:nan,", "#EXTINF:1e9,", "a.ts", "b.ts?x=1", "../../etc/passwd", "#EXT-X-KEY", "#EXT-X-KEY:METHOD=AES-128",
+        "#EXT-X-MAP:URI=\"i\",BYTERANGE=\"x\"", "#EXT-X-BYTERANGE:@", "#EXT-X-BYTERANGE:5", "#EXT-X-TARGETDURATION:", "#EXT-X-TARGETDURATION:1e400",
+        "#EXT-X-MEDIA-SEQUENCE:-1", "#EXT-X-MEDIA-SEQUENCE:9999999999999999999999", "#EXT-X-DISCONTINUITY", "#EXT-X-GAP", "#EXT-X-STREAM-INF:",
+        "#EXT-X-STREAM-INF:BANDWIDTH=x", "#EXT-X-MEDIA:TYPE=AUDIO", "#EXT-X-PART:URI=\"p\",DURATION=x", "#EXT-X-DATERANGE:ID=\"1\",DURATION=x",
+        "#EXT-X-ENDLIST", "#EXT-X-SKIP:SKIPPED-SEGMENTS=x", "#EXT-X-CUE-OUT-CONT:1/", "http://[", "", "#EXT",
+    ]
+)  # fmt: skip
+
+
+@given(st.lists(_LINES, max_size=30))
+def test_any_mix_of_odd_lines_raises_nothing_but_a_playlist_error(lines: list[str]) -> None:
+    try:
+        parse("\n".join(["#EXTM3U", *lines]).encode(), URL)
+    except PlaylistError:
+        pass
+
+
+@pytest.mark.skipif(not CORPUS.exists(), reason="the corpus of third-party playlists is not beside the checkout")
+def test_every_playlist_of_the_corpus_is_read_or_refused_by_name() -> None:
+    read = refused = 0
+    for path in CORPUS.rglob("*.m3u8"):
+        try:
+            parse(path.read_bytes(), URL)
+            read += 1
+        except PlaylistError:
+            refused += 1
+    assert read > 350
+    assert refused < 60

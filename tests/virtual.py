@@ -1,0 +1,51 @@
+"""A virtual clock: an event loop whose time jumps to the next timer as soon as nothing else is to do. A day passes in seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from hlsrelay.clock import Clock
+
+T = TypeVar("T")
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class _Jumping(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+    now_s = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        events: list[tuple[selectors.SelectorKey, int]] = super().select(0)
+        if events:
+            return events
+        if timeout is None:
+            raise RuntimeError("nothing is scheduled: this would wait for ever")
+        self.now_s += max(timeout, 0.0)
+        return []
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop in virtual time."""
+
+    def __init__(self) -> None:
+        self.jumping = _Jumping()
+        super().__init__(self.jumping)
+
+    def time(self) -> float:
+        return self.jumping.now_s
+
+
+class VirtualClock(Clock):
+    """The clock that goes with a VirtualLoop."""
+
+    def utc_now(self) -> datetime:
+        return EPOCH + timedelta(seconds=self.monotonic_s())
+
+
+def run_virtually(work: Coroutine[Any, Any, T]) -> T:
+    """Run *work* in virtual time."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(work)
