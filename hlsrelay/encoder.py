@@ -133,15 +133,6 @@ def deadline_s(duration_s: float) -> float:
     return max(30.0, 5 * duration_s)
 
 
-def declared_bps(rung: Rung, duration_s: float, audio_bps: int) -> int:
-    """Return the BANDWIDTH to declare for *rung* before anything is measured: an upper bound for segments of *duration_s*.
-
-    A segment holds at most what maxrate gives, and once the decoder's buffer (it starts 90 % full); 8 % is the TS around it.
-    """
-    video_bps = rung.video_kbps * 1000
-    return round(1.08 * (MAXRATE * video_bps + 0.9 * BUFSIZE * video_bps / max(duration_s, 0.5) + audio_bps))
-
-
 def needs_previous(info: MediaInfo) -> bool:
     """Return whether a segment can be decoded whole only after the one before it: it begins inside an open GOP or an audio PES."""
     return (info.video is not None and not info.video.starts_with_idr) or (info.audio is not None and info.audio.straddles)

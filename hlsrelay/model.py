@@ -165,7 +165,7 @@ class Candidate:
 class Position:
     """Where numbering stands: all that a successor needs to give the next segment the right number.
 
-    *listed* is how many segments the source listed when we last took one.
+    *listed* is how many segments the source listed when we last took one; *older* is what *recent* was in earlier generations.
     """
 
     source: str
@@ -178,6 +178,7 @@ class Position:
     ladder: tuple[Rung, ...] = ()
     listed: int = 0
     candidate: Candidate | None = None
+    older: tuple[Seen, ...] = ()
 
     @property
     def last_sequence(self) -> int:
@@ -223,7 +224,6 @@ class MediaFile:
     size_bytes: int
     init_uri: str | None = None
     traits: Traits | None = None
-    declared_bps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,4 +271,3 @@ class Rendition:
     peak_bps: int = 0
     total_bits: int = 0
     total_s: float = 0.0
-    declared_bps: int = 0

@@ -17,7 +17,7 @@ from typing import BinaryIO, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from hlsrelay.clock import Clock, Pacer
-from hlsrelay.encoder import EncodeJob, Encoder, declared_bps
+from hlsrelay.encoder import EncodeJob, Encoder
 from hlsrelay.errors import EncodeError, SegmentLost, UpstreamError
 from hlsrelay.hls.advance import advance
 from hlsrelay.hls.render import media_playlist, multivariant_playlist
@@ -284,6 +284,7 @@ class Transcoding:
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
         self._traits = Traits()
+        self._previous: tuple[int, Path] | None = None
 
     async def __call__(self, item: Clip | Turn) -> Made | Turn:
         if isinstance(item, Turn):
@@ -308,7 +309,12 @@ class Transcoding:
         failed: Mapping[str, str] = {}
         if info and info.container is Container.TS:
             rungs = fitting(wanted, info.video.height if info.video else None)
-            encoded, failed = await self._rungs(made, item.file, info, rungs)
+            source = self._tools.storage.folder / SOURCE / item.file.uri
+            # Calls begin in the segments' order, and nothing above waits: what was noted last is the segment before.
+            number, before = self._previous or (-1, None)
+            previous = before if number == made.number - 1 and not made.discontinuity else None
+            self._previous = (made.number, source)
+            encoded, failed = await self._rungs(made, rungs, source, previous, info)
             files |= encoded
         elif wanted:
             failed = {"ladder": "a ladder is made of unencrypted MPEG-TS only"}
@@ -325,7 +331,7 @@ class Transcoding:
         return info
 
     async def _rungs(
-        self, made: Numbered, file: MediaFile, info: MediaInfo, rungs: tuple[Rung, ...]
+        self, made: Numbered, rungs: tuple[Rung, ...], source: Path, previous: Path | None, info: MediaInfo
     ) -> tuple[Mapping[str, MediaFile], Mapping[str, str]]:
         """Return the rungs' files, published names and all, and why the others failed."""
         if not rungs:
@@ -335,7 +341,8 @@ class Transcoding:
         job = EncodeJob(
             stream_id=made.stream.id,
             number=made.number,
-            source=storage.folder / SOURCE / file.uri,
+            source=source,
+            previous=previous,
             info=info,
             duration_s=made.segment.duration_s,
             outputs=temps,
@@ -351,8 +358,7 @@ class Transcoding:
                     name = f"{made.number}.ts"
                     size = temps[rung.name].stat().st_size
                     storage.commit(temps[rung.name], f"{rung.name}/{name}")
-                    cap_bps = declared_bps(rung, made.segment.duration_s, 0)
-                    files[rung.name] = MediaFile(name, size, traits=_traits(output), declared_bps=cap_bps)
+                    files[rung.name] = MediaFile(name, size, traits=_traits(output))
             return files, encoded.failed
         except TimeoutError:
             reason = f"no room or no end within {give_up_s:.0f} s"

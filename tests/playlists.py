@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from hlsrelay.hls.parse import parse
+from hlsrelay.ladder import parse_ladder
 from hlsrelay.model import Presentation, Snapshot, Stream
 
 URL = "https://origin.example/live/index.m3u8"
@@ -75,8 +76,6 @@ def parsed(text: str, url: str = URL) -> Snapshot:
 
 def stream(source: str = URL, ladder: str = "", window_s: float = 60.0) -> Stream:
     """A stream to relay."""
-    from hlsrelay.ladder import parse_ladder
-
     return Stream("news", source, ladder=parse_ladder(ladder), window_s=window_s)
 
 

@@ -51,6 +51,9 @@ def advance(position: Position | None, snapshot: Snapshot, stream: Stream, now: 
         return _emit(start, fresh, load, cut=first_number is not None)
     if position.source != stream.source:
         return _new_generation(position, live_edge(snapshot), load, "source_changed")
+    newest = snapshot.segments[-1]
+    if any((one.sequence, one.identity) == (newest.sequence, identity(newest)) for one in position.older):
+        return Step(position, repairs=("stale_playlist",))
     known = {seen.sequence: seen.identity for seen in position.recent}
     shared = [segment for segment in snapshot.segments if segment.sequence in known]
     newer = tuple(segment for segment in snapshot.segments if segment.sequence > position.last_sequence)
@@ -122,6 +125,7 @@ def _new_generation(position: Position, fresh: tuple[Segment, ...], load: _Load,
         generation=position.generation + 1,
         offset=position.last_number + 1 - fresh[0].sequence,
         recent=(),
+        older=(*position.older, *position.recent)[-REMEMBERED:],
         candidate=None,
         next_program_date_time=max(position.next_program_date_time, load.now - _length(fresh)),
     )

@@ -27,16 +27,16 @@ def multivariant_playlist(progress: Progress) -> str:
     """Return the playlist of the listed renditions, bitrates as measured [A 9.1, 9.2, 9.14, 9.15]."""
     lines = ["#EXTM3U", "#EXT-X-VERSION:3"]
     for rendition in progress.renditions:
-        if rendition.listed:
+        if rendition.listed and rendition.total_s:  # what has no media yet has no bitrate to tell
             lines += [f"#EXT-X-STREAM-INF:{_stream_inf(rendition)}", f"{rendition.name}/index.m3u8"]
     return "\n".join([*lines, ""])
 
 
 def _stream_inf(rendition: Rendition) -> str:
     traits = rendition.traits
-    average_bps = math.ceil(rendition.total_bits / rendition.total_s) if rendition.total_s else 0
-    peak_bps = max(rendition.peak_bps or rendition.declared_bps, average_bps, 1)
-    attributes = [f"BANDWIDTH={peak_bps}", f"AVERAGE-BANDWIDTH={average_bps or peak_bps}"]
+    average_bps = math.ceil(rendition.total_bits / rendition.total_s)
+    peak_bps = max(rendition.peak_bps, average_bps)
+    attributes = [f"BANDWIDTH={peak_bps}", f"AVERAGE-BANDWIDTH={average_bps}"]
     if traits.codecs:
         attributes.append(f'CODECS="{traits.codecs}"')
     if traits.width and traits.height:

@@ -135,8 +135,7 @@ def _settled(progress: Progress, entry: Entry) -> tuple[Entry, tuple[Entry, ...]
         entry = replace(entry, discontinuity=True)
     traits = {name: file.traits for name, file in entry.files.items()}
     renditions = tuple(replace(one, listed=one.name in made) for one in progress.renditions) + tuple(
-        Rendition(name, traits.get(name) or Traits(), declared_bps=entry.files[name].declared_bps if name in entry.files else 0)
-        for name in come
+        Rendition(name, traits.get(name) or Traits()) for name in come
     )
     heights = {one.name: one.traits.height or 0 for one in renditions}
     entry = replace(entry, files={**entry.files, **_stand_ins(entry, gone, heights)})
@@ -177,7 +176,6 @@ def _measured(rendition: Rendition, entries: tuple[Entry, ...], target_duration_
     return replace(
         rendition,
         traits=newest.traits or rendition.traits,
-        declared_bps=newest.declared_bps or rendition.declared_bps,
         peak_bps=peak_bps,
         total_bits=rendition.total_bits + newest.size_bytes * 8,
         total_s=rendition.total_s + entries[-1].duration_s,

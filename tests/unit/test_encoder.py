@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hlsrelay.encoder import EncodeJob, command, deadline_s, declared_bps, frame_rate, level_for, needs_previous, width_for
-from hlsrelay.ladder import BUILT_IN, parse_ladder
+from hlsrelay.encoder import EncodeJob, command, deadline_s, frame_rate, level_for, needs_previous, width_for
+from hlsrelay.ladder import parse_ladder
 from hlsrelay.media.info import AudioInfo, Container, MediaInfo, VideoInfo
 
 FFMPEG = Path("ffmpeg")
@@ -133,11 +133,6 @@ def test_where_the_shape_is_not_known_ffmpeg_works_it_out() -> None:
 )
 def test_the_level_is_the_lowest_that_holds_the_pictures(width: int, height: int, rate: int, kbps: int, level: str) -> None:
     assert level_for(width, height, Fraction(rate), kbps) == level
-
-
-def test_the_declared_bandwidth_is_the_cap_of_the_encoder_with_its_sound_and_its_packets() -> None:
-    assert declared_bps(BUILT_IN["720p"], 6.0, 128_000) == 4_120_740  # 1.08 x (3125 + 0.9 x 3750 / 6 + 128) kbit/s
-    assert declared_bps(BUILT_IN["audio"], 6.0, 128_000) == 138_240
 
 
 def test_a_job_may_take_five_times_its_segment_and_never_less_than_half_a_minute() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -134,23 +135,42 @@ def test_random_bytes_raise_nothing_but_a_playlist_error(noise: bytes) -> None:
             continue
 
 
-_LINES = st.sampled_from(
-    [
-        "#EXTINF:4.0,", "#EXTINF:", "#EXTINF:nan,", "#EXTINF:1e9,", "a.ts", "b.ts?x=1", "../../etc/passwd", "#EXT-X-KEY", "#EXT-X-KEY:METHOD=AES-128",
-        "#EXT-X-MAP:URI=\"i\",BYTERANGE=\"x\"", "#EXT-X-BYTERANGE:@", "#EXT-X-BYTERANGE:5", "#EXT-X-TARGETDURATION:", "#EXT-X-TARGETDURATION:1e400",
-        "#EXT-X-MEDIA-SEQUENCE:-1", "#EXT-X-MEDIA-SEQUENCE:9999999999999999999999", "#EXT-X-DISCONTINUITY", "#EXT-X-GAP", "#EXT-X-STREAM-INF:",
-        "#EXT-X-STREAM-INF:BANDWIDTH=x", "#EXT-X-MEDIA:TYPE=AUDIO", "#EXT-X-PART:URI=\"p\",DURATION=x", "#EXT-X-DATERANGE:ID=\"1\",DURATION=x",
-        "#EXT-X-ENDLIST", "#EXT-X-SKIP:SKIPPED-SEGMENTS=x", "#EXT-X-CUE-OUT-CONT:1/", "http://[", "", "#EXT",
-    ]
-)  # fmt: skip
+_ODD_LINES = """
+#EXTINF:4.0,
+#EXTINF:
+#EXTINF:nan,
+#EXTINF:1e9,
+a.ts
+b.ts?x=1
+../../etc/passwd
+http://[
+#EXT
+#EXT-X-KEY
+#EXT-X-KEY:METHOD=AES-128
+#EXT-X-MAP:URI="i",BYTERANGE="x"
+#EXT-X-BYTERANGE:@
+#EXT-X-BYTERANGE:5
+#EXT-X-TARGETDURATION:
+#EXT-X-TARGETDURATION:1e400
+#EXT-X-MEDIA-SEQUENCE:-1
+#EXT-X-MEDIA-SEQUENCE:9999999999999999999999
+#EXT-X-DISCONTINUITY
+#EXT-X-GAP
+#EXT-X-STREAM-INF:
+#EXT-X-STREAM-INF:BANDWIDTH=x
+#EXT-X-MEDIA:TYPE=AUDIO
+#EXT-X-PART:URI="p",DURATION=x
+#EXT-X-DATERANGE:ID="1",DURATION=x
+#EXT-X-SKIP:SKIPPED-SEGMENTS=x
+#EXT-X-CUE-OUT-CONT:1/
+#EXT-X-ENDLIST
+"""
 
 
-@given(st.lists(_LINES, max_size=30))
+@given(st.lists(st.sampled_from(_ODD_LINES.splitlines()), max_size=30))
 def test_any_mix_of_odd_lines_raises_nothing_but_a_playlist_error(lines: list[str]) -> None:
-    try:
+    with suppress(PlaylistError):
         parse("\n".join(["#EXTM3U", *lines]).encode(), URL)
-    except PlaylistError:
-        pass
 
 
 @pytest.mark.skipif(not CORPUS.exists(), reason="the corpus of third-party playlists is not beside the checkout")

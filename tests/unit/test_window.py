@@ -119,7 +119,9 @@ def test_a_rung_that_comes_lists_the_nearest_for_the_time_before_it() -> None:
 
 
 def test_every_rendition_shares_numbers_and_discontinuities() -> None:
-    progress = grown([*(entry(n, "360p") for n in range(5)), *(entry(n) for n in range(5, 9)), *(entry(n, "360p", "480p") for n in range(9, 12))])
+    progress = grown(
+        [*(entry(n, "360p") for n in range(5)), *(entry(n) for n in range(5, 9)), *(entry(n, "360p", "480p") for n in range(9, 12))]
+    )
     heads = [[line for line in media_playlist(progress, name).splitlines() if "SEQUENCE" in line] for name in (SOURCE, "360p", "480p")]
     cuts = [[segment.discontinuity for segment in relisted(progress, name).segments] for name in (SOURCE, "360p", "480p")]
     assert heads[0] == heads[1] == heads[2]
@@ -158,7 +160,9 @@ _ENTRY = st.tuples(st.floats(0.5, 4.4), st.booleans(), st.booleans(), st.sampled
 
 
 @given(st.lists(_ENTRY, min_size=1, max_size=60), st.floats(6, 60))
-def test_only_allowed_edits_happen_between_any_two_publications(rows: list[tuple[float, bool, bool, tuple[str, ...]]], window_s: float) -> None:
+def test_only_allowed_edits_happen_between_any_two_publications(
+    rows: list[tuple[float, bool, bool, tuple[str, ...]]], window_s: float
+) -> None:
     """RFC 8216 6.2.1 and 6.2.2, for every rendition, read back from the text that players see."""
     progress = Progress(POSITION, 4)
     before: dict[str, list[tuple[int, str, bool]]] = {}

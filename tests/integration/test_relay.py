@@ -1,0 +1,381 @@
+"""The whole pipeline of one stream against a faulty live source, in virtual time: what players would have seen at every moment."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from hlsrelay.clock import Pacer
+from hlsrelay.encoder import Encoded, EncodeJob
+from hlsrelay.errors import EncodeError
+from hlsrelay.hls.parse import parse
+from hlsrelay.ledger import LocalLedger
+from hlsrelay.model import Desired, Snapshot, Stream
+from hlsrelay.relay import Tick, relay
+from hlsrelay.stages import Tools
+from hlsrelay.storage import LocalStorage
+from hlsrelay.upstream import Upstream
+from tests.origin import Origin
+from tests.playlists import stream
+from tests.virtual import VirtualClock, run_virtually
+
+
+class NoEncoder:
+    async def encode(self, job: EncodeJob) -> Encoded:
+        raise EncodeError("not here")
+
+
+@dataclass
+class Operator:
+    """stages.Control: what the test wants of the stream."""
+
+    stream: Stream = field(default_factory=stream)
+
+
+@dataclass
+class Watching:
+    """A relay under test, and a player's view of it that checks the rules with every tick."""
+
+    storage: LocalStorage
+    operator: Operator
+    pacer: Pacer
+    origin: Origin
+    ticks: list[Tick] = field(default_factory=list)
+    played: dict[int, tuple[str, bool, bool]] = field(default_factory=dict)
+    """number: (sha256 of the bytes, is a gap, is a discontinuity)"""
+    last: Snapshot | None = None
+
+    def look(self) -> None:
+        """Read the published playlist as a player does, every listed file too; hold it against what was there before."""
+        body = self.storage.read("source/index.m3u8")
+        if body is None:
+            return
+        playlist = parse(body, "file:///")
+        assert isinstance(playlist, Snapshot)
+        assert playlist.repairs == ()
+        if self.last:
+            assert playlist.media_sequence >= self.last.media_sequence
+            assert playlist.target_duration_s == self.last.target_duration_s
+        for segment in playlist.segments:
+            name = segment.uri.rpartition("/")[2]
+            content = b"" if segment.gap else self.storage.read(f"source/{name}")
+            assert content is not None, f"{name} is listed and not there"
+            seen = (hashlib.sha256(content).hexdigest(), segment.gap, segment.discontinuity)
+            assert self.played.setdefault(segment.sequence, seen) == seen, f"number {segment.sequence} changed"
+        self.last = playlist
+
+    def numbers(self) -> list[int]:
+        return sorted(self.played)
+
+    def gaps(self) -> list[int]:
+        return [number for number in self.numbers() if self.played[number][1]]
+
+    def cuts(self) -> list[int]:
+        return [number for number in self.numbers() if self.played[number][2]]
+
+    def repairs(self) -> set[str]:
+        return {repair for tick in self.ticks if tick.turn for repair in tick.turn.repairs}
+
+    def relayed_exactly(self) -> bool:
+        """Whether every segment's bytes are some source segment's, each used once."""
+        sources = {hashlib.sha256(body).hexdigest() for body in self.origin.sent.values()}
+        ours = [digest for digest, gap, _ in self.played.values() if not gap]
+        return set(ours) <= sources and len(set(ours)) == len(ours)
+
+
+@asynccontextmanager
+async def watching(live: Path, origin: Origin, *others: Origin, window_s: float = 30.0) -> AsyncGenerator[Watching, None]:
+    operator = Operator(stream(window_s=window_s))
+    with LocalStorage(live, "news") as storage:
+        yield Watching(storage, operator, Pacer(VirtualClock()), origin)
+
+
+async def relayed(watch: Watching, until_s: float, *others: Origin) -> None:
+    """Run the relay until virtual time *until_s*, or until it ends by itself."""
+    async with Upstream(transport=watch.origin.transport(*others)) as upstream:
+        tools = Tools(upstream, watch.storage, LocalLedger(watch.storage), NoEncoder(), watch.operator, watch.pacer, VirtualClock())
+        async with aclosing(relay(tools)) as ticks:
+
+            async def run() -> None:
+                async for tick in ticks:
+                    watch.ticks.append(tick)
+                    watch.look()
+
+            running = asyncio.ensure_future(run())
+            await asyncio.wait((running,), timeout=until_s - asyncio.get_running_loop().time())
+            if running.done():
+                running.result()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+def scenario(live: Path, play: Callable[[Watching], Awaitable[None]], origin: Origin | None = None) -> Watching:
+    """Play a scenario in virtual time; returns what was seen."""
+
+    async def run() -> Watching:
+        async with watching(live, origin or Origin()) as watch:
+            await play(watch)
+            return watch
+
+    return run_virtually(run())
+
+
+def later(seconds: float, act: Callable[[], object]) -> None:
+    asyncio.get_running_loop().call_later(seconds, act)
+
+
+def test_every_segment_comes_out_once_in_order_and_byte_for_byte(tmp_path: Path) -> None:
+    watch = scenario(tmp_path, lambda watch: relayed(watch, 120))
+    assert watch.numbers() == list(range(103, 103 + len(watch.numbers())))
+    assert len(watch.numbers()) >= 30
+    assert watch.gaps() == watch.cuts() == []
+    assert watch.relayed_exactly()
+    assert watch.storage.read("index.m3u8") is not None
+
+
+def test_a_restart_goes_on_without_gap_or_repeat(tmp_path: Path) -> None:
+    async def play(watch: Watching) -> None:
+        for until_s in (30, 41, 77, 100):
+            await relayed(watch, until_s)
+
+    watch = scenario(tmp_path, play)
+    assert watch.numbers() == list(range(103, 103 + len(watch.numbers())))
+    assert watch.gaps() == watch.cuts() == []
+    assert watch.relayed_exactly()
+
+
+@pytest.mark.parametrize("kills", range(8))
+def test_a_relay_that_dies_at_any_moment_is_followed_without_gap_or_repeat(tmp_path: Path, kills: int) -> None:
+    """The generators are dropped wherever they are; what is on disk is all that the next one knows."""
+
+    async def play(watch: Watching) -> None:
+        for turn in range(12):
+            await relayed(watch, 10 + turn * 7 + kills * 0.5)
+
+    watch = scenario(tmp_path, play)
+    assert watch.numbers() == list(range(103, 103 + len(watch.numbers())))
+    assert watch.gaps() == watch.cuts() == []
+    assert watch.relayed_exactly()
+
+
+def test_stop_ends_the_playlist_and_the_relay(tmp_path: Path) -> None:
+    async def play(watch: Watching) -> None:
+        def stop() -> None:
+            watch.operator.stream = replace(watch.operator.stream, desired=Desired.STOP)
+            watch.pacer.nudge()
+
+        later(30, stop)
+        await relayed(watch, 1000)
+        assert asyncio.get_running_loop().time() < 31
+        assert (watch.storage.read("source/index.m3u8") or b"").endswith(b"#EXT-X-ENDLIST\n")
+
+    scenario(tmp_path, play)
+
+
+def test_a_source_that_resets_costs_one_discontinuity_and_nothing_is_repeated(tmp_path: Path) -> None:
+    async def play(watch: Watching) -> None:
+        later(40, lambda: watch.origin.restart("b"))
+        await relayed(watch, 120)
+
+    watch = scenario(tmp_path, play)
+    assert len(watch.cuts()) == 1
+    assert watch.relayed_exactly()
+    assert "source_reset" in watch.repairs()
+    assert watch.numbers() == list(range(103, 103 + len(watch.numbers())))
+
+
+def test_a_source_that_is_away_for_a_while_is_taken_up_again(tmp_path: Path) -> None:
+    async def play(watch: Watching) -> None:
+        later(40, lambda: setattr(watch.origin, "silent", True))
+        later(52, lambda: setattr(watch.origin, "silent", False))
+        await relayed(watch, 120)
+
+    watch = scenario(tmp_path, play)
+    assert watch.cuts() == watch.gaps() == []
+    assert watch.relayed_exactly()
+    assert any(tick.turn and tick.turn.error for tick in watch.ticks)
+
+
+def test_segments_that_slid_away_while_the_source_was_unreachable_become_gaps(tmp_path: Path) -> None:
+    async def play(watch: Watching) -> None:
+        later(40, lambda: setattr(watch.origin, "silent", True))
+        later(76, lambda: setattr(watch.origin, "silent", False))
+        await relayed(watch, 160)
+
+    watch = scenario(tmp_path, play)
+    assert 1 <= len(watch.gaps()) <= 5
+    assert watch.cuts() == []
+    assert watch.numbers() == list(range(103, 103 + len(watch.numbers())))
+    assert "hole_filled" in watch.repairs()
+
+
+def answers(*statuses: int | bytes) -> Callable[[str], httpx.Response | None]:
+    left = list(statuses)
+
+    def answer(_: str) -> httpx.Response | None:
+        if not left:
+            return None
+        now = left.pop(0)
+        return httpx.Response(now) if isinstance(now, int) else httpx.Response(200, content=now)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "first_answers",
+    [(404, 404), (403,), (500, 502), (b"",), (b"short",)],
+    ids=["404 twice", "403 once", "5xx", "empty", "cut short"],
+)
+def test_a_segment_that_fails_for_a_moment_is_had_in_the_end(tmp_path: Path, first_answers: tuple[int | bytes, ...]) -> None:
+    fault = answers(*first_answers)
+
+    def on_segment(request: httpx.Request) -> httpx.Response | None:
+        if not request.url.path.endswith("-108.ts"):
+            return None
+        found = fault(request.url.path)
+        if found is not None and found.content == b"short":
+            found.headers["content-length"] = "9999"
+        return found
+
+    watch = scenario(tmp_path, lambda watch: relayed(watch, 60), Origin(fault=on_segment))
+    assert watch.gaps() == []
+    assert 108 in watch.numbers()
+    assert watch.relayed_exactly()
+
+
+@pytest.mark.parametrize("body", [404, b"<html>login</html>"], ids=["404", "HTML with 200"])
+def test_a_segment_that_never_comes_is_a_gap_and_the_rest_goes_on(tmp_path: Path, body: int | bytes) -> None:
+    def on_segment(request: httpx.Request) -> httpx.Response | None:
+        if not request.url.path.endswith("-108.ts"):
+            return None
+        return httpx.Response(body) if isinstance(body, int) else httpx.Response(200, content=body)
+
+    watch = scenario(tmp_path, lambda watch: relayed(watch, 90), Origin(fault=on_segment))
+    assert watch.gaps() == [108]
+    assert watch.numbers()[-1] > 115
+    assert watch.relayed_exactly()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>", b"#EXTM3U\n", b"#EXTM3U\n#EXT-X-TARGETDURATION:4\n", 404, 500],
+    ids=["empty", "HTML", "header only", "no segment", "404", "500"],
+)
+def test_a_bad_playlist_now_and_then_changes_nothing(tmp_path: Path, body: bytes | int) -> None:
+    count = 0
+
+    def on_playlist(request: httpx.Request) -> httpx.Response | None:
+        nonlocal count
+        count += request.url.path.endswith(".m3u8")
+        if not request.url.path.endswith(".m3u8") or count % 3:
+            return None
+        return httpx.Response(body) if isinstance(body, int) else httpx.Response(200, content=body)
+
+    watch = scenario(tmp_path, lambda watch: relayed(watch, 120), Origin(fault=on_playlist))
+    assert watch.gaps() == watch.cuts() == []
+    assert len(watch.numbers()) >= 28
+    assert watch.relayed_exactly()
+
+
+def test_another_source_follows_after_one_discontinuity(tmp_path: Path) -> None:
+    other = Origin(first=7, name="other", base="https://backup.example/x")
+
+    async def play(watch: Watching) -> None:
+        def change() -> None:
+            watch.operator.stream = replace(watch.operator.stream, source="https://backup.example/x/index.m3u8")
+            watch.pacer.nudge()
+
+        later(40, change)
+        await relayed(watch, 80, other)
+
+    watch = scenario(tmp_path, play)
+    assert len(watch.cuts()) == 1
+    assert watch.numbers() == list(range(103, 103 + len(watch.numbers())))
+
+
+def test_an_ended_source_ends_only_after_a_hold_and_a_resumed_one_goes_on(tmp_path: Path) -> None:
+    async def play(watch: Watching) -> None:
+        def end() -> None:
+            watch.origin.ended = True
+
+        later(21, end)
+        await relayed(watch, 30)
+        assert watch.last is not None
+        assert not watch.last.ended
+        text = watch.origin.playlist().text()
+        watch.origin.fault = lambda request: httpx.Response(200, text=text) if request.url.path.endswith(".m3u8") else None
+        await relayed(watch, 60)
+        assert watch.last.ended
+        watch.origin.fault, watch.origin.ended = None, False
+        await relayed(watch, 80)
+        assert not watch.last.ended
+
+    watch = scenario(tmp_path, play)
+    assert len(watch.cuts()) == 1
+
+
+def test_a_disk_that_is_full_for_a_while_loses_only_what_could_not_be_stored(tmp_path: Path) -> None:
+    async def play(watch: Watching) -> None:
+        commit = watch.storage.commit
+
+        def full(temp: Path, path: str) -> None:
+            raise OSError(28, "No space left on device")
+
+        later(30, lambda: setattr(watch.storage, "commit", full))
+        later(45, lambda: setattr(watch.storage, "commit", commit))
+        await relayed(watch, 100)
+
+    watch = scenario(tmp_path, play)
+    assert 1 <= len(watch.gaps()) <= 5
+    assert watch.numbers() == list(range(103, 103 + len(watch.numbers())))
+    assert any("No space left" in tick.error for tick in watch.ticks)
+
+
+def test_a_lost_ledger_never_makes_the_sequence_fall(tmp_path: Path) -> None:
+    async def play(watch: Watching) -> None:
+        await relayed(watch, 40)
+        (watch.storage.folder / ".ledger.json").write_bytes(b"{torn")
+        watch.origin.restart("b")
+        await relayed(watch, 90)
+
+    watch = scenario(tmp_path, play)
+    assert watch.numbers() == list(range(103, 103 + len(watch.numbers())))
+    assert len(watch.cuts()) == 1
+
+
+def test_a_public_source_is_asked_no_more_often_than_the_protocol_allows(tmp_path: Path) -> None:
+    watch = scenario(tmp_path, lambda watch: relayed(watch, 400))
+    loads = sum(path.endswith(".m3u8") for path in watch.origin.requests)
+    assert loads <= 2 * 100 + 2
+
+
+def _footprint(folder: Path) -> tuple[int, int, int]:
+    gc.collect()
+    return len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd")), sum(1 for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_day_of_relay_ends_with_as_many_tasks_files_and_descriptors_as_ten_minutes(tmp_path: Path) -> None:
+    footprints: list[tuple[int, int, int]] = []
+
+    async def play(watch: Watching) -> None:
+        watch.look = lambda: None  # type: ignore[method-assign]  # a player's checks each tick would take minutes
+        for seconds in (600, 86_400):
+            later(seconds, lambda: footprints.append(_footprint(watch.storage.folder)))
+        await relayed(watch, 86_401)
+        watch.ticks.clear()
+
+    watch = scenario(tmp_path, play)
+    first, last = footprints
+    assert last[0] == first[0]
+    assert last[1] == first[1]
+    assert abs(last[2] - first[2]) <= 1
+    assert len(watch.origin.sent) >= 86_400 / 4
