@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import shutil
 import signal
 import sys
@@ -24,7 +25,6 @@ from hlsrelay import demo_origin
 from hlsrelay.errors import ConfigError, HlsRelayError, ResourceBusy, UnknownStream
 from hlsrelay.fields import OPERATOR_FIELDS, Registered, checked_id, stream_of
 from hlsrelay.log import start_logging
-from hlsrelay.model import Desired
 from hlsrelay.processes import Children, Stdout, sweep
 from hlsrelay.registry import Registry, fetched
 from hlsrelay.settings import Settings, load_settings
@@ -32,7 +32,7 @@ from hlsrelay.site import RelaySite, status_of
 from hlsrelay.storage import LocalStorage, live_dir
 from hlsrelay.urls import redacted
 from hlsrelay.web import StreamStatus, create_app, serve
-from hlsrelay.worker import Node, local_encoder, open_registry, relay_registered
+from hlsrelay.worker import Node, admitted, local_encoder, open_registry, relay_stream
 
 DEMO = "demo"
 DEMO_LADDER = "480p,360p"
@@ -41,7 +41,8 @@ FILES_FREE_WITHIN_S = 5.0
 
 
 def run_until_done(work: Coroutine[Any, Any, None]) -> None:
-    """Run a verb."""
+    """Run a verb; one that stays logs its events, the others what goes wrong."""
+    start_logging("auto", logging.WARNING)
     uvloop.run(work)
 
 
@@ -156,15 +157,13 @@ async def show(stream_id: str, as_json: bool) -> None:
 
 
 async def _relay(registered: Registered, node: Node, leaving: asyncio.Event) -> None:
-    stream = stream_of(registered.id, registered.fields)
-    if stream.desired is Desired.STOP:
-        raise ConfigError(f"stream '{stream.id}' is set to stop: hlsrelay start {stream.id} first")
+    stream = await admitted(registered, node)
     async with AsyncExitStack() as stack:
         if node.settings.http != "none":
             url = await stack.enter_async_context(serve(create_app(RelaySite(node)), node.settings.http))
             typer.echo(f"Watch     {url}/#{stream.id}\nPlaylist  {url}/live/{stream.id}/index.m3u8")
             sys.stdout.flush()
-        await relay_registered(registered, node, leaving)
+        await relay_stream(stream, node, leaving)
 
 
 async def _built_in_channel(stack: AsyncExitStack, children: Children, leaving: asyncio.Event) -> str:

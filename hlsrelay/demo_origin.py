@@ -139,7 +139,7 @@ def encoder_argv(ffmpeg: Path, folder: Path, now: datetime, *, go_on: bool) -> l
         "-re", "-f", "lavfi", "-i", ",".join(picture),
         "-re", "-f", "lavfi", "-i", sound,
         "-map", "0:v", "-map", "1:a",
-        "-c:v", "libx264", "-preset", "veryfast", "-profile:v", "high", "-threads", "2",
+        "-c:v", "libx264", "-preset", "superfast", "-profile:v", "high", "-threads", "2",
         "-b:v", "2500k", "-maxrate", "2500k", "-bufsize", "2500k",
         "-g", str(gop), "-keyint_min", str(gop), "-sc_threshold", "0",  # else the flash would put key frames between
         "-c:a", "aac", "-b:a", "128k", "-ac", "2",

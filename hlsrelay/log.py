@@ -8,8 +8,8 @@ import sys
 import structlog
 
 
-def start_logging(form: str) -> None:
-    """Set the process's logging up: *form* is auto, text or json."""
+def start_logging(form: str, level: int = logging.INFO) -> None:
+    """Set the process's logging up: *form* is auto, text or json; less than *level* is left out."""
     as_text = form == "text" or (form == "auto" and sys.stderr.isatty())
     last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if as_text else structlog.processors.JSONRenderer()
     structlog.configure(
@@ -19,7 +19,7 @@ def start_logging(form: str) -> None:
             structlog.processors.format_exc_info,
             last,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )

@@ -109,19 +109,27 @@ class Wishes:
         return changed
 
 
-async def relay_registered(registered: Registered, node: Node, leaving: asyncio.Event) -> None:
-    """Relay one stream until its operator stops or deletes it, or *leaving* is set.
-
-    Raises ConfigError where its fields make no sense at the start, ResourceBusy where its folder is in other hands.
-    """
-    link = Link(node.registry, registered.id, node.redis.ensure if node.redis else None)
-    reporter = Reporter(link, registered.id, node)
+async def admitted(registered: Registered, node: Node) -> Stream:
+    """Return the stream that is to run. Raises ConfigError where its fields make no sense, and reports that, or where it is set to stop."""
     try:
         stream = stream_of(registered.id, registered.fields)
     except ConfigError as error:
-        reporter.state("failed", reason=str(error))
+        link = Link(node.registry, registered.id)
+        Reporter(link, registered.id, node).state("failed", reason=str(error))
         await _last_words(link)
         raise
+    if stream.desired is Desired.STOP:
+        raise ConfigError(f"stream '{stream.id}' is set to stop: hlsrelay start {stream.id} first")
+    return stream
+
+
+async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event) -> None:
+    """Relay one registered stream until its operator stops or deletes it, or *leaving* is set.
+
+    Raises ResourceBusy where its folder is in other hands.
+    """
+    link = Link(node.registry, stream.id, node.redis.ensure if node.redis else None)
+    reporter = Reporter(link, stream.id, node)
     wishes = Wishes(stream)
     pacer = Pacer(node.clock)
     with LocalStorage(node.live, stream.id) as storage:

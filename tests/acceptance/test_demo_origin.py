@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from hlsrelay import demo_origin, embedded
-from hlsrelay.demo_origin import FLASH_BAND_HEIGHT, FRAME_RATE, LISTED_SEGMENTS, WIDTH
+from hlsrelay.demo_origin import FLASH_BAND_HEIGHT, FRAME_RATE, HEIGHT, LISTED_SEGMENTS, WIDTH
 from tests.needs import needs
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("demo_origin")]

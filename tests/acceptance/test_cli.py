@@ -1,0 +1,160 @@
+"""The command line as an operator uses it: real processes, an embedded Redis, and every error one line with its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hlsrelay.embedded import EmbeddedRedis
+from hlsrelay.processes import Children
+from hlsrelay.registry import RedisRegistry
+
+pytestmark = pytest.mark.acceptance
+
+SOURCE = "https://live.example/index.m3u8"
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Runs `hlsrelay …` with a data directory of its own."""
+
+    def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("HLSRELAY_")}
+        surroundings = {**clean, "HLSRELAY_DATA": str(tmp_path / "data"), "HLSRELAY_HTTP": "127.0.0.1:0", **env}
+        argv = [sys.executable, "-m", "hlsrelay", *words]
+        return subprocess.run(argv, env=surroundings, capture_output=True, text=True, timeout=60, check=False)
+
+    return run
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int, *hints: str) -> None:
+    """Assert that a command failed with one line that holds all *hints*."""
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(lines) == 1, done.stderr
+    for hint in hints:
+        assert hint in lines[0]
+
+
+def test_a_stream_lives_through_all_verbs(cli: Cli) -> None:
+    assert "No stream is registered" in cli("ls").stdout
+    assert cli("add", "news", SOURCE, "--ladder", "720p,480p").returncode == 0
+    assert cli("add", "sport", SOURCE + "?token=secret", "--stopped").returncode == 0
+    listed = json.loads(cli("ls", "--json").stdout)
+    assert [(one["id"], one["desired"], one["state"]) for one in listed] == [("news", "run", "registered"), ("sport", "stop", "registered")]
+    assert "secret" not in cli("ls").stdout + cli("show", "sport").stdout
+    changed = json.loads(cli("set", "news", "ladder=", "window=30", "--json").stdout)
+    assert changed == {"id": "news", "source": SOURCE, "desired": "run", "window": "30"}
+    assert cli("stop", "news").stdout == "news: desired is stop\n"
+    assert json.loads(cli("show", "news", "--json").stdout)["desired"] == "stop"
+    assert json.loads(cli("start", "news", "--json").stdout)["desired"] == "run"
+    assert cli("rm", "news").returncode == 0
+    assert [one["id"] for one in json.loads(cli("ls", "--json").stdout)] == ["sport"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "hints"),
+    [
+        (("run", "nosuch"), 3, ("no stream 'nosuch'", "hlsrelay add nosuch")),
+        (("show", "nosuch"), 3, ("hlsrelay add nosuch",)),
+        (("stop", "nosuch"), 3, ("hlsrelay add nosuch",)),
+        (("rm", "nosuch"), 3, ("hlsrelay add nosuch",)),
+        (("run", "no/such"), 2, ("stream id",)),
+        (("add", "news", "ftp://x/y"), 2, ("http:// or https://",)),
+        (("add", "news", SOURCE, "--ladder", "721p"), 2, ("721p", "1080p")),
+        (("add", "..", SOURCE), 2, ("stream id",)),
+    ],
+)
+def test_what_cannot_work_is_one_line_with_a_documented_exit_code(
+    cli: Cli, words: tuple[str, ...], code: int, hints: tuple[str, ...]
+) -> None:
+    refused(cli(*words), code, *hints)
+
+
+def test_a_bad_change_changes_nothing(cli: Cli) -> None:
+    cli("add", "news", SOURCE)
+    refused(cli("set", "news", "window=30", "ladder=9p"), 2, "9p")
+    refused(cli("set", "news", "laddr=480p"), 2, "laddr", "ladder")
+    refused(cli("set", "news", "ladder"), 2, "FIELD=VALUE")
+    assert json.loads(cli("show", "news", "--json").stdout) == {"id": "news", "source": SOURCE, "desired": "run"}
+
+
+def test_adding_twice_is_refused_with_the_way_to_change_it(cli: Cli) -> None:
+    cli("add", "news", SOURCE)
+    refused(cli("add", "news", SOURCE), 2, "hlsrelay set news source=")
+
+
+def test_running_a_stopped_stream_is_refused_with_the_way_to_start_it(cli: Cli) -> None:
+    cli("add", "news", SOURCE, "--stopped")
+    refused(cli("run", "news"), 2, "hlsrelay start news")
+
+
+def test_a_redis_that_is_away_is_one_line(cli: Cli) -> None:
+    for words in (("ls",), ("run", "news"), ("add", "news", SOURCE)):
+        refused(cli(*words, HLSRELAY_REDIS_URL="redis://127.0.0.1:1/0"), 4, "does not answer", "HLSRELAY_REDIS_URL")
+
+
+def test_a_redis_url_that_is_none_is_one_line(cli: Cli) -> None:
+    refused(cli("ls", HLSRELAY_REDIS_URL="localhost"), 2, "HLSRELAY_REDIS_URL")
+
+
+def test_a_data_directory_that_can_not_be_written_is_one_line(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(cli("run", "news", HLSRELAY_DATA=str(tmp_path / "file" / "below")), 5, "HLSRELAY_DATA")
+
+
+def test_a_port_that_is_taken_is_one_line(cli: Cli) -> None:
+    cli("add", "news", SOURCE)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        refused(cli("run", "news", HLSRELAY_HTTP=address), 5, address, "HLSRELAY_HTTP")
+
+
+def test_settings_that_make_no_sense_are_one_line(cli: Cli) -> None:
+    cli("add", "news", SOURCE)
+    refused(cli("run", "news", HLSRELAY_HTTP="nowhere"), 2, "HLSRELAY_HTTP")
+    refused(cli("run", "news", HLSRELAY_ALLOW_NETWORKS="10.0.0.0/33"), 2, "HLSRELAY_ALLOW_NETWORKS")
+    refused(cli("run", "news", HLSRELAY_TRANSCODE_SLOTS="many"), 2, "HLSRELAY_TRANSCODE_SLOTS")
+
+
+def test_a_bad_field_written_by_hand_is_in_the_hash_as_the_reason_of_the_failure(cli: Cli, tmp_path: Path) -> None:
+    async def hset() -> None:
+        children = Children()
+        embedded = EmbeddedRedis(tmp_path / "data", children)
+        registry = RedisRegistry(await embedded.ensure())
+        await registry.change("news", {"ladder": "480"})
+        await registry.aclose()
+        await embedded.aclose()
+        await children.aclose()
+
+    cli("add", "news", SOURCE)
+    asyncio.run(hset())
+    refused(cli("run", "news"), 2, "480", "name:height:kbps")
+    shown = json.loads(cli("show", "news", "--json").stdout)
+    assert shown["state"] == "failed"
+    assert "480" in shown["reason"]
+
+
+def test_help_names_every_verb_and_the_exit_codes(cli: Cli) -> None:
+    help_text = cli("--help").stdout
+    for verb in ("run", "add", "set", "ls", "show", "start", "stop", "rm", "demo", "demo-origin"):
+        assert f" {verb} " in help_text
+    assert "Exit codes" in help_text
+
+
+def test_help_answers_without_loading_the_relay(cli: Cli) -> None:
+    code = "import sys; from hlsrelay.cli import app; print(sorted(m for m in ('aiohttp', 'redis', 'uvicorn', 'm3u8') if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,101 @@
+"""deploy/nginx.conf, run by a real nginx."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.needs import needs
+
+pytestmark = [pytest.mark.acceptance, needs("nginx")]
+
+CONFIG = Path(__file__).parents[2] / "deploy" / "nginx.conf"
+PLAYLIST = "#EXTM3U\n" + "#EXTINF:2.0,\n1.ts\n" * 50
+
+
+@pytest.fixture(scope="module")
+def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Serve a folder with the file as it is, but for the folder, the port and where nginx keeps its own things."""
+    folder = tmp_path_factory.mktemp("nginx")
+    stream = folder / "live" / "news" / "source"
+    stream.mkdir(parents=True)
+    (stream / "index.m3u8").write_text(PLAYLIST)
+    (stream / "1.ts").write_bytes(bytes(range(188)))
+    (stream / ".lock").write_text("")
+    (stream.parent / ".tmp").mkdir()
+    (stream.parent / ".tmp" / "2.ts").write_bytes(b"half")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    text = CONFIG.read_text().replace("listen 8081;", f"listen 127.0.0.1:{port};").replace("root /var/lib/hlsrelay;", f"root {folder};")
+    assert str(port) in text
+    assert str(folder) in text
+    kept = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    config = folder / "nginx.conf"
+    user = "user root;\n" if os.getuid() == 0 else ""  # else its workers could not enter a folder of ours
+    config.write_text(f"{user}daemon off;\npid {folder}/pid;\n" + text.replace("http {\n", "http {\n" + kept))
+    argv = [str(shutil.which("nginx")), "-c", str(config), "-p", str(folder), "-e", str(folder / "error.log")]
+    tested = subprocess.run([*argv, "-t"], check=False, capture_output=True, text=True, timeout=30)
+    assert "test is successful" in tested.stderr, tested.stderr
+    assert "[warn]" not in tested.stderr
+    with (
+        subprocess.Popen(argv, stderr=subprocess.DEVNULL) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}/live/news/", trust_env=False) as client,
+    ):
+        try:
+            deadline = time.monotonic() + 10
+            while not is_up(port):
+                assert time.monotonic() < deadline
+                assert process.poll() is None, (folder / "error.log").read_text()
+                time.sleep(0.02)
+            yield client
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def is_up(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def test_a_playlist_is_short_lived_compressed_and_open_to_every_page(nginx: httpx.Client) -> None:
+    answer = nginx.get("source/index.m3u8")
+    assert answer.text == PLAYLIST
+    assert answer.headers["content-type"] == "application/vnd.apple.mpegurl"
+    assert answer.headers["content-encoding"] == "gzip"
+    assert answer.headers["cache-control"] == "max-age=1"
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
+def test_a_segment_is_long_lived_whole_or_in_ranges(nginx: httpx.Client) -> None:
+    answer = nginx.get("source/1.ts")
+    assert answer.content == bytes(range(188))
+    assert answer.headers["content-type"] == "video/mp2t"
+    assert answer.headers["cache-control"] == "public, max-age=3600"
+    assert "content-encoding" not in answer.headers
+    part = nginx.get("source/1.ts", headers={"Range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, bytes(range(10, 20)))
+
+
+def test_what_is_not_published_is_not_served_and_not_remembered(nginx: httpx.Client) -> None:
+    for path in ("source/.lock", ".tmp/2.ts", "source/", "source/2.txt", "../../nginx.conf"):
+        assert nginx.get(path).status_code == 404, path
+    missing = nginx.get("source/2.ts")
+    assert (missing.status_code, missing.headers["cache-control"]) == (404, "no-store")
+    assert missing.headers["access-control-allow-origin"] == "*", "else the page can't see that it was a 404"
+
+
+def test_a_preflight_is_answered_and_nothing_can_be_written(nginx: httpx.Client) -> None:
+    assert nginx.request("OPTIONS", "source/1.ts").status_code == 204
+    assert nginx.put("source/1.ts", content=b"x").status_code in (403, 405)

@@ -1,0 +1,178 @@
+"""The contract of a registry, over the real Redis and the one in memory; and the link that keeps a relay in step with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from hlsrelay.embedded import EmbeddedRedis
+from hlsrelay.errors import ConfigError, RegistryUnavailable, UnknownStream
+from hlsrelay.processes import Children
+from hlsrelay.registry import Link, MemoryRegistry, RedisRegistry, Registry, fetched
+from tests.virtual import run_virtually
+
+FIELDS = {"source": "https://example.com/live.m3u8", "desired": "run"}
+
+
+@asynccontextmanager
+async def memory(_: Path) -> AsyncGenerator[Registry, None]:
+    yield MemoryRegistry()
+
+
+@asynccontextmanager
+async def real(folder: Path) -> AsyncGenerator[Registry, None]:
+    children = Children()
+    embedded = EmbeddedRedis(folder, children)
+    registry = RedisRegistry(await embedded.ensure(), "test*[x]:")
+    try:
+        yield registry
+    finally:
+        await registry.aclose()
+        await embedded.aclose()
+        await children.aclose()
+
+
+@pytest.fixture(params=[memory, real], ids=["memory", "redis"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Callable[[Registry], Awaitable[None]]], None]:
+    """Runs a test's body with a registry."""
+
+    def go(body: Callable[[Registry], Awaitable[None]]) -> None:
+        async def within() -> None:
+            async with request.param(tmp_path) as registry:
+                await body(registry)
+
+        asyncio.run(within())
+
+    return go
+
+
+Run = Callable[[Callable[[Registry], Awaitable[None]]], None]
+
+
+def test_a_stream_is_registered_once(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        assert await registry.register("news", FIELDS)
+        assert not await registry.register("news", {"source": "other"})
+        found = await registry.get("news")
+        assert found is not None
+        assert found.fields == FIELDS
+
+    run(body)
+
+
+def test_all_are_listed_by_id_and_nothing_else_is(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        for stream_id in ("b", "a", "c-1.x"):
+            await registry.register(stream_id, FIELDS)
+        assert [one.id for one in await registry.all()] == ["a", "b", "c-1.x"]
+
+    run(body)
+
+
+def test_fields_are_set_and_unset_in_one_step_and_only_on_what_exists(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        assert not await registry.change("news", {"ladder": "480p"})
+        await registry.register("news", {**FIELDS, "window": "30"})
+        assert await registry.change("news", {"ladder": "480p"}, ("window",))
+        found = await registry.get("news")
+        assert found is not None
+        assert found.fields == {**FIELDS, "ladder": "480p"}
+
+    run(body)
+
+
+def test_a_report_never_brings_a_deleted_stream_back(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        await registry.register("news", FIELDS)
+        assert await registry.report("news", {"state": "running"})
+        assert await registry.delete("news")
+        assert not await registry.delete("news")
+        assert not await registry.report("news", {"state": "running"})
+        assert await registry.get("news") is None
+        assert await registry.all() == []
+
+    run(body)
+
+
+def test_an_unknown_stream_is_an_error_that_says_how_to_register_it(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        with pytest.raises(UnknownStream, match="hlsrelay add news"):
+            await fetched(registry, "news")
+
+    run(body)
+
+
+def test_a_redis_that_is_not_there_is_one_clear_error() -> None:
+    async def body() -> None:
+        registry = RedisRegistry("redis://user:secret@127.0.0.1:1/0")
+        with pytest.raises(RegistryUnavailable, match="HLSRELAY_REDIS_URL") as caught:
+            await registry.ping()
+        assert "secret" not in str(caught.value)
+        await registry.aclose()
+
+    asyncio.run(body())
+
+
+def test_what_is_no_redis_url_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="HLSRELAY_REDIS_URL"):
+        RedisRegistry("http://x")
+
+
+def test_a_link_hands_on_every_change_of_the_operator_and_none_of_its_own_reports() -> None:
+    async def body() -> None:
+        registry = MemoryRegistry()
+        await registry.register("news", FIELDS)
+        link = Link(registry, "news")
+        async with aclosing(link.changes()) as changes:
+            assert (await anext(changes)) is not None
+            link.report(state="running", last_sequence="7")
+            await registry.change("news", {"ladder": "480p"})
+            changed = await anext(changes)
+            assert changed is not None
+            assert changed.fields["ladder"] == "480p"
+            link.report(last_sequence="8")
+            await registry.delete("news")
+            assert await anext(changes) is None
+            assert registry.streams == {}
+
+    run_virtually(body())
+
+
+def test_reports_wait_while_redis_is_away_and_the_newest_arrive() -> None:
+    async def body() -> None:
+        registry = MemoryRegistry()
+        await registry.register("news", FIELDS)
+        revived: list[float] = []
+
+        async def revive() -> None:
+            revived.append(asyncio.get_running_loop().time())
+
+        link = Link(registry, "news", revive)
+
+        async def follow() -> None:
+            async with aclosing(link.changes()) as changes:
+                async for _ in changes:
+                    pass
+
+        following = asyncio.ensure_future(follow())
+        await asyncio.sleep(1)
+        registry.away = True
+        for number in range(100):
+            link.report(last_sequence=str(number), state="running" if number else "starting")
+            await asyncio.sleep(1)
+        assert not link.up
+        assert len(revived) > 10
+        registry.away = False
+        await asyncio.sleep(1)
+        assert link.up
+        assert registry.streams["news"] == {**FIELDS, "last_sequence": "99", "state": "running"}
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
+
+    run_virtually(body())

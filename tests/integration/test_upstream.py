@@ -1,0 +1,361 @@
+"""Reading a source over HTTP: whole answers or a named error, and never an address that it may not reach."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
+
+import httpx
+import pytest
+import respx
+
+from hlsrelay.errors import AddressRefused, PlaylistError, SegmentLost, UpstreamError
+from hlsrelay.model import ByteRange, Media, Presentation, Variant
+from hlsrelay.upstream import SEGMENT_LIMIT_BYTES, AddressPolicy, Upstream, best_variant
+from tests.origin import Streaming
+from tests.playlists import URL, live
+from tests.virtual import run_virtually
+
+LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+BASE = URL.rpartition("/")[0]
+
+
+def upstream(router: respx.Router) -> Upstream:
+    return Upstream(transport=lambda _: Streaming(httpx.MockTransport(router.async_handler)))
+
+
+def router() -> respx.Router:
+    return respx.Router(assert_all_called=False)
+
+
+async def fetched(source: Upstream, uri: str, byterange: ByteRange | None = None, deadline_s: float = 5.0) -> bytes:
+    body = bytearray()
+
+    def restart() -> Callable[[bytes], object]:
+        body.clear()
+        return body.extend
+
+    await source.fetch(uri, byterange, restart, deadline_s)
+    return bytes(body)
+
+
+# addresses
+
+
+PRIVATE = """
+127.0.0.1 10.0.0.1 192.168.1.1 172.16.0.1 169.254.1.1 0.0.0.0 100.64.0.1 224.0.0.1
+::1 :: fe80::1%eth0 fc00::1 ::ffff:127.0.0.1 ::ffff:10.0.0.1 64:ff9b::7f00:1 64:ff9b::a00:1 2002:7f00:1:: ff02::1
+"""
+
+
+@pytest.mark.parametrize("address", PRIVATE.split())
+def test_addresses_that_are_not_public_are_refused_and_the_setting_is_named(address: str) -> None:
+    with pytest.raises(AddressRefused, match="HLSRELAY_ALLOW_NETWORKS"):
+        AddressPolicy().check(address)
+
+
+@pytest.mark.parametrize("address", ["1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"])
+def test_public_addresses_are_reached(address: str) -> None:
+    AddressPolicy().check(address)
+
+
+@pytest.mark.parametrize("address", ["169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254", "64:ff9b::a9fe:a9fe"])
+def test_metadata_addresses_are_refused_even_where_all_is_allowed(address: str) -> None:
+    with pytest.raises(AddressRefused, match="metadata"):
+        AddressPolicy((ip_network("0.0.0.0/0"), ip_network("::/0"))).check(address)
+
+
+def test_a_public_source_never_leads_into_an_allowed_private_network() -> None:
+    policy = AddressPolicy(LOOPBACK)
+    policy.check("1.1.1.1")
+    with pytest.raises(AddressRefused, match="may not lead there"):
+        policy.check("127.0.0.1")
+
+
+def test_a_private_source_that_the_operator_allowed_may_use_both() -> None:
+    policy = AddressPolicy(LOOPBACK)
+    for address in ("127.0.0.1", "1.1.1.1", "127.0.0.2"):
+        policy.check(address)
+
+
+# the real transport
+
+
+@asynccontextmanager
+async def server(answer: Callable[[str], bytes | Awaitable[bytes]]) -> AsyncGenerator[int, None]:
+    """A raw HTTP server on loopback: *answer* gives the bytes for a path; the connection closes after them."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        found = answer(request.split()[1].decode())
+        writer.write(found if isinstance(found, bytes) else await found)
+        try:
+            await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    running = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with running:
+        yield running.sockets[0].getsockname()[1]
+
+
+def ok(body: bytes, *headers: str) -> bytes:
+    head = ["HTTP/1.1 200 OK", f"Content-Length: {len(body)}", "Connection: close", *headers]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f000001", "127.1", "[::ffff:127.0.0.1]"])
+def test_loopback_by_any_spelling_is_refused_on_the_real_transport(host: str) -> None:
+    async def run() -> None:
+        async with server(lambda _: ok(live(1).text().encode())) as port, Upstream() as source:
+            with pytest.raises(UpstreamError):
+                await source.load(f"http://{host}:{port}/live.m3u8")
+
+    asyncio.run(run())
+
+
+def test_a_refusal_names_address_and_setting_and_an_allowed_range_opens() -> None:
+    async def run() -> None:
+        async with server(lambda _: ok(live(1).text().encode())) as port:
+            url = f"http://127.0.0.1:{port}/live.m3u8"
+            async with Upstream() as source:
+                with pytest.raises(AddressRefused, match=r"127\.0\.0\.1 is not a public address.*HLSRELAY_ALLOW_NETWORKS"):
+                    await source.load(url)
+            async with Upstream(LOOPBACK) as source:
+                assert (await source.load(url)).segments[0].sequence == 1
+
+    asyncio.run(run())
+
+
+def test_a_body_cut_short_is_no_segment_on_the_real_transport() -> None:
+    async def run() -> None:
+        cut = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nConnection: close\r\n\r\n" + b"x" * 10
+        async with server(lambda _: cut) as port, Upstream(LOOPBACK) as source:
+            with pytest.raises(SegmentLost):
+                await fetched(source, f"http://127.0.0.1:{port}/1.ts", deadline_s=1.0)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.0 200 OK\r\n\r\n" + live(1, 2).text().encode(),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        + b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (live(1, 2).text().encode()[:20], live(1, 2).text().encode()[20:]))
+        + b"0\r\n\r\n",
+        ok(gzip.compress(live(1, 2).text().encode()), "Content-Encoding: gzip"),
+        ok(zlib.compress(live(1, 2).text().encode()), "Content-Encoding: deflate"),
+    ],
+    ids=["HTTP/1.0", "chunked", "gzip", "deflate"],
+)
+def test_playlists_come_in_every_encoding_that_http_has(answer: bytes) -> None:
+    async def run() -> None:
+        async with server(lambda _: answer) as port, Upstream(LOOPBACK) as source:
+            assert len((await source.load(f"http://127.0.0.1:{port}/live.m3u8")).segments) == 2
+
+    asyncio.run(run())
+
+
+def test_a_compression_bomb_meets_the_limit_before_the_memory() -> None:
+    bomb = gzip.compress(b"#EXTM3U\n" + b"\n" * (50 << 20))
+
+    async def run() -> None:
+        async with server(lambda _: ok(bomb, "Content-Encoding: gzip")) as port, Upstream(LOOPBACK) as source:
+            with pytest.raises(PlaylistError, match="larger than 1024 KiB"):
+                await source.load(f"http://127.0.0.1:{port}/live.m3u8")
+
+    asyncio.run(run())
+
+
+def test_a_redirect_is_followed_and_its_address_checked() -> None:
+    def moved(to: str) -> bytes:
+        return f"HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+
+    async def run() -> None:
+        found = {"/ok": moved("/live/x.m3u8?token=1"), "/live/x.m3u8?token=1": ok(live(1).text().encode())}
+        found["/loop"], found["/file"], found["/inside"] = moved("/loop"), moved("file:///etc/passwd"), moved("http://127.0.0.2:9/x")
+        async with server(lambda path: found[path]) as port:
+            here = f"http://127.0.0.1:{port}"
+            async with Upstream(LOOPBACK) as source:
+                assert (await source.load(f"{here}/ok")).segments[0].uri == f"{here}/live/1.ts"
+                with pytest.raises(UpstreamError, match="redirects"):
+                    await source.load(f"{here}/loop")
+                with pytest.raises(AddressRefused, match="http or https"):
+                    await source.load(f"{here}/file")
+            async with Upstream((ip_network("127.0.0.1/32"),)) as source:
+                with pytest.raises(AddressRefused, match=r"127\.0\.0\.2"):
+                    await source.load(f"{here}/inside")
+
+    asyncio.run(run())
+
+
+# what respx answers
+
+
+def test_the_same_bytes_give_the_same_snapshot_unparsed() -> None:
+    async def run() -> None:
+        routes = router()
+        routes.get(URL).respond(text=live(1, 2).text())
+        async with upstream(routes) as source:
+            assert await source.load(URL) is await source.load(URL)
+
+    asyncio.run(run())
+
+
+def test_the_best_variant_with_its_own_audio_is_relayed() -> None:
+    found = best_variant(
+        Presentation((Variant("a", 900, 360), Variant("b", 2000, 720), Variant("c", 5000, 1080, audio_group="x")), media=_audio("x"))
+    )
+    assert found.uri == "b"
+    with pytest.raises(PlaylistError, match="keeps its audio"):
+        best_variant(Presentation((Variant("c", 5000, 1080, audio_group="x"),), media=_audio("x")))
+
+
+def _audio(group: str) -> tuple[Media, ...]:
+    return (Media("AUDIO", group, "main", "audio.m3u8"),)
+
+
+def test_a_variant_that_moved_is_found_again_through_the_multivariant_playlist() -> None:
+    async def run() -> None:
+        routes = router()
+        master = routes.get(URL)
+        master.respond(text="#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nv.m3u8?token=1\n")
+        routes.get(f"{BASE}/v.m3u8?token=1").mock(side_effect=[httpx.Response(200, text=live(1).text()), httpx.Response(403)])
+        routes.get(f"{BASE}/v.m3u8?token=2").respond(text=live(2).text())
+        async with upstream(routes) as source:
+            assert (await source.load(URL)).segments[0].sequence == 1
+            master.respond(text="#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nv.m3u8?token=2\n")
+            assert (await source.load(URL)).segments[0].sequence == 2
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("status", [204, 301, 400, 401, 404, 429, 500, 503])
+def test_anything_but_200_is_a_failed_load(status: int) -> None:
+    async def run() -> None:
+        routes = router()
+        routes.get(URL).respond(status)
+        async with upstream(routes) as source:
+            with pytest.raises(UpstreamError):
+                await source.load(URL)
+
+    asyncio.run(run())
+
+
+def test_a_byte_range_is_asked_for_and_must_be_exact() -> None:
+    async def run() -> None:
+        routes = router()
+        routes.get(f"{BASE}/1.ts", headers={"Range": "bytes=10-14"}).respond(206, content=b"abcde")
+        routes.get(f"{BASE}/2.ts").respond(200, content=b"the whole file")
+        routes.get(f"{BASE}/3.ts").respond(206, content=b"ab")
+        async with upstream(routes) as source:
+            assert await fetched(source, f"{BASE}/1.ts", ByteRange(5, 10)) == b"abcde"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("answer", [httpx.Response(200, content=b"the whole file"), httpx.Response(206, content=b"ab")])
+def test_a_range_that_is_ignored_or_cut_is_no_segment(answer: httpx.Response) -> None:
+    async def run() -> None:
+        routes = router()
+        routes.get(f"{BASE}/2.ts").mock(return_value=answer)
+        async with upstream(routes) as source:
+            with pytest.raises(SegmentLost):
+                await fetched(source, f"{BASE}/2.ts", ByteRange(5, 10), deadline_s=3.0)
+
+    run_virtually(run())
+
+
+def test_an_attempt_that_failed_half_way_leaves_nothing_in_the_next() -> None:
+    async def run() -> None:
+        routes = router()
+        broken = httpx.Response(200, content=b"first", headers={"content-length": "99"})
+        routes.get(f"{BASE}/1.ts").mock(side_effect=[broken, httpx.Response(200, content=b"second")])
+        async with upstream(routes) as source:
+            assert await fetched(source, f"{BASE}/1.ts") == b"second"
+
+    run_virtually(run())
+
+
+class Drip(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
+    """A server that sends a byte a second, for ever."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=self)
+
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        while True:
+            await asyncio.sleep(1.0)
+            yield b"#"
+
+
+def test_a_drip_ends_with_the_deadline_and_not_with_the_last_byte() -> None:
+    async def run() -> None:
+        async with Upstream(transport=lambda _: Drip()) as source:
+            began_s = asyncio.get_running_loop().time()
+            with pytest.raises(SegmentLost, match="not had within 6"):
+                await fetched(source, f"{BASE}/1.ts", deadline_s=6.0)
+            with pytest.raises(UpstreamError, match="no whole answer within 8 s"):
+                await source.load(URL)
+            assert asyncio.get_running_loop().time() - began_s == pytest.approx(14.0)
+
+    run_virtually(run())
+
+
+class Endless(Drip):
+    """A server that never stops sending."""
+
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        while True:
+            yield b"#" * (1 << 20)
+
+
+def test_an_endless_body_is_cut_at_the_limit() -> None:
+    async def run() -> None:
+        taken = 0
+
+        def restart() -> Callable[[bytes], object]:
+            return take
+
+        def take(chunk: bytes) -> None:
+            nonlocal taken
+            taken += len(chunk)
+
+        async with Upstream(transport=lambda _: Endless()) as source:
+            with pytest.raises(PlaylistError, match="larger"):
+                await source.load(URL)
+            with pytest.raises(SegmentLost, match="larger than 64 MiB"):
+                await source.fetch(f"{BASE}/1.ts", None, restart, 5.0)
+            assert taken <= SEGMENT_LIMIT_BYTES
+
+    asyncio.run(run())
+
+
+def test_secrets_of_a_url_are_in_no_error() -> None:
+    async def run() -> None:
+        routes = router()
+        routes.route().respond(500)
+        async with upstream(routes) as source:
+            with pytest.raises(UpstreamError) as caught:
+                await source.load("https://user:password@origin.example/live.m3u8?token=secret")
+            assert "password" not in str(caught.value)
+            assert "secret" not in str(caught.value)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("uri", ["file:///etc/passwd", "ftp://x/y", "data:video/mp2t,x", "gopher://x"])
+def test_other_schemes_are_refused(uri: str) -> None:
+    async def run() -> None:
+        async with upstream(router()) as source:
+            with pytest.raises(SegmentLost, match="only http and https"):
+                await fetched(source, uri)
+
+    asyncio.run(run())

@@ -1,0 +1,106 @@
+"""What operators write: taken as meant, or refused with what to write instead."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hlsrelay.errors import ConfigError
+from hlsrelay.fields import checked_id, stream_of
+from hlsrelay.ladder import BUILT_IN, fitting, format_ladder, parse_ladder
+from hlsrelay.model import Desired, Rung
+from hlsrelay.settings import load_settings
+from hlsrelay.urls import redacted
+
+GOOD = {"source": "https://example.com/live.m3u8"}
+
+
+def test_a_source_is_all_that_a_stream_needs() -> None:
+    stream = stream_of("news", GOOD)
+    assert (stream.desired, stream.ladder, stream.window_s) == (Desired.RUN, (), 60.0)
+
+
+def test_fields_that_the_relay_wrote_are_no_trouble() -> None:
+    assert stream_of("news", {**GOOD, "state": "running", "node": "a", "last_error": ""}).id == "news"
+
+
+@pytest.mark.parametrize(
+    ("fields", "hint"),
+    [
+        ({}, "set its field 'source'"),
+        ({"source": "ftp://x/y"}, "http:// or https://"),
+        ({"source": "https:///y"}, "http:// or https://"),
+        ({"source": "https://[::1/y"}, "no URL"),
+        ({"source": "https://x:port/y"}, "no URL"),
+        ({"source": "https://x/a b"}, "%20"),
+        ({**GOOD, "desired": "yes"}, "write run or stop"),
+        ({**GOOD, "ladder": "721p"}, "write one of 1080p"),
+        ({**GOOD, "ladder": "720p,720p"}, "once"),
+        ({**GOOD, "ladder": "x:721:100"}, "even number"),
+        ({**GOOD, "ladder": "x:720:10"}, "50 to 100000"),
+        ({**GOOD, "ladder": "source:720:1000"}, "can't name a rung"),
+        ({**GOOD, "ladder": "../x:720:1000"}, "can't name a rung"),
+        ({**GOOD, "window": "long"}, "6 to 86400"),
+        ({**GOOD, "window": "nan"}, "6 to 86400"),
+        ({**GOOD, "laddr": "720p"}, "'laddr' that nothing reads"),
+    ],
+)
+def test_a_wrong_field_is_refused_with_what_to_write(fields: dict[str, str], hint: str) -> None:
+    with pytest.raises(ConfigError, match=hint):
+        stream_of("news", fields)
+
+
+@pytest.mark.parametrize("text", ["", ".hidden", "a/b", "a..b", "x" * 65, "ä", "a\n", "-x"])
+def test_an_id_that_could_leave_its_folder_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        checked_id(text)
+
+
+@pytest.mark.parametrize("text", ["a", "news-1.hd_x", "0", "x" * 64])
+def test_usual_ids_are_taken(text: str) -> None:
+    assert checked_id(text) == text
+
+
+def test_a_ladder_is_sorted_highest_first_and_audio_last() -> None:
+    assert [rung.name for rung in parse_ladder("audio, 360p,hd:900:3000,720p")] == ["hd", "720p", "360p", "audio"]
+
+
+def test_rungs_above_the_source_are_left_out_and_audio_never_is() -> None:
+    rungs = parse_ladder("1080p,720p,480p,audio")
+    assert [rung.name for rung in fitting(rungs, 720)] == ["720p", "480p", "audio"]
+    assert [rung.name for rung in fitting(rungs, None)] == ["audio"]
+
+
+_RUNGS = st.lists(
+    st.one_of(
+        st.sampled_from(list(BUILT_IN.values())),
+        st.builds(
+            Rung,
+            st.from_regex(r"[a-z][a-z0-9_-]{0,9}", fullmatch=True),
+            st.integers(32, 2160).map(lambda n: n * 2),
+            st.integers(50, 100_000),
+        ),
+    ),
+    max_size=8,
+    unique_by=lambda rung: rung.name,
+)
+
+
+@given(_RUNGS)
+def test_a_ladder_that_is_printed_reads_back_the_same(rungs: list[Rung]) -> None:
+    rungs = [rung for rung in rungs if rung.name != "source" and (rung.name not in BUILT_IN or rung == BUILT_IN[rung.name])]
+    once = parse_ladder(format_ladder(tuple(rungs)))
+    assert set(once) == set(rungs)
+    assert parse_ladder(format_ladder(once)) == once
+
+
+def test_urls_are_shown_without_secrets() -> None:
+    assert redacted("https://user:pw@host:8443/a/b.m3u8?token=secret&x=1") == "https://host:8443/a/b.m3u8?token=…&x=…"
+    assert redacted("http://[::1]:80/x") == "http://[::1]:80/x"
+
+
+def test_a_bad_setting_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HLSRELAY_ALLOW_NETWORKS", "10.0.0.0/33")
+    with pytest.raises(ConfigError, match="HLSRELAY_ALLOW_NETWORKS"):
+        load_settings()
