@@ -19,7 +19,7 @@ OPERATOR_FIELDS: Mapping[str, str] = {
     "window": "seconds of media that the playlists list, 6 to 86400 (default: 60)",
 }
 RELAY_FIELDS: Mapping[str, str] = {
-    "state": "starting, running, ended, failed, stopped, or registered when nobody relays it",
+    "state": "starting, running, stalled, ended, stopped, failed, or registered when nobody relays it",
     "node": "who relays it",
     "since": "when it entered this state",
     "last_sequence": "newest media sequence number published",

@@ -35,6 +35,7 @@ from hlsrelay.urls import redacted
 STALLED_TARGET_DURATIONS = 3.5
 """No new segment for this long: the source is stuck (hls-rules C)."""
 LAST_WORDS_S = 2.0
+STATES = ("registered", "starting", "running", "stalled", "ended", "stopped", "failed")
 
 log = structlog.get_logger()
 
@@ -204,6 +205,8 @@ class Reporter:
 
     def state(self, state: str, **fields: str) -> None:
         """Report a state, once."""
+        if state not in STATES:
+            raise AssertionError(f"no such state: {state}")
         if state != self._state:
             self._state = state
             self._link.report(state=state, since=_stamp(self._clock.utc_now()), **fields)

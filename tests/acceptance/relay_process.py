@@ -1,0 +1,205 @@
+"""A real `hlsrelay` process, as an operator starts it, and a real Redis server to steer it by.
+
+    with redis_server() as redis, relaying(data, redis) as relay: ...
+
+What it runs is `python -m hlsrelay run <stream>` in a session of its own; its words are kept in files, so that no pipe ever fills.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import m3u8
+
+ROOT = Path(__file__).parents[2]
+TAG = b"HLSRELAY_CHILD="
+GONE_WITHIN_S = 15.0
+
+T = TypeVar("T")
+
+
+def until(claim: Callable[[], T | None], within_s: float = 30.0, *, every_s: float = 0.05) -> T:
+    """Return what *claim* says once that is neither None nor False; fails after *within_s*."""
+    deadline_s = time.monotonic() + within_s
+    while True:
+        said = claim()
+        if said is not None and said is not False:
+            return said
+        assert time.monotonic() < deadline_s, f"it has not come true within {within_s:g} s"
+        time.sleep(every_s)
+
+
+@dataclass(frozen=True)
+class RedisServer:
+    """A Redis server that this project did not start, and the operator's `redis-cli` beside it."""
+
+    socket: Path
+
+    @property
+    def url(self) -> str:
+        """What HLSRELAY_REDIS_URL is set to."""
+        return f"unix://{self.socket}"
+
+    def cli(self, *words: str) -> str:
+        """Type a command into redis-cli."""
+        argv = ["redis-cli", "-e", "-s", str(self.socket), *words]
+        return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+
+    def hset(self, key: str, **fields: str) -> None:
+        """Type HSET key field value ..."""
+        self.cli("HSET", key, *(word for pair in fields.items() for word in pair))
+
+
+@contextmanager
+def redis_server() -> Iterator[RedisServer]:
+    """Run a Redis server of the system's on a unix socket while the block runs."""
+    folder = Path(tempfile.mkdtemp(prefix="relay-test-"))  # a socket's path is short
+    argv = ["redis-server", "--port", "0", "--unixsocket", str(folder / "s"), "--dir", str(folder), "--save", "", "--appendonly", "no"]
+    with running(argv, folder / "log"):
+        server = RedisServer(folder / "s")
+        until(lambda: server.socket.exists() or None)
+        until(lambda: server.cli("PING") == "PONG")
+        yield server
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def running(argv: list[str], log: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program, its words in *log*, while the block runs; it is killed where it does not go by itself."""
+    with log.open("ab") as words:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=words, **({"stdout": words} | options))
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        try:
+            process.wait(GONE_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@dataclass
+class RelayProcess:
+    """A running `hlsrelay run`."""
+
+    process: subprocess.Popen[bytes]
+    stream: str
+    url: str
+    playlist: str
+    data: Path
+    folder: Path
+    client: httpx.Client = field(repr=False)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    def get(self, path: str) -> httpx.Response:
+        """Return the whole answer for *path*, below the stream's folder. A 404 is an answer."""
+        return self.client.get(f"{self.playlist.rpartition('/')[0]}/{path}")
+
+    def media(self, rendition: str = "source") -> m3u8.M3U8 | None:
+        """Return a rendition's playlist as m3u8 reads it; None where there is none yet."""
+        return listed(self.get(f"{rendition}/index.m3u8"))
+
+    def numbers(self, rendition: str = "source") -> list[int]:
+        """Return the media sequence numbers that a rendition lists."""
+        media = self.media(rendition)
+        return [media.media_sequence + index for index in range(len(media.segments))] if media else []
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return what it has logged."""
+        return [json.loads(line) for line in (self.folder / "stderr").read_text().splitlines() if line.startswith("{")]
+
+    def children(self) -> set[int]:
+        """Return the processes it has running, known by the tag that it puts into their environment."""
+        return tagged(self.pid)
+
+    def stop(self) -> int:
+        """Tell it to go, as a service manager does; returns its exit code."""
+        self.process.terminate()
+        return self.process.wait(GONE_WITHIN_S)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait(GONE_WITHIN_S)
+
+
+def listed(answer: httpx.Response) -> m3u8.M3U8 | None:
+    """Return the playlist in *answer*; None for a 404."""
+    if answer.status_code == 404:
+        return None
+    return m3u8.loads(answer.raise_for_status().text, uri=str(answer.url))
+
+
+def tagged(relay_pid: int) -> set[int]:
+    """Return the processes that carry the tag of a relay's process, dead or alive; zombies are no processes any more."""
+    found = set()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        with suppress(OSError):
+            variables = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
+            tags = [variable.removeprefix(TAG).split(b".") for variable in variables if variable.startswith(TAG)]
+            if any(len(tag) == 3 and tag[1] == str(relay_pid).encode() for tag in tags):
+                found.add(int(entry))
+    return found
+
+
+def environment(data: Path, redis: RedisServer | None, **settings: str) -> dict[str, str]:
+    """Return the environment of a relay of the tests'; without *redis* it brings its own."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HLSRELAY_")}
+    ours = {"HLSRELAY_DATA": str(data), "HLSRELAY_HTTP": "127.0.0.1:0", "HLSRELAY_ALLOW_NETWORKS": "127.0.0.0/8", "HLSRELAY_LOG": "json"}
+    return inherited | ours | ({"HLSRELAY_REDIS_URL": redis.url} if redis else {}) | settings
+
+
+def hlsrelay(*words: str, env: Mapping[str, str]) -> str:
+    """Run a verb of the command line to its end."""
+    argv = [sys.executable, "-m", "hlsrelay", *words]
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, f"{words}: {done.stderr}"
+    return done.stdout
+
+
+@contextmanager
+def relaying(data: Path, redis: RedisServer | None = None, *, stream: str = "news", **settings: str) -> Iterator[RelayProcess]:
+    """Run `hlsrelay run` for a registered stream while the block runs; it is told to go at the end, and has to by itself."""
+    data.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="words-", dir=data))
+    argv = [sys.executable, "-m", "hlsrelay", "run", stream]
+    env = environment(data, redis, **settings)
+    with (
+        (folder / "stdout").open("wb") as stdout,
+        running(argv, folder / "stderr", stdout=stdout, cwd=ROOT, env=env, start_new_session=True) as process,
+        httpx.Client(trust_env=False) as client,
+    ):
+
+        def told() -> tuple[str, str] | None:
+            assert process.poll() is None, f"it ended with {process.returncode}: {(folder / 'stderr').read_text()}"
+            words = dict(re.findall(r"^(Watch|Playlist) +(\S+)\n", (folder / "stdout").read_text(), re.MULTILINE))
+            return (words["Watch"].partition("/#")[0], words["Playlist"]) if len(words) == 2 else None
+
+        url, playlist = until(told)
+        relay = RelayProcess(process, stream, url, playlist, data, folder, client)
+        yield relay
+        if process.poll() is None:
+            assert relay.stop() == 0, (folder / "stderr").read_text()
