@@ -48,7 +48,7 @@ lint: install .venv/.dev
 
 # setuptools builds hlsrelay itself, so it is locked too: nothing is installed that has no hash here.
 UV_COMPILE = .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	--no-config --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+	--no-config --system-certs --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 lock: .venv/.dev
 	echo 'setuptools>=77' | $(UV_COMPILE) pyproject.toml - -o requirements.lock
 	$(UV_COMPILE) -c requirements.lock --extra dev pyproject.toml -o requirements-dev.lock

@@ -149,12 +149,12 @@ class Child:
         return self._stopping.result()
 
     async def _stop(self, reason: str) -> Finished | None:
-        log.debug("child.stop", purpose=self.purpose, pid=self.pid, reason=reason)
         try:
             if self._stdout is not None:
                 self._stdout.close()  # an ffmpeg that is blocked on a pipe ignores SIGTERM; stderr is never full
             self._signal(signal.SIGTERM)
             self._signal(signal.SIGCONT)  # else a stopped one would not hear it
+            log.debug("child.stop", purpose=self.purpose, pid=self.pid, reason=reason)  # after the signals: stderr itself may be gone
             if await self._ended_within(TERM_PATIENCE_S):
                 return self._finished.result()
             self._signal(signal.SIGKILL)
