@@ -102,9 +102,15 @@ class RedisRegistry:
         return bool(await self._asked(lambda: self._redis.eval(REPORT, 1, self._keys.stream(stream_id), *_flat(fields))))
 
     async def _asked(self, ask: Callable[[], Any]) -> Any:
+        task = asyncio.current_task()
+        cancelled_before = task.cancelling() if task else 0
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S + 1):
-                return await ask()
+                answer = await ask()
+                # redis-py sends through asyncio.wait_for, which before Python 3.12 drops a cancellation that comes as it is done.
+                if task and task.cancelling() > cancelled_before:
+                    raise asyncio.CancelledError
+                return answer
         except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, TimeoutError, OSError) as error:
             told = str(error) or "no answer"
             raise RegistryUnavailable(f"Redis at {self._where} does not answer ({told}): start it, or set HLSRELAY_REDIS_URL") from None

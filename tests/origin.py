@@ -36,6 +36,7 @@ class Origin:
     fault: Fault | None = None
     silent: bool = False
     ended: bool = False
+    segment_takes_s: float = 0.0
     sent: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
 
@@ -55,8 +56,11 @@ class Origin:
         items = tuple(Listed(n, f"{self.name}-{n}.ts", duration=f"{self.duration_s:.3f}") for n in numbers)
         return Playlist(items, target_duration=str(round(self.duration_s)), end=self.ended)
 
-    def answer(self, request: httpx.Request) -> httpx.Response:
+    async def answer(self, request: httpx.Request) -> httpx.Response:
         """Answer one request."""
+        if self.segment_takes_s and not request.url.path.endswith(".m3u8"):
+            number = int(request.url.path.rpartition("-")[2].removesuffix(".ts"))
+            await asyncio.sleep(self.segment_takes_s * (1 + (number + 2) % 3))  # 103 once, 104 twice, 105 thrice
         path = str(request.url).removeprefix(self.base + "/")
         self.requests.append(path)
         if self.fault is not None and (fault := self.fault(request)) is not None:

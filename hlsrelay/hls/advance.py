@@ -89,7 +89,7 @@ def _after_hole(position: Position, newer: tuple[Segment, ...], load: _Load) -> 
     too_far = missing * target_s > 2 * (elapsed_s + 3 * target_s)
     # A window slides by what time brings; one of which nothing is left too soon was thrown away, as by an encoder that starts anew.
     too_soon = position.listed > 2 + elapsed_s / min(target_s, newer[0].duration_s)
-    if (missing and too_far) or too_soon:
+    if (missing and too_far) or too_soon or position.candidate:  # what is in doubt may be what this goes on from
         return _doubt(position, load)
     if missing * target_s > load.stream.window_s:  # GAPs all over the window: players would wade through them for nothing
         return _new_generation(position, live_edge(load.snapshot), load, "hole_skipped")

@@ -167,6 +167,32 @@ def test_a_relay_that_dies_at_any_moment_is_followed_without_gap_or_repeat(tmp_p
     assert watch.relayed_exactly()
 
 
+def test_a_relay_that_dies_in_the_middle_of_a_load_is_followed_from_what_was_published(tmp_path: Path) -> None:
+    """Of the first load's three segments, fetched at different speeds, only some are published when it dies."""
+
+    async def play(watch: Watching) -> None:
+        for until_s in (2.5, 3.5, 5.5, 7.5, 9.5, 60.0):
+            await relayed(watch, until_s)
+            if until_s == 3.5:
+                assert watch.numbers() == [103], "the test wants a death between two segments of one load"
+
+    watch = scenario(tmp_path, play, Origin(segment_takes_s=1.5))
+    assert watch.numbers() == list(range(103, 103 + len(watch.numbers())))
+    assert watch.gaps() == watch.cuts() == []
+    assert watch.relayed_exactly()
+
+
+def test_what_a_crash_left_behind_is_swept_at_the_next_start(tmp_path: Path) -> None:
+    async def play(watch: Watching) -> None:
+        await relayed(watch, 30)
+        stray = watch.storage.folder / "source" / "99999.ts"
+        stray.write_bytes(b"downloaded and never listed")
+        await relayed(watch, 31)
+        assert not stray.exists()
+
+    assert scenario(tmp_path, play).gaps() == []
+
+
 def test_stop_ends_the_playlist_and_the_relay(tmp_path: Path) -> None:
     async def play(watch: Watching) -> None:
         def stop() -> None:
@@ -232,8 +258,8 @@ def answers(*statuses: int | bytes) -> Callable[[str], httpx.Response | None]:
 
 @pytest.mark.parametrize(
     "first_answers",
-    [(404, 404), (403,), (500, 502), (b"",), (b"short",)],
-    ids=["404 twice", "403 once", "5xx", "empty", "cut short"],
+    [(404, 404), (403,), (500, 502), (b"",), (b"short",), (b"short" * 1000,)],
+    ids=["404 twice", "403 once", "5xx", "empty", "cut short", "cut short, longer than the whole"],
 )
 def test_a_segment_that_fails_for_a_moment_is_had_in_the_end(tmp_path: Path, first_answers: tuple[int | bytes, ...]) -> None:
     fault = answers(*first_answers)
@@ -242,8 +268,8 @@ def test_a_segment_that_fails_for_a_moment_is_had_in_the_end(tmp_path: Path, fir
         if not request.url.path.endswith("-108.ts"):
             return None
         found = fault(request.url.path)
-        if found is not None and found.content == b"short":
-            found.headers["content-length"] = "9999"
+        if found is not None and found.content.startswith(b"short"):
+            found.headers["content-length"] = "99999"
         return found
 
     watch = scenario(tmp_path, lambda watch: relayed(watch, 60), Origin(fault=on_segment))

@@ -108,6 +108,15 @@ def test_a_restart_that_happens_to_count_on_is_noticed_by_the_window_it_threw_aw
     assert history.cuts() == [7]
 
 
+def test_what_goes_on_from_a_playlist_in_doubt_is_in_doubt_too() -> None:
+    history = History()
+    history.load(live(Listed(0, "a0.ts")), 0)
+    history.load(live(Listed(0, "b0.ts")), 4)
+    history.load(live(Listed(1, "b1.ts"), Listed(2, "b2.ts")), 8)
+    assert history.cuts() == [1]
+    assert history.names() == ["a0.ts", "b1.ts", "b2.ts"]
+
+
 def test_windows_of_one_segment_are_followed_without_a_discontinuity() -> None:
     history = History()
     for number in range(10):
