@@ -140,6 +140,19 @@ def show(stream_id: StreamId, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def check(
+    target: Annotated[str, typer.Argument(metavar="URL|FOLDER", help="A live playlist, or a folder that holds one.")],
+    seconds: Annotated[float, typer.Option(help="How long to watch.", min=0.0)] = 30.0,
+    no_media: Annotated[bool, typer.Option("--no-media", help="Ask for the first bytes of each segment only.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Watch a live playlist, ours or anyone's, and say which rules of live HLS it breaks. Exit code 1 if any."""
+    from hlsrelay import commands
+
+    commands.run_until_done(commands.check(target, seconds, not no_media, as_json))
+
+
+@app.command()
 def demo(
     source: Annotated[str, typer.Option(help="Live HLS playlist to relay; without it a built-in live channel.")] = "",
     ladder: Annotated[str, typer.Option(help="Rungs to make; the built-in channel's are 480p,360p.", show_default=False)] = "",

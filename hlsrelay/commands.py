@@ -21,9 +21,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hlsrelay import demo_origin
+from hlsrelay import checking, demo_origin
 from hlsrelay.errors import ConfigError, HlsRelayError, ResourceBusy, UnknownStream
 from hlsrelay.fields import OPERATOR_FIELDS, Registered, checked_id, stream_of
+from hlsrelay.judge import RULES, Finding, Severity
 from hlsrelay.log import start_logging
 from hlsrelay.processes import Children, Stdout, sweep
 from hlsrelay.registry import Registry, fetched
@@ -154,6 +155,32 @@ async def show(stream_id: str, as_json: bool) -> None:
     """Print one stream's fields."""
     async with _registry() as registry:
         _print_stream(await fetched(registry, stream_id), as_json)
+
+
+async def check(target: str, seconds: float, media: bool, as_json: bool) -> None:
+    """Watch a playlist and print what the judge finds as it comes, then a verdict. Exits with 1 where a rule is broken."""
+
+    def tell(finding: Finding) -> None:
+        if as_json:
+            typer.echo(json.dumps({**asdict(finding), "where": redacted(finding.where), "rule_text": RULES[finding.rule]}))
+        elif finding.severity is not Severity.NOTE:
+            where = redacted(finding.where).rpartition("://")[2]
+            typer.echo(f"{finding.severity:7} {finding.rule:8} {where}: {finding.text}")
+        sys.stdout.flush()
+
+    report = await checking.check(target, seconds, media=media, tell=tell, leaving=_on_signals())
+    if as_json:
+        counts = {"errors": len(report.errors), "warnings": len(report.warnings), "playlists": report.playlists}
+        counts |= {"loads": report.loads, "segments": report.segments, "removed": report.removed}
+        found = [{"rule": one.rule, "severity": one.severity, "kind": one.kind, "count": one.count} for one in report.findings]
+        typer.echo(json.dumps({"verdict": report.verdict, **counts, "findings": found}))
+    else:
+        for rule in dict.fromkeys(one.rule for one in report.findings if one.severity is not Severity.NOTE):
+            times = sum(one.count for one in report.findings if one.rule == rule and one.severity is not Severity.NOTE)
+            typer.echo(f"{rule:8} {times:4} x  {RULES[rule]}")
+        typer.echo(report.verdict)
+    if report.errors:
+        raise typer.Exit(1)
 
 
 async def _relay(registered: Registered, node: Node, leaving: asyncio.Event) -> None:

@@ -12,7 +12,8 @@ import functools
 import socket
 import ssl
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -107,6 +108,17 @@ def http_transport(policy: AddressPolicy) -> httpx.AsyncBaseTransport:
     return AiohttpTransport(verify=False, trust_env=False, client=session)
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer, of any status, header names in lower case; *url* is where it came from, after redirects if it was *redirected*."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    url: str
+    redirected: bool = False
+
+
 class Upstream:
     """One stream's source. `load` and `fetch` may run side by side; `aclose` when done."""
 
@@ -174,6 +186,40 @@ class Upstream:
             raise SegmentLost(f"not had within {deadline_s:.1f} s: {last[-1] if last else 'no answer'}") from None
         except UpstreamError as error:
             raise SegmentLost(str(error)) from error
+
+    async def get(self, url: str, headers: Mapping[str, str], *, most_bytes: int, deadline_s: float) -> Answer:
+        """Return the whole answer for *url*, whatever its status, expanded where it is compressed. Raises UpstreamError.
+
+        For whoever watches a server rather than relays it; an answer larger than *most_bytes* is an error.
+        """
+        if urlsplit(url).scheme not in SCHEMES:
+            raise AddressRefused(f"{redacted(url)}: only http and https are fetched")
+        body, received = bytearray(), 0
+
+        def write(chunk: bytes) -> None:
+            body.extend(chunk)
+            if len(body) > most_bytes:
+                raise _TooLarge(f"{redacted(url)}: larger than {most_bytes >> 10} KiB")
+
+        try:
+            async with asyncio.timeout(deadline_s), self._ready().stream("GET", url, headers=dict(headers)) as answer:
+                expand = _expander(answer.headers.get("content-encoding", "identity").strip().lower())
+                async for chunk in answer.aiter_raw():
+                    received += len(chunk)
+                    if expand is None:
+                        write(chunk)
+                    else:
+                        expand(chunk, write)
+                declared = answer.headers.get("content-length")
+                if declared is not None and declared.isdecimal() and int(declared) != received:
+                    raise UpstreamError(f"{redacted(url)}: {received} of {declared} bytes")
+                return Answer(answer.status_code, dict(answer.headers), bytes(body), str(answer.url), bool(answer.history))
+        except TimeoutError:
+            raise UpstreamError(f"{redacted(url)}: no whole answer within {deadline_s:.0f} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL, zlib.error, ValueError) as error:
+            if refused := _refusal(error):
+                raise AddressRefused(f"{redacted(url)}: {refused}") from error
+            raise UpstreamError(f"{redacted(url)}: {_told(error)}") from error
 
     async def aclose(self) -> None:
         """Close all connections and forget what was learnt; the next load starts anew."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import subprocess
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,21 +48,19 @@ def nginx(root: Path, folder: Path) -> Iterator[str]:
             port = free.getsockname()[1]
         (folder / "nginx.conf").write_text(NGINX.format(port=port, root=root))
         argv = ["nginx", "-p", str(folder), "-c", "nginx.conf", "-e", "stderr"]
-        with running(argv, folder / "nginx.log") as process, httpx.Client(trust_env=False) as client:
-
-            def answers() -> bool:
-                if process.poll() is not None:
-                    return True
-                try:
-                    return client.get(f"http://127.0.0.1:{port}/").status_code in (403, 404)
-                except httpx.TransportError:
-                    return False
-
-            until(answers)
+        url = f"http://127.0.0.1:{port}"
+        with running(argv, folder / "nginx.log") as process:
+            until(functools.partial(_answers_or_ended, process, url))
             if process.poll() is None:
-                yield f"http://127.0.0.1:{port}"
+                yield url
                 return
         assert attempt < PORTS_TRIED - 1, (folder / "nginx.log").read_text()  # else somebody took the port meanwhile
+
+
+def _answers_or_ended(process: subprocess.Popen[bytes], url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return process.poll() is not None or httpx.get(url, trust_env=False).status_code in (403, 404)
+    return False
 
 
 @dataclass(frozen=True)

@@ -76,9 +76,9 @@ def written(playlist: Path, segments: list[tuple[Path, float]]) -> Path:
     return playlist
 
 
-def words_of_a_player(playlist: Path, *, video: bool) -> str:
-    """Return what ffmpeg says, at its most talkative, while it decodes *playlist* from end to end; nothing is best."""
-    argv = ["ffmpeg", "-hide_banner", "-nostdin", "-nostats", "-v", "warning", "-copyts", "-allowed_extensions", "ALL", "-i", str(playlist)]
+def words_of_a_player(playlist: Path, *, video: bool, level: str = "warning") -> str:
+    """Return what ffmpeg says while it decodes *playlist* from end to end; nothing is best."""
+    argv = ["ffmpeg", "-hide_banner", "-nostdin", "-nostats", "-v", level, "-copyts", "-allowed_extensions", "ALL", "-i", str(playlist)]
     argv += ["-map", "0:v:0", "-fps_mode", "passthrough", "-enc_time_base:v", "1:90000"] if video else []
     return ran(*argv, "-map", "0:a:0", "-f", "null", "-").stderr.decode(errors="replace")
 
@@ -89,8 +89,13 @@ def sound_digest(playlist: Path) -> str:
     return ran("ffmpeg", "-v", "error", "-nostdin", *words).stdout.decode().strip()
 
 
-def picture_digests(what: str | Path, *, live: bool = False) -> list[str]:
-    """Return the digest of every video packet, in order; a *live* playlist is read from its first segment on."""
-    words = ["-live_start_index", "0"] if live else ["-f", "mpegts"]
-    argv = ["ffmpeg", "-v", "error", "-nostdin", "-copyts", *words, "-i", str(what), "-map", "0:v:0", "-c", "copy", "-f", "framemd5", "-"]
-    return [line.rpartition(",")[2].strip() for line in ran(*argv).stdout.decode().splitlines() if not line.startswith("#")]
+def picture_digests(segment: Path) -> list[str]:
+    """Return the digest of every video packet of a TS segment, in order."""
+    words = ["-f", "mpegts", "-i", str(segment), "-map", "0:v:0", "-c", "copy", "-f", "framemd5", "-"]
+    return frame_digests(ran("ffmpeg", "-v", "error", "-nostdin", "-copyts", *words).stdout.decode())
+
+
+def frame_digests(report: str) -> list[str]:
+    """Return the digests that ffmpeg's framemd5 format has on its whole lines; side data may follow them there."""
+    lines = report.rpartition("\n")[0].splitlines()
+    return [line.split(",")[5].strip() for line in lines if not line.startswith("#")]

@@ -78,10 +78,12 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @contextmanager
-def running(argv: list[str], log: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program, its words in *log*, while the block runs; it is killed where it does not go by itself."""
-    with log.open("ab") as words:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=words, **({"stdout": words} | options))
+def running(
+    argv: list[str], log: Path, *, stdout: Path | None = None, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program, its words in files, in a session of its own, while the block runs; it is killed where it does not go by itself."""
+    with log.open("ab") as words, (stdout or log).open("ab") as out:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=words, cwd=cwd, env=env, start_new_session=True)
     try:
         yield process
     finally:
@@ -130,8 +132,8 @@ class RelayProcess:
         return [json.loads(line) for line in (self.folder / "stderr").read_text().splitlines() if line.startswith("{")]
 
     def children(self) -> set[int]:
-        """Return the processes it has running, known by the tag that it puts into their environment."""
-        return tagged(self.pid)
+        """Return the processes it has running: children and what carries its tag. (redis-server writes its title over the tag.)"""
+        return tagged(self.pid) | {int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()}
 
     def stop(self) -> int:
         """Tell it to go, as a service manager does; returns its exit code."""
@@ -151,8 +153,18 @@ def listed(answer: httpx.Response) -> m3u8.M3U8 | None:
     return m3u8.loads(answer.raise_for_status().text, uri=str(answer.url))
 
 
+def alive(pids: set[int]) -> set[int]:
+    """Return those of *pids* that are processes still; a zombie is none."""
+    found = set()
+    for pid in pids:
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+                found.add(pid)
+    return found
+
+
 def tagged(relay_pid: int) -> set[int]:
-    """Return the processes that carry the tag of a relay's process, dead or alive; zombies are no processes any more."""
+    """Return the processes that carry the tag of a relay's process, dead or alive. A zombie has no environment."""
     found = set()
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -188,8 +200,7 @@ def relaying(data: Path, redis: RedisServer | None = None, *, stream: str = "new
     argv = [sys.executable, "-m", "hlsrelay", "run", stream]
     env = environment(data, redis, **settings)
     with (
-        (folder / "stdout").open("wb") as stdout,
-        running(argv, folder / "stderr", stdout=stdout, cwd=ROOT, env=env, start_new_session=True) as process,
+        running(argv, folder / "stderr", stdout=folder / "stdout", cwd=ROOT, env=env) as process,
         httpx.Client(trust_env=False) as client,
     ):
 

@@ -1,0 +1,420 @@
+"""Watches a live playlist, over HTTP or as files on disk, and lets the judge say what is wrong with it.
+
+All playlists of a presentation are loaded one after the other, so that what one said was true when the next was asked; media are
+fetched beside that, each segment once, and removed segments are asked for again shortly before they may go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from hlsrelay.clock import Clock
+from hlsrelay.errors import ConfigError, UpstreamError
+from hlsrelay.judge import Finding, Judge, MediaPlaylist, Multivariant, Resource, Severity, Span
+from hlsrelay.judge.reading import Listed
+from hlsrelay.media.probe import MediaError, MediaInfo, probe
+from hlsrelay.upstream import PLAYLIST_DEADLINE_S, SEGMENT_LIMIT_BYTES, Answer, TransportFactory, Upstream, http_transport
+from hlsrelay.urls import redacted
+
+ANYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+"""The operator typed the address himself: a private one is as good as any."""
+PLAYLIST_LIMIT_BYTES = 8 << 20
+PEEK_BYTES = 1024
+FETCHES_AT_ONCE = 3
+PROBED_AT_FIRST = 8
+PEEKED_AT_FIRST = 64
+"""Of the window that is there when the watch begins: how many of the newest segments are fetched whole, how many more are touched."""
+REMOVED_PROBED = 32
+"""Removed segments that are asked for again, at most at a time: a sample is enough."""
+BEFORE_DUE_S = 1.0
+LEAVING_WITHIN_S = 2.0
+MOST_PLAYLISTS = 32
+
+Tell = Callable[[Finding], None]
+
+
+class _Place(Protocol):
+    """Where playlists and media are: behind HTTP or on disk."""
+
+    shortest_s: float
+    longest_s: float
+
+    async def playlist(self, where: str) -> Answer: ...
+
+    async def media(self, resource: Resource, whole: bool) -> Answer: ...
+
+    def headers(self, answer: Answer) -> Mapping[str, str] | None: ...
+
+
+@dataclass
+class Report:
+    """What a watch saw, and what the judge found."""
+
+    target: str
+    watched_s: float = 0.0
+    playlists: int = 0
+    loads: int = 0
+    segments: int = 0
+    removed: int = 0
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The broken rules."""
+        return tuple(one for one in self.findings if one.severity is Severity.ERROR)
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """Advice not followed, and doubts."""
+        return tuple(one for one in self.findings if one.severity is Severity.WARNING)
+
+    @property
+    def verdict(self) -> str:
+        """One line."""
+        said = f"{_count(len(self.errors), 'rule')} broken" if self.errors else "no rule broken"
+        seen = f"{_count(self.playlists, 'playlist')} loaded {_count(self.loads, 'time')}, {_count(self.segments, 'segment')} fetched"
+        again = f", {_count(self.removed, 'removed one')} again" if self.removed else ""
+        return f"{said}, {_count(len(self.warnings), 'warning')}: {seen}{again} in {self.watched_s:.0f} s"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+async def check(
+    target: str,
+    seconds: float,
+    *,
+    media: bool = True,
+    tell: Tell = lambda _: None,
+    leaving: asyncio.Event | None = None,
+    clock: Clock | None = None,
+    transport: TransportFactory = http_transport,
+) -> Report:
+    """Watch *target*, the URL of a playlist or a folder, for *seconds* or until *leaving* is set; *tell* hears findings as they come.
+
+    Without *media* only the first bytes of each segment are asked for. Raises ConfigError where *target* can be no playlist, and
+    UpstreamError where it can't be loaded at the beginning.
+    """
+    async with _place(target, transport) as (place, roots):
+        watch = _Watch(target, place, roots, media=media, tell=tell, clock=clock or Clock())
+        try:
+            await watch.run(seconds, leaving or asyncio.Event())
+        finally:
+            await watch.aclose()
+        return watch.report
+
+
+@asynccontextmanager
+async def _place(target: str, transport: TransportFactory) -> AsyncGenerator[tuple[_Place, list[str]], None]:
+    if urlsplit(target).scheme in ("http", "https"):
+        async with Upstream(ANYWHERE, transport=transport) as upstream:
+            yield _Web(upstream), [target]
+        return
+    path = Path(target)
+    if path.is_file():
+        roots = [path]
+    elif path.is_dir():
+        index = path / "index.m3u8"
+        roots = [index] if index.exists() else sorted(one for one in path.glob("*.m3u8") if not one.name.startswith("."))
+    else:
+        raise ConfigError(f"{target}: write the URL of a playlist, a playlist file, or a folder that holds one")
+    if not roots:
+        raise ConfigError(f"no playlist (*.m3u8) is in {target}")
+    yield _Disk(), [one.absolute().as_posix() for one in roots]
+
+
+class _Web:
+    """Behind HTTP; as players do it."""
+
+    shortest_s = 0.25
+    longest_s = 2.0
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+
+    async def playlist(self, where: str) -> Answer:
+        headers = {"Accept-Encoding": "gzip, deflate", "Cache-Control": "no-cache"}
+        return await self._upstream.get(where, headers, most_bytes=PLAYLIST_LIMIT_BYTES, deadline_s=PLAYLIST_DEADLINE_S)
+
+    async def media(self, resource: Resource, whole: bool) -> Answer:
+        headers = {"Accept-Encoding": "identity"}
+        span = resource.span
+        if not whole:
+            span = Span(min(PEEK_BYTES, span.length) if span else PEEK_BYTES, span.offset if span else 0)
+        if span is not None:
+            headers["Range"] = f"bytes={span.offset}-{span.offset + span.length - 1}"
+        return await self._upstream.get(resource.uri, headers, most_bytes=SEGMENT_LIMIT_BYTES, deadline_s=2 * PLAYLIST_DEADLINE_S)
+
+    def headers(self, answer: Answer) -> Mapping[str, str] | None:
+        return answer.headers
+
+
+class _Disk:
+    """Files as they are published: read often, since what is not atomic is so for moments only."""
+
+    shortest_s = 0.05
+    longest_s = 0.05
+
+    async def playlist(self, where: str) -> Answer:
+        return self._read(where, None)
+
+    async def media(self, resource: Resource, whole: bool) -> Answer:
+        span = resource.span if whole or resource.span else Span(PEEK_BYTES, 0)
+        return self._read(unquote(resource.uri), span)
+
+    def headers(self, answer: Answer) -> Mapping[str, str] | None:  # noqa: ARG002
+        return None
+
+    def _read(self, path: str, span: Span | None) -> Answer:
+        if urlsplit(path).scheme in ("http", "https"):
+            raise UpstreamError(f"{redacted(path)}: on another server, and this is a folder")
+        try:
+            with open(path, "rb") as file:
+                size = file.seek(0, 2)
+                file.seek(span.offset if span else 0)
+                body = file.read(span.length if span else -1)
+        except FileNotFoundError:
+            return Answer(404, {}, b"", path)
+        except OSError as error:
+            raise UpstreamError(f"{path}: {error.strerror}") from error
+        return Answer(206 if span else 200, {"content-range": f"bytes */{size}"} if span else {}, body, path)
+
+
+@dataclass
+class _Watch:
+    target: str
+    place: _Place
+    roots: list[str]
+    media: bool
+    tell: Tell
+    clock: Clock
+    judge: Judge = field(default_factory=Judge)
+    _asked: set[Resource] = field(default_factory=set)
+    _asked_again: set[Resource] = field(default_factory=set)
+    _inits: OrderedDict[Resource, asyncio.Task[bytes | None]] = field(default_factory=OrderedDict)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _failures: list[BaseException] = field(default_factory=list)
+    _multivariant_s: dict[str, float] = field(default_factory=dict)
+    _ended_at_first: set[str] = field(default_factory=set)
+    _loaded: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.report = Report(self.target)
+        self._slots = asyncio.Semaphore(FETCHES_AT_ONCE)
+        self._began_s = self.clock.monotonic_s()
+
+    def _now_s(self) -> float:
+        """Return the seconds since the watch began."""
+        return self.clock.monotonic_s() - self._began_s
+
+    async def run(self, seconds: float, leaving: asyncio.Event) -> None:
+        """Look again and again until the time is over, we are told to go, or there is nothing live to watch."""
+        while True:
+            await self._round()
+            self._heard()
+            self.report.watched_s = self._now_s()
+            left_s = seconds - self.report.watched_s
+            if left_s <= 0 or leaving.is_set() or self._nothing_lives():
+                break
+            try:
+                async with asyncio.timeout(min(left_s, self._pause_s())):
+                    await leaving.wait()
+            except TimeoutError:
+                pass
+        self._ask_again(at_the_end=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=LEAVING_WITHIN_S if leaving.is_set() else None)
+        self._heard()
+
+    async def aclose(self) -> None:
+        """Leave nothing running."""
+        waiting = [*self._tasks, *self._inits.values()]
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    def _heard(self) -> None:
+        if self._failures:
+            raise self._failures[0]
+        for finding in self.judge.news():
+            self.tell(finding)
+        self.report.findings = self.judge.findings
+        self.report.playlists = len(self._loaded)
+
+    def _pause_s(self) -> float:
+        """Often enough to see each version of the playlist, seldom enough not to be a burden."""
+        playlists = [one for where in self._loaded if isinstance(one := self.judge.latest(where), MediaPlaylist)]
+        shortest_s = min((one.target_duration_s for one in playlists), default=1) / 4
+        return min(self.place.longest_s, max(self.place.shortest_s, shortest_s))
+
+    def _nothing_lives(self) -> bool:
+        """Return whether all playlists had ended when they were first seen."""
+        media = {where for where in self._loaded if isinstance(self.judge.latest(where), MediaPlaylist)}
+        return bool(media) and media <= self._ended_at_first
+
+    # Playlists ------------------------------------------------------------------------------------------------------------------------
+
+    async def _round(self) -> None:
+        """Load every playlist once; a multivariant one at the pace of its target duration."""
+        seen: list[str] = []
+        queue = list(self.roots)
+        while queue:
+            where = queue.pop(0)
+            if where in seen or len(seen) >= MOST_PLAYLISTS:
+                continue
+            seen.append(where)
+            if self._is_due(where):
+                await self._load(where)
+            if isinstance(playlist := self.judge.latest(where), Multivariant):
+                queue += [variant.uri for variant in playlist.variants]
+        for where in self._loaded - set(seen):  # who follows a variant that is listed no more goes on following it
+            if isinstance(self.judge.latest(where), MediaPlaylist):
+                await self._load(where)
+        self._ask_again(at_the_end=False)
+
+    def _is_due(self, where: str) -> bool:
+        if not isinstance(self.judge.latest(where), Multivariant):
+            return True
+        return self._now_s() - self._multivariant_s.get(where, -1e9) >= 2.0
+
+    async def _load(self, where: str) -> None:
+        at_s = self._now_s()
+        self._multivariant_s[where] = at_s
+        first = where not in self._loaded
+        try:
+            answer = await self.place.playlist(where)
+            if answer.status != 200:
+                raise _Refused(answer.status, f"{redacted(where)}: HTTP {answer.status}")
+        except UpstreamError as error:
+            if where in self.roots and first:
+                raise
+            self.judge.unavailable(where, getattr(error, "status", 0), str(error), at_s)
+            return
+        self.report.loads += 1
+        self.judge.playlist(where, answer.body, self.place.headers(answer), at_s, base=answer.url)
+        playlist = self.judge.latest(where)
+        if playlist is None:
+            return
+        self._loaded.add(where)
+        if isinstance(playlist, MediaPlaylist):
+            if first and playlist.ended:
+                self._ended_at_first.add(where)
+            self._fetch(self.judge.fresh(where), first=first)
+
+    # Media ----------------------------------------------------------------------------------------------------------------------------
+
+    def _fetch(self, fresh: Iterable[Listed], *, first: bool) -> None:
+        segments = [segment for segment in fresh if not segment.gap and segment.resource not in self._asked]
+        newest = segments[-PROBED_AT_FIRST:]
+        if first:
+            segments = segments[-PROBED_AT_FIRST - PEEKED_AT_FIRST :]
+        for segment in segments:
+            self._asked.add(segment.resource)
+            whole = self.media and (not first or segment in newest)
+            self._start(self._segment(segment, whole))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._failures.append(failure)  # a mistake of ours: it ends the watch
+
+    async def _segment(self, segment: Listed, whole: bool) -> None:
+        """Fetch one segment and tell the judge."""
+        async with self._slots:
+            at_s = self._now_s()
+            resource = segment.resource
+            try:
+                answer = await self.place.media(resource, whole)
+            except UpstreamError as error:
+                self.judge.media(resource.uri, 0, None, None, at_s, span=resource.span, broken=str(error))
+                return
+            self.report.segments += 1
+            size, broken, info = _size(answer, resource, whole), "", None
+            if answer.status in (200, 206) and not answer.body:
+                broken = "empty"
+            elif whole and answer.status in (200, 206) and not segment.keys:
+                info, broken = await self._probed(segment, answer.body)
+            self.judge.media(
+                resource.uri,
+                answer.status,
+                size,
+                info,
+                at_s,
+                span=resource.span,
+                broken=broken,
+                redirected=answer.redirected,
+            )
+
+    async def _probed(self, segment: Listed, body: bytes) -> tuple[MediaInfo | None, str]:
+        init = await self._init(segment.init) if segment.init else None
+        if segment.init and init is None:
+            return None, "its MAP can't be fetched"
+        try:
+            return probe(body, init), ""
+        except MediaError as error:
+            return None, str(error)
+
+    async def _init(self, resource: Resource) -> bytes | None:
+        """Return the bytes of a MAP, fetched once; None where they can't be had."""
+        task = self._inits.get(resource)
+        if task is None:
+            task = self._inits[resource] = asyncio.create_task(self._fetch_init(resource))
+        return await asyncio.shield(task)
+
+    async def _fetch_init(self, resource: Resource) -> bytes | None:
+        try:
+            answer = await self.place.media(resource, True)
+        except UpstreamError:
+            return None
+        return answer.body if answer.status in (200, 206) else None
+
+    def _ask_again(self, *, at_the_end: bool) -> None:
+        """Ask for removed segments shortly before they may go, or when the watch ends before that."""
+        now_s = self._now_s()
+        waiting = [one for one in self.judge.retiring(now_s) if one.resource not in self._asked_again]
+        due = [one for one in waiting if at_the_end or one.due_s - now_s < 2 * BEFORE_DUE_S + self._pause_s()]
+        for one in due[-REMOVED_PROBED:]:
+            if one.due_s - now_s > BEFORE_DUE_S / 2:  # else the answer would come too late to mean anything
+                self._asked_again.add(one.resource)
+                self._start(self._removed(one.resource))
+
+    async def _removed(self, resource: Resource) -> None:
+        async with self._slots:
+            at_s = self._now_s()
+            try:
+                answer = await self.place.media(resource, False)
+            except UpstreamError:
+                return  # the line may be bad: that is no proof
+            self.report.removed += 1
+            if answer.status not in (200, 206):
+                self.judge.media(resource.uri, answer.status, None, None, at_s, span=resource.span)
+
+
+class _Refused(UpstreamError):
+    """An answer that is no playlist."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def _size(answer: Answer, resource: Resource, whole: bool) -> int | None:
+    """Return the segment's length in bytes, None where the answer doesn't tell."""
+    if whole or (answer.status == 200 and resource.span is None):
+        return len(answer.body)
+    total = answer.headers.get("content-range", "").rpartition("/")[2]
+    return int(total) if resource.span is None and total.isdecimal() else None

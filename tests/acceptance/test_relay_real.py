@@ -1,0 +1,683 @@
+"""The relay as one real process between parts that others wrote: ffmpeg's HLS muxer behind nginx, Redis, ffprobe, hls.js in Chromium."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import m3u8
+import pytest
+
+from hlsrelay.registry import RedisRegistry
+from hlsrelay.web.app import HLS_JS, PAGE_DIR
+from tests.acceptance.live_source import Muxer, WrittenPlaylist, muxing, nginx
+from tests.acceptance.media_checks import (
+    IDR,
+    Track,
+    ffprobe,
+    first_slice_type,
+    frame_digests,
+    picture_digests,
+    ran,
+    sha256,
+    sound_digest,
+    ticks_apart,
+    tracks,
+    words_of_a_player,
+    written,
+)
+from tests.acceptance.relay_process import (
+    RedisServer,
+    RelayProcess,
+    alive,
+    environment,
+    hlsrelay,
+    redis_server,
+    relaying,
+    running,
+    tagged,
+    until,
+)
+from tests.needs import needs
+
+pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "ffprobe", "nginx", "redis-server", "redis-cli")]
+
+realtime = pytest.mark.xdist_group("realtime")
+
+CORPUS = Path(__file__).parents[3] / "shared" / "corpus" / "vhs" / "segments"
+corpus = pytest.mark.skipif(not CORPUS.exists(), reason=f"no corpus at ../shared/corpus ({CORPUS.name} of videojs/http-streaming)")
+
+KEY = "hlsrelay:stream:news"
+WHOLE_RUN_S = "600"
+"""A window that nothing leaves while a test runs: what was published is what is listed."""
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+def fresh_redis(redis: RedisServer) -> RedisServer:
+    redis.cli("DEL", KEY)
+    return redis
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder, and the URL at which nginx serves it."""
+    with nginx(tmp_path / "origin", tmp_path / "nginx") as url:
+        yield tmp_path / "origin", url
+
+
+def digests(folder: Path, names: list[str]) -> list[str]:
+    return [sha256((folder / name).read_bytes()) for name in names]
+
+
+def published(relay: RelayProcess, rendition: str = "source") -> list[tuple[int, str, m3u8.Segment]]:
+    """Return number, digest and entry of every segment that a rendition lists; each must be there."""
+    media = relay.media(rendition)
+    assert media is not None
+    return [
+        (media.media_sequence + index, sha256(relay.get(f"{rendition}/{segment.uri}").raise_for_status().content), segment)
+        for index, segment in enumerate(media.segments)
+    ]
+
+
+def is_consecutive_part(part: list[str], whole: list[str]) -> bool:
+    """Return whether *part* is in *whole* as it is: nothing left out, nothing twice."""
+    return bool(part) and any(whole[at : at + len(part)] == part for at in range(len(whole)))
+
+
+def cuts(relay: RelayProcess, rendition: str = "source") -> int:
+    """Return how many DISCONTINUITYs a rendition lists."""
+    return relay.get(f"{rendition}/index.m3u8").text.count("#EXT-X-DISCONTINUITY\n")
+
+
+# What a source may be made of -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Item:
+    """A segment as the source lists it."""
+
+    file: str
+    duration_s: float = 1.0
+    init: str = ""
+    cut: bool = False
+
+
+CORPUS_SOURCES = {
+    "MPEG-TS": [
+        *(Item(f"videoOneSecond{number}.ts") for number in ("", 1, 2, 3, 4)),
+        Item("oneSecond.ts", cut=True),
+        Item("videoMaxOffset.ts", 0.066733, cut=True),
+        Item("id3.ts", 0.166833, cut=True),
+        Item("zeroLength.ts", cut=True),
+    ],
+    "packed AAC": [Item("aacWithId3.aac", 1.002595), Item("aacWithoutId3.aac", 1.002595)] * 3,
+    "packed AC-3": [Item("ac3WithId3.ac3", 0.992), Item("ac3WithoutId3.ac3", 0.992)] * 3,
+    "fMP4": [
+        *[Item("mp4Video.mp4", init="mp4VideoInit.mp4")] * 4,
+        *[Item("mp4Muxed.mp4", init="mp4MuxedInit.mp4", cut=True)] * 2,
+        *[Item("mp4Audio.mp4", init="mp4AudioInit.mp4", cut=True)] * 2,
+    ],
+}
+
+
+@corpus
+@pytest.mark.parametrize("kind", CORPUS_SOURCES)
+def test_media_of_any_kind_passes_through_byte_for_byte(
+    kind: str, origin: tuple[Path, str], fresh_redis: RedisServer, tmp_path: Path
+) -> None:
+    folder, url = origin
+    items = CORPUS_SOURCES[kind]
+    source = WrittenPlaylist(folder / "live.m3u8", media_sequence=41)
+
+    def append(index: int) -> None:
+        item, suffix = items[index], Path(items[index].file).suffix
+        name = f"{index}-{item.file.removesuffix(suffix)}{suffix}"
+        (folder / name).write_bytes((CORPUS / item.file).read_bytes())
+        if item.init:
+            (folder / item.init).write_bytes((CORPUS / item.init).read_bytes())
+        tags = ["#EXT-X-DISCONTINUITY"] * item.cut + [f'#EXT-X-MAP:URI="{item.init}"'] * bool(item.init)
+        source.append(name, item.duration_s, *tags)
+
+    for index in range(3):
+        append(index)
+    fresh_redis.hset(KEY, source=f"{url}/live.m3u8", desired="run", window=WHOLE_RUN_S)
+    with relaying(tmp_path / "data", fresh_redis) as relay:
+        for index in range(3, len(items)):
+            until(lambda index=index: relay.numbers()[-1:] == [41 + index - 1])  # type: ignore[misc]
+            append(index)
+        until(lambda: relay.numbers()[-1:] == [41 + len(items) - 1])
+        entries = published(relay)
+        assert [number for number, _, _ in entries] == list(range(41, 41 + len(items)))
+        assert [digest for _, digest, _ in entries] == digests(CORPUS, [item.file for item in items])
+        assert [entry.duration for _, _, entry in entries] == pytest.approx([item.duration_s for item in items], abs=1e-5)
+        assert [bool(entry.discontinuity) for _, _, entry in entries] == [item.cut for item in items]
+        for item, (_, _, entry) in zip(items, entries, strict=True):
+            if item.init:
+                init = relay.get(f"source/{entry.init_section.uri}").raise_for_status()
+                assert sha256(init.content) == sha256((CORPUS / item.init).read_bytes())
+            else:
+                assert entry.init_section is None
+        assert Path(entries[0][2].uri).suffix == {"fMP4": ".m4s"}.get(kind, Path(items[0].file).suffix)
+
+
+@corpus
+@needs("openssl")
+def test_encrypted_segments_still_decrypt_under_numbers_of_ours(origin: tuple[Path, str], fresh_redis: RedisServer, tmp_path: Path) -> None:
+    folder, url = origin
+    plain, secret = WrittenPlaylist(folder / "plain.m3u8", media_sequence=500), WrittenPlaylist(folder / "secret.m3u8")
+    key = (CORPUS / "encryptionKey.key").read_bytes()
+    (folder / "key").write_bytes(key)
+    for number in range(4):
+        (folder / f"plain-{number}.ts").write_bytes((CORPUS / "videoOneSecond.ts").read_bytes())
+        plain.append(f"plain-{number}.ts", 1.0)
+
+    def append(number: int) -> None:
+        name = folder / f"secret-{number}.ts"
+        if number == 0:
+            name.write_bytes((CORPUS / "encrypted.ts").read_bytes())
+        else:
+            clear = CORPUS / f"videoOneSecond{number}.ts"
+            ran("openssl", "enc", *cipher(key, f"{number:032x}"), "-in", str(clear), "-out", str(name))
+        secret.append(name.name, 1.0, '#EXT-X-KEY:METHOD=AES-128,URI="key"')  # no IV: it is the source's number
+
+    for number in range(3):
+        append(number)
+    fresh_redis.hset(KEY, source=f"{url}/plain.m3u8", desired="run", window=WHOLE_RUN_S)
+    with relaying(tmp_path / "data", fresh_redis) as relay:
+        until(lambda: relay.numbers()[-1:] == [503])
+        fresh_redis.hset(KEY, source=f"{url}/secret.m3u8")
+        until(lambda: relay.numbers()[-1:] == [506])
+        for number in (3, 4):
+            append(number)
+            until(lambda number=number: relay.numbers()[-1:] == [504 + number])  # type: ignore[misc]
+        entries = [(digest, entry) for _, digest, entry in published(relay) if entry.key]
+        assert [digest for digest, _ in entries] == digests(folder, [f"secret-{number}.ts" for number in range(5)])
+        assert [entry.key.absolute_uri for _, entry in entries] == [f"{url}/key"] * 5
+        assert [int(entry.key.iv, 16) for _, entry in entries] == [0, 1, 2, 3, 4]
+        for number, (_, entry) in enumerate(entries):
+            (tmp_path / "got").write_bytes(relay.get(f"source/{entry.uri}").content)
+            given = relay.client.get(entry.key.absolute_uri).content
+            clear = ran("openssl", "enc", "-d", *cipher(given, entry.key.iv.removeprefix("0x")), "-in", str(tmp_path / "got")).stdout
+            (tmp_path / f"clear-{number}.ts").write_bytes(clear)
+            if number == 0:  # its plain text is not in the corpus, but is TS
+                assert set(clear[::188]) == {0x47}
+            else:
+                assert clear == (CORPUS / f"videoOneSecond{number}.ts").read_bytes()
+        fresh_redis.hset(KEY, desired="stop")
+        assert relay.process.wait(15) == 0
+    # And a player sees what it would have seen of the plain files; the relay began three target durations before the live edge.
+    whole = tmp_path / "data" / "live" / "news" / "source" / "index.m3u8"
+    plainly = [*(folder / f"plain-{number}.ts" for number in range(1, 4)), *(tmp_path / f"clear-{number}.ts" for number in range(5))]
+    assert pictures(whole) == pictures(written(tmp_path / "plain.m3u8", [(path, 1.0) for path in plainly]))
+
+
+def pictures(playlist: Path) -> list[str]:
+    """Return the digest of each picture that a player finds in *playlist*, whose keys come over HTTP."""
+    options = ["-allowed_extensions", "ALL", "-protocol_whitelist", "file,crypto,data,http,tcp"]
+    packets = ffprobe(playlist, *options, "-select_streams", "v", "-show_data_hash", "md5", "-show_packets")["packets"]
+    return [packet["data_hash"] for packet in packets]
+
+
+def cipher(key: bytes, iv: str) -> list[str]:
+    return ["-aes-128-cbc", "-K", key.hex(), "-iv", iv]
+
+
+# What an operator does --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_relay_leaves_no_process_and_the_next_one_goes_on_without_gap_or_repeat(
+    origin: tuple[Path, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder, url = origin
+    data = tmp_path_factory.mktemp("d")
+    with muxing(folder, segment_s=1, size="640x360", first=7, listed=20) as source:
+        words = ["add", "news", f"{url}/live.m3u8", "--ladder", "small:180:300", "--window", WHOLE_RUN_S]
+        hlsrelay(*words, env=environment(data, None))
+        until(lambda: len(source.segments()) >= 2)
+        with relaying(data) as first:
+            until(lambda: len(first.numbers("small")) >= 4)
+            # Redis is one child; in the middle of an encode there is another.
+            until(lambda: len(first.children()) >= 2, every_s=0.005)
+            doomed = first.children()
+            before = first.get("source/index.m3u8").text
+            first.kill()
+            until(lambda: not alive(doomed | tagged(first.pid)), within_s=1.0, every_s=0.01)
+        last = int(re.findall(r"^(\d+)\.ts$", before, re.MULTILINE)[-1])
+        with relaying(data, HLSRELAY_HTTP=first.url.removeprefix("http://")) as second:
+            until(lambda: second.numbers("small")[-1:] >= [last + 5])
+            assert second.get("source/index.m3u8").text.startswith(before), "a player sees nothing but more segments"
+            for rendition in ("source", "small"):
+                entries = published(second, rendition)
+                numbers = [number for number, _, _ in entries]
+                assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+                assert not any(entry.discontinuity for _, _, entry in entries)
+                assert "#EXT-X-GAP" not in second.get(f"{rendition}/index.m3u8").text
+            relayed = [digest for _, digest, _ in published(second)]
+            assert is_consecutive_part(relayed, digests(folder, [path.name for path in source.segments()]))
+            assert len(set(relayed)) == len(relayed)
+            children = second.children()
+            assert second.stop() == 0
+            assert not alive(children | tagged(second.pid))
+
+
+@realtime
+def test_another_source_and_another_ladder_come_within_two_target_durations_and_cut_no_player(
+    origin: tuple[Path, str], fresh_redis: RedisServer, tmp_path: Path
+) -> None:
+    folder, url = origin
+    limit_s = 2 * 2.0
+    with ExitStack() as stack:
+        old = stack.enter_context(muxing(folder / "old", size="640x360", first=100))
+        new = stack.enter_context(muxing(folder / "new", size="640x360", hertz=880, first=3))
+        until(lambda: len(new.segments()) >= 3)
+        fresh_redis.hset(KEY, source=f"{url}/old/live.m3u8", desired="run", window=WHOLE_RUN_S)
+        relay = stack.enter_context(relaying(tmp_path / "data", fresh_redis))
+        until(lambda: len(relay.numbers()) >= 3)
+        player = stack.enter_context(reading(f"{relay.playlist.rpartition('/')[0]}/source/index.m3u8", tmp_path / "shown"))
+
+        changed_s = change(fresh_redis, lambda: cuts(relay) == 1, source=f"{url}/new/live.m3u8")
+        assert changed_s <= limit_s
+        assert set(variants(relay)) == {"source"}
+
+        changed_s = change(fresh_redis, lambda: set(variants(relay)) == {"source", "small", "audio"}, ladder="small:180:300,audio")
+        assert changed_s <= limit_s
+        until(lambda: len(relay.numbers("small")) - first_of_own(relay, "small") >= 2)
+        viewer_of_small = relay.get("small/index.m3u8").text
+
+        changed_s = change(fresh_redis, lambda: set(variants(relay)) == {"source", "audio"}, ladder="audio")
+        assert changed_s <= limit_s
+        newest = until(lambda: relay.numbers()[-1])
+        until(lambda: relay.numbers()[-1:] >= [newest + 1])
+        assert relay.get("small/index.m3u8").text.startswith(viewer_of_small), "who watches a rung that went watches on"
+        assert relay.numbers("small") == relay.numbers()
+
+        entries = published(relay)
+        numbers = [number for number, _, _ in entries]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        assert {rendition: cuts(relay, rendition) for rendition in ("source", "small", "audio")} == {"source": 3, "small": 3, "audio": 3}
+        at = next(index for index, (_, _, entry) in enumerate(entries) if entry.discontinuity)
+        relayed = [digest for _, digest, _ in entries]
+        assert is_consecutive_part(relayed[:at], digests(old.folder, [path.name for path in old.segments()]))
+        assert is_consecutive_part(relayed[at:], digests(new.folder, [path.name for path in new.segments()]))
+
+        ours = relay.data / "live" / "news" / "source"
+        listed = [digest for _, _, entry in entries for digest in picture_digests(ours / entry.uri)]
+        until(lambda: len(shown(tmp_path / "shown")) >= len(listed) - 60 or player.poll() is not None)
+        assert player.poll() is None, "the player reads on"
+        player.send_signal(signal.SIGINT)
+        player.wait(10)
+        seen = shown(tmp_path / "shown")
+        assert len(seen) > len(listed) - 120
+        assert seen[: len(listed)] == listed[: len(seen)], "every picture of every segment, once, in order"
+
+
+def change(redis: RedisServer, claim: Callable[[], bool], **fields: str) -> float:
+    """Write *fields* as an operator does; returns how many seconds it took until *claim* was true."""
+    began_s = time.monotonic()
+    redis.hset(KEY, **fields)
+    until(claim)
+    took_s = time.monotonic() - began_s
+    print(f"{', '.join(fields)}: in force after {took_s:.1f} s")
+    return took_s
+
+
+def variants(relay: RelayProcess) -> dict[str, Any]:
+    """Return what the multivariant playlist says of each rendition."""
+    playlist = m3u8.loads(relay.get("index.m3u8").raise_for_status().text)
+    return {one.uri.partition("/")[0]: one.stream_info for one in playlist.playlists}
+
+
+def first_of_own(relay: RelayProcess, rendition: str) -> int:
+    """Return how many entries a rendition lists that stand for the time before it came."""
+    media = relay.media(rendition)
+    assert media is not None
+    return sum(segment.uri.startswith("../") for segment in media.segments)
+
+
+def reading(url: str, words: Path) -> Any:
+    """Let ffmpeg read a live playlist from its first segment on, a line in *words* for each packet of video."""
+    argv = ["ffmpeg", "-v", "error", "-nostdin", "-live_start_index", "0", "-i", url, "-map", "0:v:0", "-c", "copy"]
+    return running([*argv, "-flush_packets", "1", "-f", "framemd5", str(words)], words.with_suffix(".log"))
+
+
+def shown(words: Path) -> list[str]:
+    """Return the digests of the packets that a player has read."""
+    return frame_digests(words.read_text()) if words.exists() else []
+
+
+def test_a_stopped_stream_ends_in_every_rendition_and_so_does_its_process(
+    origin: tuple[Path, str], fresh_redis: RedisServer, tmp_path: Path
+) -> None:
+    folder, url = origin
+    with muxing(folder, segment_s=1, size="640x360"):
+        fresh_redis.hset(KEY, source=f"{url}/live.m3u8", desired="run", ladder="small:180:300,audio")
+        with relaying(tmp_path / "data", fresh_redis) as relay:
+            until(lambda: len(relay.numbers("small")) >= 3)
+            assert fresh_redis.cli("HGET", KEY, "state") == "running"
+            children = relay.children()
+            fresh_redis.hset(KEY, desired="stop")
+            assert relay.process.wait(15) == 0
+            assert not alive(children | tagged(relay.pid))
+            ended = {path.parent.name: path.read_text() for path in (tmp_path / "data" / "live" / "news").glob("*/index.m3u8")}
+            assert set(ended) == {"source", "small", "audio"}
+            for text in ended.values():
+                assert text.endswith(".ts\n#EXT-X-ENDLIST\n")
+            assert len({len(m3u8.loads(text).segments) for text in ended.values()}) == 1
+            assert fresh_redis.cli("HGET", KEY, "state") == "stopped"
+            assert fresh_redis.cli("HGET", KEY, "node") == ""
+            assert [event["event"] for event in relay.log()][-1] == "stream.stopped"
+
+
+def test_who_asks_redis_can_be_cancelled_at_any_step(redis: RedisServer) -> None:
+    async def main() -> None:
+        registry = RedisRegistry(redis.url)
+        try:
+            await registry.ping()
+            for steps in range(40):
+                asking = asyncio.create_task(asks_for_ever(registry))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                asking.cancel()
+                _, pending = await asyncio.wait([asking], timeout=5)
+                assert not pending, f"cancelled after {steps} steps, it asks on"
+        finally:
+            await registry.aclose()
+
+    async def asks_for_ever(registry: RedisRegistry) -> None:
+        while True:
+            await registry.get("nobody")
+            await registry.report("nobody", {"state": "running"})
+
+    asyncio.run(main())
+
+
+@realtime
+def test_a_relay_that_nobody_watches_costs_next_to_nothing(
+    origin: tuple[Path, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, url = origin
+    data = tmp_path_factory.mktemp("d")
+    with muxing(folder, segment_s=4, size="640x360") as source:
+        hlsrelay("add", "news", f"{url}/live.m3u8", env=environment(data, None))
+        until(lambda: len(source.segments()) >= 1)
+        with relaying(data) as relay:
+            listing = data / "live" / "news" / "source" / "index.m3u8"  # not over HTTP: nobody asks the relay for anything
+
+            def count() -> int:
+                return len(m3u8.loads(listing.read_text()).segments) if listing.exists() else 0
+
+            first = until(count)
+            until(lambda: count() > first)
+            began_s, began_cpu_s, first = time.monotonic(), cpu_s(relay), count()
+            until(lambda: count() >= first + 5, 60, every_s=0.25)
+            share = (cpu_s(relay) - began_cpu_s) / (time.monotonic() - began_s)
+            with capsys.disabled():
+                print(f"\nidle relay with its Redis: {share:.2%} of a core over {time.monotonic() - began_s:.0f} s")
+            assert share < 0.05
+
+
+def cpu_s(relay: RelayProcess) -> float:
+    """Return the processor time that a relay and its children have used, those gone included."""
+    total = 0
+    for pid in {relay.pid, *relay.children()}:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += sum(int(ticks) for ticks in fields[11:15])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+# The ladder, live: one source and one relay for all that follows, so these tests come last ------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A relay of a live source with its ladder, and that source."""
+
+    relay: RelayProcess
+    source: Muxer
+
+
+RUNGS = ("480p", "360p", "audio")
+PICTURES = ("480p", "360p")
+
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Iterator[Ladder]:
+    folder = tmp_path_factory.mktemp("ladder")
+    redis.cli("DEL", KEY)
+    with nginx(folder / "origin", folder / "nginx") as url, muxing(folder / "origin") as source:
+        redis.hset(KEY, source=f"{url}/live.m3u8", desired="run", ladder=",".join(RUNGS), window=WHOLE_RUN_S)
+        with relaying(folder / "data", redis) as relay:
+            until(lambda: len(relay.numbers("480p")) >= 3)
+            yield Ladder(relay, source)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """All that a relay lists at one moment, in files: *numbers*, and of each rendition what it says and holds."""
+
+    folder: Path
+    multivariant: str
+    numbers: list[int]
+    texts: dict[str, str]
+    durations_s: list[float]
+
+    def file(self, rendition: str, number: int) -> Path:
+        return self.folder / rendition / f"{number}.ts"
+
+    def playlist(self, *renditions: str) -> Path:
+        """Write a playlist of all numbers that takes the next of *renditions* at each segment."""
+        chosen = [self.file(renditions[index % len(renditions)], number) for index, number in enumerate(self.numbers)]
+        return written(self.folder / f"{'-'.join(renditions)}.m3u8", list(zip(chosen, self.durations_s, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def copy(ladder: Ladder, tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    relay = ladder.relay
+    until(lambda: len(relay.numbers("480p")) >= 10, 60)
+
+    def seen() -> dict[str, str]:
+        names = ("", *(f"{name}/" for name in ("source", *RUNGS)))
+        return {name.strip("/"): relay.get(f"{name}index.m3u8").raise_for_status().text for name in names}
+
+    def steady() -> dict[str, str] | None:
+        texts = seen()
+        return texts if texts == seen() else None
+
+    texts = until(steady)
+    multivariant = texts.pop("")
+    media = m3u8.loads(texts["source"])
+    numbers = [media.media_sequence + index for index in range(len(media.segments))]
+    folder = tmp_path_factory.mktemp("copy")
+    for name in texts:
+        (folder / name).mkdir()
+        for number in numbers:
+            (folder / name / f"{number}.ts").write_bytes(relay.get(f"{name}/{number}.ts").raise_for_status().content)
+    return Copy(folder, multivariant, numbers, texts, [segment.duration for segment in media.segments])
+
+
+@realtime
+@needs("chromium")
+@pytest.mark.skipif(not (PAGE_DIR / HLS_JS / "dist").exists(), reason="hls.js isn't installed: make install")
+def test_hls_js_plays_the_ladder_for_a_minute_and_over_a_switch_without_an_error_or_a_stall(ladder: Ladder) -> None:
+    browser = pytest.importorskip("tests.acceptance.browser", reason="the playwright package isn't installed")
+    report = browser.watch(ladder.relay.url, "news", seconds=60, switch_after_s=20)
+    assert report.player.startswith("hls.js")
+    assert report.switched_at_s is not None
+    assert len({level.height for level in report.levels}) >= 2
+    assert report.fatal == ()
+    assert [stall_s for stall_s in report.stalls_s if stall_s > 0.5] == []
+    assert report.smooth(), report
+    assert report.decoded_frames > 25 * 60
+
+
+@realtime
+def test_every_segment_is_published_as_the_source_made_it(ladder: Ladder, copy: Copy) -> None:
+    made = digests(ladder.source.folder, [path.name for path in ladder.source.segments()])
+    relayed = [sha256(copy.file("source", number).read_bytes()) for number in copy.numbers]
+    assert is_consecutive_part(relayed, made)
+    assert len(set(relayed)) == len(relayed) >= 10
+    for text in copy.texts.values():
+        media = m3u8.loads(text)
+        assert [segment.uri for segment in media.segments] == [f"{number}.ts" for number in copy.numbers]
+        assert [segment.duration for segment in media.segments] == copy.durations_s
+        assert "#EXT-X-GAP" not in text
+        assert "#EXT-X-DISCONTINUITY\n" not in text
+    stated = {path.name: duration for path, duration in zip(ladder.source.segments(), source_durations(ladder.source), strict=False)}
+    assert copy.durations_s == [pytest.approx(stated[f"{number}.ts"], abs=1e-6) for number in copy.numbers]
+
+
+def source_durations(source: Muxer) -> list[float]:
+    """Return what the muxer says of all its segments; of those that it lists no more, what it always says."""
+    listed = [segment.duration for segment in m3u8.load(str(source.playlist)).segments]
+    return [2.0] * (len(source.segments()) - len(listed)) + listed
+
+
+@realtime
+def test_every_rung_shows_its_pictures_and_plays_its_sound_exactly_when_the_source_does(copy: Copy) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        names = ("source", *RUNGS)
+        found = dict(zip(names, (list(pool.map(tracks, (copy.file(name, one) for one in copy.numbers))) for name in names), strict=True))
+    probed = ffprobe(copy.file("source", copy.numbers[0]), "-show_streams", "-select_streams", "v")["streams"]
+    assert probed[0]["has_b_frames"] > 0, "the source is as meant"
+    for name in RUNGS:
+        for source, made in zip(found["source"], found[name], strict=True):
+            assert set(made) == ({"video", "audio"} if name in PICTURES else {"audio"})
+            assert made["audio"].digests == source["audio"].digests
+            assert same_moments(made["audio"], source["audio"], within_ticks=1)
+            if name in PICTURES:
+                assert len(made["video"].pts) == len(source["video"].pts) == 60
+                assert set(made["video"].pts) == set(source["video"].pts)
+                assert ticks_apart(made["video"].starts, source["video"].starts) <= 1
+    sounds = {name: sound_digest(copy.playlist(name)) for name in names}
+    assert len(set(sounds.values())) == 1, sounds
+
+
+def same_moments(made: Track, source: Track, *, within_ticks: int) -> bool:
+    """Return whether two tracks have their packets at the same moments, but for rounding."""
+    return len(made.pts) == len(source.pts) and all(ticks_apart(*pair) <= within_ticks for pair in zip(made.pts, source.pts, strict=True))
+
+
+@realtime
+def test_every_segment_of_every_rung_begins_with_an_idr(copy: Copy) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for name in PICTURES:
+            assert set(pool.map(first_slice_type, (copy.file(name, number) for number in copy.numbers))) == {IDR}
+
+
+@realtime
+@pytest.mark.parametrize("path", [("source",), ("480p",), ("360p",), ("480p", "360p")], ids="+".join)
+def test_ffmpeg_decodes_every_rung_and_every_switch_without_a_word(path: tuple[str, ...], copy: Copy) -> None:
+    assert words_of_a_player(copy.playlist(*path), video=True) == ""
+
+
+@realtime
+def test_ffmpeg_decodes_switches_to_the_source_and_back_without_an_error(copy: Copy) -> None:
+    # Not without a warning: the source's continuity counters go on from its own segment before, and its bytes are not ours to change.
+    assert words_of_a_player(copy.playlist("source", "360p", "480p"), video=True, level="error") == ""
+
+
+@realtime
+def test_ffmpeg_says_of_the_audio_rung_what_it_says_of_audio_that_it_has_cut_itself(copy: Copy) -> None:
+    (copy.folder / "cut").mkdir()
+    for number in copy.numbers:
+        words = [
+            "-copyts",
+            "-i",
+            str(copy.file("source", number)),
+            "-map",
+            "0:a:0",
+            "-c",
+            "copy",
+            "-muxdelay",
+            "0.7",
+            "-mpegts_copyts",
+            "1",
+        ]
+        flags = ["-avoid_negative_ts", "disabled", "-mpegts_flags", "+initial_discontinuity"]
+        ran("ffmpeg", "-v", "error", "-nostdin", *words, *flags, "-f", "mpegts", str(copy.file("cut", number)))
+    ours, theirs = (words_of_a_player(copy.playlist(name), video=False).splitlines() for name in ("audio", "cut"))
+    assert [without_addresses(line) for line in ours] == [without_addresses(line) for line in theirs]
+    assert len(ours) <= 1, "at its very beginning"
+
+
+def without_addresses(line: str) -> str:
+    return re.sub(r"0x[0-9a-f]+", "", line)
+
+
+@realtime
+def test_the_multivariant_playlist_says_of_each_rendition_what_ffprobe_measures(copy: Copy) -> None:
+    playlist = m3u8.loads(copy.multivariant)
+    assert [one.uri for one in playlist.playlists] == [f"{name}/index.m3u8" for name in ("source", *RUNGS)]
+    for one in playlist.playlists:
+        name, stated = one.uri.partition("/")[0], one.stream_info
+        bits = [8 * copy.file(name, number).stat().st_size for number in copy.numbers]
+        assert stated.bandwidth >= peak_bps(bits, copy.durations_s, m3u8.loads(copy.texts[name]).target_duration)
+        assert stated.average_bandwidth == pytest.approx(sum(bits) / sum(copy.durations_s), abs=1)
+        assert stated.bandwidth <= 2 * stated.average_bandwidth, "a peak that nothing comes near would keep players away"
+        streams = {stream["codec_type"]: stream for stream in ffprobe(copy.file(name, copy.numbers[-1]), "-show_streams")["streams"]}
+        codecs = stated.codecs.split(",")
+        assert codecs.pop() == "mp4a.40.2"
+        assert (streams["audio"]["codec_name"], streams["audio"]["profile"]) == ("aac", "LC")
+        if name == "audio":
+            assert (set(streams), codecs, stated.resolution, stated.frame_rate) == ({"audio"}, [], None, None)
+            continue
+        video = streams["video"]
+        profile = {"Main": 0x4D, "High": 0x64, "Constrained Baseline": 0x42}[video["profile"]]
+        assert [re.sub(r"(?<=avc1\...)..", "··", codec.lower()) for codec in codecs] == [f"avc1.{profile:02x}··{video['level']:02x}"]
+        assert stated.resolution == (video["width"], video["height"])
+        assert stated.frame_rate == pytest.approx(rate(video["avg_frame_rate"]), abs=0.0005)
+        assert rate(video["r_frame_rate"]) == stated.frame_rate
+
+
+def peak_bps(bits: list[int], durations_s: list[float], target_duration_s: float) -> int:
+    """Return the largest bitrate of any run of segments that lasts from 0.5 to 1.5 target durations (RFC 8216 4.1)."""
+    peak = 0.0
+    for first in range(len(bits)):
+        for end in range(first + 1, len(bits) + 1):
+            length_s = sum(durations_s[first:end])
+            if 0.5 * target_duration_s <= length_s <= 1.5 * target_duration_s:
+                peak = max(peak, sum(bits[first:end]) / length_s)
+    return math.floor(peak)
+
+
+def rate(text: str) -> float:
+    """Return the value of ffprobe's fraction."""
+    over, under = text.split("/")
+    return int(over) / int(under)
+
+
+@realtime
+def test_ffprobe_reads_the_presentation_over_http(ladder: Ladder) -> None:
+    seen = ffprobe(ladder.relay.playlist, "-show_programs", "-show_streams")
+    sizes = [sorted((stream["codec_type"], stream.get("height")) for stream in program["streams"])[::-1] for program in seen["programs"]]
+    assert sizes == [
+        [("video", 720), ("audio", None)],
+        [("video", 480), ("audio", None)],
+        [("video", 360), ("audio", None)],
+        [("audio", None)],
+    ]
+
+
+@realtime
+def test_what_is_listed_only_ever_grows_at_its_end(ladder: Ladder, copy: Copy) -> None:
+    for name, text in copy.texts.items():
+        now = ladder.relay.get(f"{name}/index.m3u8").text
+        assert now.startswith(text)
+    assert all(later == sooner + 1 for sooner, later in pairwise(copy.numbers))
