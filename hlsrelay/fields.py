@@ -16,6 +16,7 @@ OPERATOR_FIELDS: Mapping[str, str] = {
     "source": "URL of the live HLS playlist to relay, multivariant or media (needed)",
     "desired": "run or stop (default: run)",
     "ladder": "rungs to make: 1080p, 720p, 480p, 360p, audio, or name:height:kbps, comma between (default: none, pass-through)",
+    "variants": "what of a multivariant source to relay: all, best, <=720p, or names of variants (default: all)",
     "window": "seconds of media that the playlists list, 6 to 86400 (default: 60)",
 }
 RELAY_FIELDS: Mapping[str, str] = {
@@ -62,7 +63,15 @@ def stream_of(stream_id: str, fields: Mapping[str, str]) -> Stream:
         desired=desired,
         ladder=parse_ladder(fields.get("ladder", "")),
         window_s=_window_s(fields.get("window", "")),
+        variants=_variants(fields.get("variants", "")),
     )
+
+
+def _variants(text: str) -> str:
+    text = text.strip() or "all"
+    if not re.fullmatch(r"all|best|<=\s*\d{1,4}p|[A-Za-z0-9-]+(\s*,\s*[A-Za-z0-9-]+)*", text):
+        raise ConfigError(f"variants is '{text}': write all, best, <=720p, or names of variants with commas between")
+    return text
 
 
 def _window_s(text: str) -> float:

@@ -1,6 +1,6 @@
 """The stages between the source's playlist and ours, as generators that pull from one another.
 
-    loaded -> numbered -> in_order(Downloading) -> in_order(Transcoding) -> published
+    surveyed -> for each track: loaded -> numbered -> in_order(Downloading) -> in_order(Transcoding) -> published
 
 Each stage takes one item at a time and gives one: a loss is a value (a Made without files), a Turn marks the end of a load and goes
 through untouched. The look-ahead of `in_order` is what lets the loader go on while the encoder is busy, and what stops it in the end.
@@ -11,17 +11,18 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from hlsrelay.clock import Clock, Pacer
+from hlsrelay.clock import Clock, Nudges, Pacer
 from hlsrelay.encoder import EncodeJob, Encoder
 from hlsrelay.errors import EncodeError, SegmentLost, UpstreamError
 from hlsrelay.hls.advance import advance
-from hlsrelay.hls.render import media_playlist, multivariant_playlist
-from hlsrelay.hls.window import Progress, expired, known_paths
+from hlsrelay.hls.render import media_playlist
+from hlsrelay.hls.window import Progress, expired
 from hlsrelay.ladder import fitting
 from hlsrelay.ledger import Ledger
 from hlsrelay.media.probe import Container, MediaError, MediaInfo, probe
@@ -34,10 +35,12 @@ from hlsrelay.model import (
     Made,
     MediaFile,
     Numbered,
+    Presentation,
     Restart,
     Rung,
     Snapshot,
     Stream,
+    Track,
     Traits,
     Turn,
 )
@@ -67,8 +70,11 @@ B = TypeVar("B")
 class Source(Protocol):
     """What the stages need of the upstream."""
 
-    async def load(self, source: str) -> Snapshot:
-        """Return the source's playlist. Raises UpstreamError."""
+    async def survey(self, source: str, variants: str) -> Presentation:
+        """Return what the source presents. Raises UpstreamError, ConfigError."""
+
+    async def load(self, name: str) -> Snapshot:
+        """Return the media playlist of a surveyed track. Raises UpstreamError."""
 
     async def fetch(self, uri: str, byterange: ByteRange | None, restart: Restart, deadline_s: float) -> int:
         """Fetch a segment whole. Raises SegmentLost."""
@@ -82,17 +88,47 @@ class Control(Protocol):
         """The stream's fields, as last read."""
 
 
+@dataclass
+class Agreement:
+    """What the tracks of one presentation decide together (RFC 8216 6.2.4): where they break off, and the target duration."""
+
+    generation: int = 1
+    target_duration_s: int = 0
+    discontinuities: int | None = None
+    """Where a track that comes later begins to count; None: as the source does."""
+
+
 @dataclass(frozen=True)
 class Tools:
     """What one stream's relay works with."""
 
     upstream: Source
     storage: LocalStorage
-    ledger: Ledger
     encoder: Encoder
     control: Control
-    pacer: Pacer
     clock: Clock
+    nudges: Nudges = field(default_factory=Nudges)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What the pipeline of one track works with."""
+
+    tools: Tools
+    track: Track
+    stream: Stream
+    """The wishes that the source was surveyed for."""
+    ledger: Ledger
+    pacer: Pacer
+    agreement: Agreement
+    progress: Progress | None = None
+    """Where the track was left."""
+
+    @property
+    def followed(self) -> bool:
+        """Whether the operator still wants what was surveyed, and wants it to run."""
+        now = self.tools.control.stream
+        return now.desired is Desired.RUN and (now.source, now.variants) == (self.stream.source, self.stream.variants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,39 +150,38 @@ class Clip:
     lost: str = ""
 
 
-async def loaded(tools: Tools) -> AsyncGenerator[Load, None]:
-    """Yield the source's playlist each time it is due, until the operator wants the stream stopped."""
-    async for _ in tools.pacer:
-        stream = tools.control.stream
-        if stream.desired is Desired.STOP:
+async def loaded(desk: Desk) -> AsyncGenerator[Load, None]:
+    """Yield the track's playlist each time it is due, until the operator wants the stream stopped or another source."""
+    async for _ in desk.pacer:
+        if not desk.followed:
             return
+        stream = desk.tools.control.stream
         try:
-            snapshot = await tools.upstream.load(stream.source)
+            snapshot = await desk.tools.upstream.load(desk.track.name)
         except UpstreamError as error:
-            tools.pacer.failed()
+            desk.pacer.failed()
             yield Load(stream, error=str(error))
         else:
             yield Load(stream, snapshot)
 
 
-async def numbered(
-    loads: AsyncIterator[Load], progress: Progress | None, first_number: int | None, tools: Tools
-) -> AsyncGenerator[Numbered | Turn, None]:
+async def numbered(loads: AsyncIterator[Load], desk: Desk) -> AsyncGenerator[Numbered | Turn, None]:
     """Yield each new segment under its number, then the Turn of its load."""
-    position = progress.position if progress else None
+    position = desk.progress.position if desk.progress else None
+    first_number = None if desk.progress else desk.ledger.first_free_number()
+    clock, agreement = desk.tools.clock, desk.agreement
     ended_s: float | None = None
     async for load in loads:
         if (snapshot := load.snapshot) is None:
             yield Turn(load.stream, error=load.error)
             continue
-        step = advance(position, snapshot, load.stream, tools.clock.utc_now(), first_number=first_number)
+        step = advance(position, snapshot, load.stream, clock.utc_now(), first_number=first_number, generation=agreement.generation)
         position = step.position
-        tools.pacer.loaded(
-            changed=bool(step.fresh), target_duration_s=snapshot.target_duration_s, newest_s=snapshot.segments[-1].duration_s
-        )
+        agreement.generation = max(agreement.generation, position.generation)
+        desk.pacer.loaded(changed=bool(step.fresh), target_duration_s=snapshot.target_duration_s, newest_s=snapshot.segments[-1].duration_s)
         for one in step.fresh:
             yield one
-        now_s = tools.clock.monotonic_s()
+        now_s = clock.monotonic_s()
         ended_s = None if not snapshot.ended or step.fresh else now_s if ended_s is None else ended_s
         ended = ended_s is not None and now_s - ended_s >= END_HOLD_TARGET_DURATIONS * snapshot.target_duration_s
         yield Turn(load.stream, repairs=(*snapshot.repairs, *step.repairs), ended=ended)
@@ -193,8 +228,9 @@ class Downloading:
 
     MOST_INITS = 8
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
+    def __init__(self, desk: Desk) -> None:
+        self._tools = desk.tools
+        self._name = desk.track.name
         self._inits: OrderedDict[InitSection, asyncio.Task[tuple[str, bytes]]] = OrderedDict()
 
     async def __call__(self, item: Numbered | Turn) -> Clip | Turn:
@@ -206,11 +242,11 @@ class Downloading:
         deadline_s = max(2.0 * item.target_duration_s, 6.0)
         try:
             init_uri, init = await self._init(segment.init, item.number, deadline_s) if segment.init else (None, None)
-            temp = self._tools.storage.temp(f"{SOURCE}-{item.number}")
+            temp = self._tools.storage.temp(f"{self._name}-{item.number}")
             with _Growing(self._tools.storage, temp) as file:
                 size = await self._tools.upstream.fetch(segment.uri, segment.byterange, file.restart, deadline_s)
             suffix = _suffix(file.head, segment.uri, encrypted=bool(segment.keys))
-            self._tools.storage.commit(temp, f"{SOURCE}/{item.number}.{suffix}")
+            self._tools.storage.commit(temp, f"{self._name}/{item.number}.{suffix}")
         except SegmentLost as error:
             return Clip(item, lost=str(error))
         except OSError as error:
@@ -235,7 +271,7 @@ class Downloading:
 
         await self._tools.upstream.fetch(section.uri, section.byterange, restart, deadline_s)
         name = f"init-{number}.mp4"
-        self._tools.storage.write(f"{SOURCE}/{name}", bytes(body))
+        self._tools.storage.write(f"{self._name}/{name}", bytes(body))
         return name, bytes(body)
 
 
@@ -281,8 +317,9 @@ def _suffix(head: bytes, uri: str, *, encrypted: bool) -> str:
 class Transcoding:
     """Makes the ladder's rungs of a clip, and reads from the media what the multivariant playlist says."""
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
+    def __init__(self, desk: Desk) -> None:
+        self._tools = desk.tools
+        self._name = desk.track.name
         self._traits = Traits()
         self._previous: tuple[int, Path] | None = None
 
@@ -302,14 +339,14 @@ class Transcoding:
         )
         if item.file is None:
             return Made(entry, made, lost=item.lost)
-        wanted = made.stream.ladder
+        wanted = made.stream.ladder if self._name == SOURCE else ()
         info = self._probed(item) if wanted or made.discontinuity or self._traits.codecs is None else None
-        files = {SOURCE: replace(item.file, traits=self._traits)}
+        files = {self._name: replace(item.file, traits=self._traits)}
         rungs: tuple[Rung, ...] = ()
         failed: Mapping[str, str] = {}
         if info and info.container is Container.TS:
             rungs = fitting(wanted, info.video.height if info.video else None)
-            source = self._tools.storage.folder / SOURCE / item.file.uri
+            source = self._tools.storage.folder / self._name / item.file.uri
             # Calls begin in the segments' order, and nothing above waits: what was noted last is the segment before.
             number, before = self._previous or (-1, None)
             previous = before if number == made.number - 1 and not made.discontinuity else None
@@ -318,13 +355,15 @@ class Transcoding:
             files |= encoded
         elif wanted:
             failed = {"ladder": "a ladder is made of unencrypted MPEG-TS only"}
-        return Made(replace(entry, files=files, rungs=tuple(rung.name for rung in rungs)), made, failed=failed)
+        return Made(
+            replace(entry, files=files, rungs=tuple(rung.name for rung in rungs)), made, failed=failed, received_bytes=item.file.size_bytes
+        )
 
     def _probed(self, clip: Clip) -> MediaInfo | None:
         if clip.file is None or clip.numbered.segment.keys:
             return None
         try:
-            info = probe(self._tools.storage.read(f"{SOURCE}/{clip.file.uri}") or b"", clip.init)
+            info = probe(self._tools.storage.read(f"{self._name}/{clip.file.uri}") or b"", clip.init)
         except MediaError:
             return None
         self._traits = _traits(info)
@@ -376,12 +415,11 @@ def _traits(info: MediaInfo) -> Traits:
     return Traits(codecs or None, info.video.width or None, info.video.height or None, info.video.frame_rate)
 
 
-def publish(progress: Progress, tools: Tools) -> Progress:
+def publish(progress: Progress, ledger: Ledger, tools: Tools) -> Progress:
     """Record, then show, then sweep. Returns the progress without what was swept. Raises OSError where the disk says no."""
-    tools.ledger.record(progress)
+    ledger.record(progress)
     for rendition in progress.renditions:
         tools.storage.publish(f"{rendition.name}/index.m3u8", media_playlist(progress, rendition.name))
-    tools.storage.publish("index.m3u8", multivariant_playlist(progress))
     return swept(progress, tools)
 
 
@@ -392,10 +430,32 @@ def swept(progress: Progress, tools: Tools) -> Progress:
     return progress
 
 
-def resumed(tools: Tools) -> Progress | None:
-    """Return where the stream was left, and remove what a crash left half done."""
-    progress = tools.ledger.resume()
-    if progress:
-        tools.storage.sweep(known_paths(progress))
-        progress = publish(progress, tools)
-    return progress
+async def merged(sources: list[AsyncGenerator[A, None]]) -> AsyncGenerator[A, None]:
+    """Yield what *sources* yield, as it comes, until all are done; closing it closes them. An exception of one comes out here."""
+    queue: asyncio.Queue[tuple[A] | Exception | None] = asyncio.Queue(1)
+
+    async def feed(source: AsyncGenerator[A, None]) -> None:
+        try:
+            async with aclosing(source):
+                async for item in source:
+                    await queue.put((item,))
+        except Exception as error:  # it comes out of the generator
+            await queue.put(error)
+        else:
+            await queue.put(None)
+
+    feeders = [asyncio.create_task(feed(source)) for source in sources]
+    running = len(feeders)
+    try:
+        while running:
+            found = await queue.get()
+            if isinstance(found, Exception):
+                raise found
+            if found is None:
+                running -= 1
+            else:
+                yield found[0]
+    finally:
+        for feeder in feeders:
+            feeder.cancel()
+        await asyncio.gather(*feeders, return_exceptions=True)

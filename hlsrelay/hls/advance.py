@@ -15,7 +15,7 @@ while the generation has been silent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -37,17 +37,26 @@ class Step:
     repairs: tuple[str, ...] = ()
 
 
-def advance(position: Position | None, snapshot: Snapshot, stream: Stream, now: datetime, *, first_number: int | None = None) -> Step:
+def advance(
+    position: Position | None,
+    snapshot: Snapshot,
+    stream: Stream,
+    now: datetime,
+    *,
+    first_number: int | None = None,
+    generation: int = 1,
+) -> Step:
     """Return the segments of *snapshot* not yet relayed, numbered, and the position after them.
 
     *position* is None for a stream that was never relayed: it starts near the live edge, with the source's own numbers, or with
-    *first_number* where an older playlist of this stream has used the numbers below it.
+    *first_number* where an older playlist of this stream has used the numbers below it. *generation* is the highest that any track of
+    the presentation has reached: one that is behind makes a DISCONTINUITY too, because they count them together (RFC 8216 6.2.4).
     """
-    load = _Load(snapshot, stream, now)
+    load = _Load(snapshot, stream, now, generation)
     if position is None:
         fresh = live_edge(snapshot)
         offset = 0 if first_number is None else first_number - fresh[0].sequence
-        start = Position(stream.source, 1, offset, fresh[0].sequence + offset - 1, (), now, now - _length(fresh), stream.ladder)
+        start = Position(stream.source, generation, offset, fresh[0].sequence + offset - 1, (), now, now - _length(fresh), stream.ladder)
         return _emit(start, fresh, load, cut=first_number is not None)
     if position.source != stream.source:
         return _new_generation(position, live_edge(snapshot), load, "source_changed")
@@ -79,6 +88,7 @@ class _Load:
     snapshot: Snapshot
     stream: Stream
     now: datetime
+    generation: int
 
 
 def _after_hole(position: Position, newer: tuple[Segment, ...], load: _Load) -> Step:
@@ -122,7 +132,7 @@ def _new_generation(position: Position, fresh: tuple[Segment, ...], load: _Load,
     start = replace(
         position,
         source=load.stream.source,
-        generation=position.generation + 1,
+        generation=max(position.generation + 1, load.generation),
         offset=position.last_number + 1 - fresh[0].sequence,
         recent=(),
         older=(*position.older, *position.recent)[-REMEMBERED:],
@@ -139,7 +149,7 @@ def _emit(position: Position, fresh: tuple[Segment, ...], load: _Load, *, cut: b
     if fresh[0].sequence != position.last_sequence + 1:
         raise AssertionError(f"source's segment {fresh[0].sequence} after {position.last_sequence}")
     first_ever = not position.recent and not cut
-    cut = cut or position.ladder != load.stream.ladder
+    cut = cut or position.ladder != load.stream.ladder or position.generation < load.generation
     when = position.next_program_date_time
     times: list[datetime] = []
     for segment in fresh:
@@ -148,6 +158,7 @@ def _emit(position: Position, fresh: tuple[Segment, ...], load: _Load, *, cut: b
     seen = tuple(Seen(segment.sequence, identity(segment), segment.program_date_time) for segment in fresh if segment.uri)
     after = replace(
         position,
+        generation=max(position.generation, load.generation),
         last_number=fresh[-1].sequence + position.offset,
         recent=(*position.recent, *seen)[-REMEMBERED:],
         advanced_at=load.now,
@@ -156,14 +167,35 @@ def _emit(position: Position, fresh: tuple[Segment, ...], load: _Load, *, cut: b
         listed=len(load.snapshot.segments),
         candidate=None,
     )
+    listed = {segment.sequence: count for segment, count in zip(load.snapshot.segments, _counted(load.snapshot), strict=True)}
     numbered = []
     for index, (segment, time) in enumerate(zip(fresh, times, strict=True)):
         discontinuity = segment.discontinuity
         if index == 0:  # nothing stands before the first ever, so nothing is cut there
             discontinuity = cut or (discontinuity and not first_ever)
         number = segment.sequence + position.offset
-        numbered.append(Numbered(number, segment, discontinuity, time, load.snapshot.target_duration_s, load.stream, after))
+        numbered.append(
+            Numbered(
+                number,
+                segment,
+                discontinuity,
+                time,
+                load.snapshot.target_duration_s,
+                load.stream,
+                after,
+                discontinuity_sequence=listed.get(segment.sequence, 0),
+                i_frames_only=load.snapshot.i_frames_only,
+            )
+        )
     return Step(after, tuple(numbered))
+
+
+def _counted(snapshot: Snapshot) -> Iterator[int]:
+    """Yield each listed segment's discontinuity sequence number at the source, its own DISCONTINUITY counted (RFC 8216 6.2.1)."""
+    count = snapshot.discontinuity_sequence
+    for segment in snapshot.segments:
+        count += segment.discontinuity
+        yield count
 
 
 def _length(segments: Iterable[Segment]) -> timedelta:

@@ -14,11 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from hlsrelay.clock import Pacer
+from hlsrelay.clock import Nudges
 from hlsrelay.encoder import Encoded, EncodeJob
 from hlsrelay.errors import EncodeError
 from hlsrelay.hls.parse import parse
-from hlsrelay.ledger import LocalLedger
 from hlsrelay.model import Desired, Snapshot, Stream
 from hlsrelay.relay import Tick, relay
 from hlsrelay.stages import Tools
@@ -47,7 +46,7 @@ class Watching:
 
     storage: LocalStorage
     operator: Operator
-    pacer: Pacer
+    nudges: Nudges
     origin: Origin
     ticks: list[Tick] = field(default_factory=list)
     played: dict[int, tuple[str, bool, bool]] = field(default_factory=dict)
@@ -96,13 +95,13 @@ class Watching:
 async def watching(live: Path, origin: Origin, *others: Origin, window_s: float = 30.0) -> AsyncGenerator[Watching, None]:
     operator = Operator(stream(window_s=window_s))
     with LocalStorage(live, "news") as storage:
-        yield Watching(storage, operator, Pacer(VirtualClock()), origin)
+        yield Watching(storage, operator, Nudges(), origin)
 
 
 async def relayed(watch: Watching, until_s: float, *others: Origin) -> None:
     """Run the relay until virtual time *until_s*, or until it ends by itself."""
     async with Upstream(transport=watch.origin.transport(*others)) as upstream:
-        tools = Tools(upstream, watch.storage, LocalLedger(watch.storage), NoEncoder(), watch.operator, watch.pacer, VirtualClock())
+        tools = Tools(upstream, watch.storage, NoEncoder(), watch.operator, VirtualClock(), watch.nudges)
         async with aclosing(relay(tools)) as ticks:
 
             async def run() -> None:
@@ -197,7 +196,7 @@ def test_stop_ends_the_playlist_and_the_relay(tmp_path: Path) -> None:
     async def play(watch: Watching) -> None:
         def stop() -> None:
             watch.operator.stream = replace(watch.operator.stream, desired=Desired.STOP)
-            watch.pacer.nudge()
+            watch.nudges.nudge()
 
         later(30, stop)
         await relayed(watch, 1000)
@@ -318,7 +317,7 @@ def test_another_source_follows_after_one_discontinuity(tmp_path: Path) -> None:
     async def play(watch: Watching) -> None:
         def change() -> None:
             watch.operator.stream = replace(watch.operator.stream, source="https://backup.example/x/index.m3u8")
-            watch.pacer.nudge()
+            watch.nudges.nudge()
 
         later(40, change)
         await relayed(watch, 80, other)
