@@ -14,6 +14,9 @@ from hlsrelay.urls import checked_url
 
 OPERATOR_FIELDS: Mapping[str, str] = {
     "source": "URL of the live HLS playlist to relay, multivariant or media (needed)",
+    "backup": "further URLs of the same programme, blanks between, to fail over to in this order (default: none)",
+    "stall": "seconds without anything new after which the next source is taken, 1 to 3600 (default: 3 target durations, at least 5)",
+    "hold": "seconds that the primary must have been well before it is taken back, 1 to 86400 (default: 10 target durations, at least 30)",
     "desired": "run or stop (default: run)",
     "ladder": "rungs to make: 1080p, 720p, 480p, 360p, audio, or name:height:kbps, comma between (default: none, pass-through)",
     "variants": "what of a multivariant source to relay: all, best, <=720p, or names of variants (default: all)",
@@ -62,7 +65,10 @@ def stream_of(stream_id: str, fields: Mapping[str, str]) -> Stream:
         source=checked_url(fields["source"]),
         desired=desired,
         ladder=parse_ladder(fields.get("ladder", "")),
-        window_s=_window_s(fields.get("window", "")),
+        window_s=_seconds("window", fields, SHORTEST_WINDOW_S, LONGEST_WINDOW_S) or DEFAULT_WINDOW_S,
+        backups=tuple(checked_url(url) for url in fields.get("backup", "").split()),
+        stall_s=_seconds("stall", fields, 1.0, 3600.0),
+        hold_s=_seconds("hold", fields, 1.0, 86_400.0),
         variants=_variants(fields.get("variants", "")),
     )
 
@@ -74,13 +80,15 @@ def _variants(text: str) -> str:
     return text
 
 
-def _window_s(text: str) -> float:
+def _seconds(name: str, fields: Mapping[str, str], least: float, most: float) -> float | None:
+    """Return a field of seconds, None where it is empty."""
+    text = fields.get(name, "")
     if not text:
-        return DEFAULT_WINDOW_S
+        return None
     try:
-        window_s = float(text)
+        seconds = float(text)
     except ValueError:
-        window_s = -1.0
-    if not SHORTEST_WINDOW_S <= window_s <= LONGEST_WINDOW_S:
-        raise ConfigError(f"window is '{text}': write seconds from {SHORTEST_WINDOW_S:.0f} to {LONGEST_WINDOW_S:.0f}")
-    return window_s
+        seconds = -1.0
+    if not least <= seconds <= most:
+        raise ConfigError(f"{name} is '{text}': write seconds from {least:.0f} to {most:.0f}")
+    return seconds

@@ -8,8 +8,8 @@ from hlsrelay.clock import Pacer
 from hlsrelay.hls.render import multivariant_playlist
 from hlsrelay.hls.window import Progress, followed, known_paths
 from hlsrelay.ledger import LocalLedger
-from hlsrelay.model import SOURCE, Presentation, Stream
-from hlsrelay.stages import Agreement, Desk, Tools, publish
+from hlsrelay.model import SOURCE, Made, Presentation, Stream
+from hlsrelay.stages import Agreement, Choice, Desk, Tools, publish
 
 WAIT_FOR_ALL_TARGET_DURATIONS = 3
 """A track that has nothing to show after this long is left out of the multivariant playlist until it has."""
@@ -24,12 +24,15 @@ class House:
         self._stream: Stream | None = None
         self._published: dict[str, Progress] = {}
         self._first_shown_s: float | None = None
+        self.choice = Choice(tools)
         for name in tools.storage.ledgers():
             if progress := LocalLedger(tools.storage, name).resume():
                 self._published[name] = progress
         tools.storage.sweep({path for progress in self._published.values() for path in known_paths(progress)})
         for name, progress in self._published.items():
             self._published[name] = publish(progress, LocalLedger(tools.storage, name), tools)
+        if main := self._published.get(SOURCE):
+            self.choice = Choice(tools, last=main.position.source)
 
     def furnished(self, presentation: Presentation, stream: Stream) -> list[Desk]:
         """Return what each track's pipeline works with; tracks of before that are not among them follow the main one."""
@@ -50,18 +53,24 @@ class House:
                 ledger=LocalLedger(self._tools.storage, track.name),
                 pacer=Pacer(self._tools.clock, self._tools.nudges),
                 agreement=agreement,
+                choice=self.choice,
                 progress=self._published.get(track.name),
             )
             for track in presentation.tracks
         ]
 
-    def shown(self, name: str, progress: Progress | None, *, new: bool) -> str:
+    def shown(self, name: str, progress: Progress | None, made: Made | None) -> str:
         """Take a track's progress, show the multivariant playlist as it is now; returns why that failed, empty when it did not."""
+        if name == SOURCE:
+            self.choice.target_duration_s = progress.target_duration_s if progress else 0.0
+            if made and not made.lost:
+                self.choice.progressed()
+            self.choice.considered()
         if progress is None:
             return ""
         self._published[name] = progress
         try:
-            if new and name == SOURCE:
+            if made and name == SOURCE:
                 self._follow(progress)
             self._show()
         except OSError as error:

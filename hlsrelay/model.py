@@ -166,7 +166,9 @@ class Stream:
     ladder: tuple[Rung, ...] = ()
     window_s: float = 60.0
     variants: str = "all"
-    keys: str = "proxy"
+    backups: tuple[str, ...] = ()
+    stall_s: float | None = None
+    hold_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from hlsrelay.house import House
 from hlsrelay.model import Desired, Made, Presentation, Stream, Turn
 from hlsrelay.stages import (
     DOWNLOADS_AHEAD,
+    Choice,
     Desk,
     Downloading,
     Tools,
@@ -24,6 +25,7 @@ from hlsrelay.stages import (
     numbered,
     publish,
     swept,
+    watched_primary,
 )
 
 
@@ -47,23 +49,26 @@ async def relay(tools: Tools, encodes_ahead: int = 4) -> AsyncGenerator[Tick, No
     Closing it at any point leaves a playable stream that a successor goes on from.
     """
     house = House(tools)
-    async with aclosing(surveyed(tools)) as surveys:
+    async with aclosing(surveyed(tools, house.choice)) as surveys:
         async for presentation, stream, error in surveys:
             if presentation is None:
+                house.choice.considered()
                 yield Tick(None, turn=Turn(stream, error=error))
                 continue
             desks = house.furnished(presentation, stream)
-            async with aclosing(merged([relay_track(desk, encodes_ahead) for desk in desks])) as ticks:
+            tracks = [relay_track(desk, encodes_ahead) for desk in desks]
+            async with aclosing(merged([*tracks, watched_primary(house.choice, tools)])) as ticks:
                 async for tick in ticks:
-                    yield replace(tick, error=tick.error or house.shown(tick.track, tick.progress, new=tick.made is not None))
+                    if tick is not None:
+                        yield replace(tick, error=tick.error or house.shown(tick.track, tick.progress, tick.made))
     house.closed()
 
 
-async def surveyed(tools: Tools) -> AsyncGenerator[tuple[Presentation | None, Stream, str], None]:
+async def surveyed(tools: Tools, choice: Choice) -> AsyncGenerator[tuple[Presentation | None, Stream, str], None]:
     """Yield what the source presents, or why that is unknown; again once that is dealt with, until the operator wants a stop."""
     pacer = Pacer(tools.clock, tools.nudges)
     async for _ in pacer:
-        stream = tools.control.stream
+        stream = choice.stream
         if stream.desired is Desired.STOP:
             return
         try:

@@ -19,8 +19,10 @@ from urllib.parse import urlsplit
 
 from hlsrelay.clock import Clock, Nudges, Pacer
 from hlsrelay.encoder import EncodeJob, Encoder
-from hlsrelay.errors import EncodeError, SegmentLost, UpstreamError
+from hlsrelay.errors import ConfigError, EncodeError, SegmentLost, UpstreamError
+from hlsrelay.failover import Standing, considered, hold_s, primary_seen, progressed, stall_s, wanted
 from hlsrelay.hls.advance import advance
+from hlsrelay.hls.parse import identity
 from hlsrelay.hls.render import media_playlist
 from hlsrelay.hls.window import Progress, expired
 from hlsrelay.ladder import fitting
@@ -108,6 +110,51 @@ class Tools:
     control: Control
     clock: Clock
     nudges: Nudges = field(default_factory=Nudges)
+    spare: Source | None = None
+    """Looks at the primary while a backup is relayed; without it there is no way back."""
+
+
+class Choice:
+    """Which source is relayed now (failover has the rules)."""
+
+    def __init__(self, tools: Tools, last: str = "") -> None:
+        self._tools = tools
+        self._last = last
+        self._standing: Standing | None = None
+        self.target_duration_s = 0.0
+
+    @property
+    def standing(self) -> Standing:
+        """The standing, for the operator's sources of now."""
+        self._standing = wanted(self._standing, self._tools.control.stream, self._tools.clock.monotonic_s(), self._last)
+        return self._standing
+
+    @property
+    def stream(self) -> Stream:
+        """The operator's wishes, with the source that is to be relayed."""
+        return replace(self._tools.control.stream, source=self.standing.current)
+
+    def progressed(self) -> None:
+        """The current source has brought something new."""
+        self._take(progressed(self.standing, self._tools.clock.monotonic_s()))
+
+    def considered(self) -> None:
+        """Leave the current source if it has been silent for too long."""
+        patience_s = stall_s(self._tools.control.stream, self.target_duration_s)
+        self._take(considered(self.standing, patience_s, self._tools.clock.monotonic_s()))
+
+    def primary_seen(self, newest: str | None) -> None:
+        """Take a look at the primary into account."""
+        stream = self._tools.control.stream
+        patience_s, well_s = stall_s(stream, self.target_duration_s), hold_s(stream, self.target_duration_s)
+        self._take(primary_seen(self.standing, newest, patience_s, well_s, self._tools.clock.monotonic_s()))
+
+    def _take(self, standing: Standing) -> None:
+        moved = self._standing is not None and standing.current != self._standing.current
+        self._standing = standing
+        if moved:
+            self._last = standing.current
+            self._tools.nudges.nudge()
 
 
 @dataclass(frozen=True)
@@ -121,13 +168,14 @@ class Desk:
     ledger: Ledger
     pacer: Pacer
     agreement: Agreement
+    choice: Choice
     progress: Progress | None = None
     """Where the track was left."""
 
     @property
     def followed(self) -> bool:
         """Whether the operator still wants what was surveyed, and wants it to run."""
-        now = self.tools.control.stream
+        now = self.choice.stream
         return now.desired is Desired.RUN and (now.source, now.variants) == (self.stream.source, self.stream.variants)
 
 
@@ -155,7 +203,7 @@ async def loaded(desk: Desk) -> AsyncGenerator[Load, None]:
     async for _ in desk.pacer:
         if not desk.followed:
             return
-        stream = desk.tools.control.stream
+        stream = desk.choice.stream
         try:
             snapshot = await desk.tools.upstream.load(desk.track.name)
         except UpstreamError as error:
@@ -163,6 +211,26 @@ async def loaded(desk: Desk) -> AsyncGenerator[Load, None]:
             yield Load(stream, error=str(error))
         else:
             yield Load(stream, snapshot)
+
+
+async def watched_primary(choice: Choice, tools: Tools) -> AsyncGenerator[None, None]:
+    """Look at the primary now and then while a backup is relayed. Yields nothing: what it sees goes into *choice*."""
+    if tools.spare is None or choice.standing.index == 0:
+        return
+    pacer = Pacer(tools.clock, tools.nudges)
+    relayed = choice.stream
+    async for _ in pacer:
+        stream = tools.control.stream
+        if stream.desired is Desired.STOP or choice.stream.source != relayed.source or choice.standing.index == 0:
+            return
+        try:
+            await tools.spare.survey(stream.source, stream.variants)
+            newest = (await tools.spare.load(SOURCE)).segments[-1]
+        except (UpstreamError, ConfigError):
+            choice.primary_seen(None)
+        else:
+            choice.primary_seen(f"{newest.sequence} {identity(newest)}")
+    yield
 
 
 async def numbered(loads: AsyncIterator[Load], desk: Desk) -> AsyncGenerator[Numbered | Turn, None]:

@@ -139,8 +139,8 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event) -> No
         following = asyncio.create_task(_follow(link, wishes, nudges, reporter, node), name=f"follow {stream.id}")
         gone = asyncio.create_task(leaving.wait())
         try:
-            async with Upstream(node.settings.allow_networks) as upstream:
-                tools = Tools(upstream, storage, node.encoder, wishes, node.clock, nudges)
+            async with Upstream(node.settings.allow_networks) as upstream, Upstream(node.settings.allow_networks) as spare:
+                tools = Tools(upstream, storage, node.encoder, wishes, node.clock, nudges, spare)
                 relaying = asyncio.create_task(_relay(tools, reporter), name=f"relay {stream.id}")
                 await asyncio.wait((relaying, gone, following), return_when=asyncio.FIRST_COMPLETED)
                 relaying.cancel()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import httpx
 import respx
 
 from hlsrelay.upstream import AddressPolicy
-from tests.playlists import URL, Listed, Playlist
+from tests.playlists import URL, Listed, Playlist, at
 
 BASE = URL.rpartition("/")[0]
 Fault = Callable[[httpx.Request], httpx.Response | None]
@@ -37,6 +38,8 @@ class Origin:
     silent: bool = False
     ended: bool = False
     segment_takes_s: float = 0.0
+    pdt: bool = False
+    """Whether each segment has a PROGRAM-DATE-TIME, of the one programme that all origins show."""
     sent: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
 
@@ -53,8 +56,13 @@ class Origin:
         """Return what is listed now."""
         newest = self.newest()
         numbers = range(max(self.first, newest - self.window + 1), newest + 1)
-        items = tuple(Listed(n, f"{self.name}-{n}.ts", duration=f"{self.duration_s:.3f}") for n in numbers)
+        items = tuple(Listed(n, f"{self.name}-{n}.ts", duration=f"{self.duration_s:.3f}", pdt=self._time(n)) for n in numbers)
         return Playlist(items, target_duration=str(round(self.duration_s)), end=self.ended)
+
+    def _time(self, number: int) -> datetime | None:
+        if not self.pdt:
+            return None
+        return at(self.began_s + (number - self.first - self.window) * self.duration_s)
 
     async def answer(self, request: httpx.Request) -> httpx.Response:
         """Answer one request."""

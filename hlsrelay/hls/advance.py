@@ -59,7 +59,8 @@ def advance(
         start = Position(stream.source, generation, offset, fresh[0].sequence + offset - 1, (), now, now - _length(fresh), stream.ladder)
         return _emit(start, fresh, load, cut=first_number is not None)
     if position.source != stream.source:
-        return _new_generation(position, live_edge(snapshot), load, "source_changed")
+        fresh = _joined(position, load)
+        return _new_generation(position, fresh, load, "source_changed") if fresh else Step(position)
     newest = snapshot.segments[-1]
     if any((one.sequence, one.identity) == (newest.sequence, identity(newest)) for one in position.older):
         return Step(position, repairs=("stale_playlist",))
@@ -81,6 +82,44 @@ def live_edge(snapshot: Snapshot) -> tuple[Segment, ...]:
             break
         kept.append(segment)
     return tuple(reversed(kept))
+
+
+def _joined(position: Position, load: _Load) -> tuple[Segment, ...]:
+    """Return what of another source goes on from where we are: by the programme's time where both tell it, else by the time gone by.
+
+    Empty where the other source is behind: what comes next of it has been relayed already.
+    """
+    segments = load.snapshot.segments
+    ours = position.recent[-1].program_date_time if position.recent else None
+    if ours is not None and all(segment.program_date_time for segment in segments[-1:]):
+        times = _times(segments)
+        later = tuple(
+            segment for segment, time in zip(segments, times, strict=True) if time > ours + timedelta(seconds=segment.duration_s / 2)
+        )
+        near = abs((times[-1] - ours).total_seconds()) <= 3 * load.stream.window_s
+        if near:  # else the clocks have nothing to do with one another
+            return later
+    elapsed_s = (load.now - position.advanced_at).total_seconds()
+    kept: list[Segment] = []
+    for segment in reversed(live_edge(load.snapshot)):
+        if kept and sum(one.duration_s for one in kept) + segment.duration_s > elapsed_s:
+            break
+        kept.append(segment)
+    return tuple(reversed(kept))
+
+
+def _times(segments: tuple[Segment, ...]) -> list[datetime]:
+    """Every segment's PROGRAM-DATE-TIME, counted on from the last one that is written, or back from the first (RFC 8216 4.3.2.6)."""
+    first = next(index for index, segment in enumerate(segments) if segment.program_date_time)
+    when = segments[first].program_date_time
+    assert when is not None
+    when -= _length(segments[:first])
+    times = []
+    for segment in segments:
+        when = segment.program_date_time or when
+        times.append(when)
+        when += timedelta(seconds=segment.duration_s)
+    return times
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -52,6 +53,7 @@ class Watching:
     played: dict[int, tuple[str, bool, bool]] = field(default_factory=dict)
     """number: (sha256 of the bytes, is a gap, is a discontinuity)"""
     last: Snapshot | None = None
+    when: dict[int, datetime] = field(default_factory=dict)
 
     def look(self) -> None:
         """Read the published playlist as a player does, every listed file too; hold it against what was there before."""
@@ -68,12 +70,17 @@ class Watching:
             name = segment.uri.rpartition("/")[2]
             content = b"" if segment.gap else self.storage.read(f"source/{name}")
             assert content is not None, f"{name} is listed and not there"
+            if segment.program_date_time:
+                assert self.when.setdefault(segment.sequence, segment.program_date_time) == segment.program_date_time
             seen = (hashlib.sha256(content).hexdigest(), segment.gap, segment.discontinuity)
             assert self.played.setdefault(segment.sequence, seen) == seen, f"number {segment.sequence} changed"
         self.last = playlist
 
     def numbers(self) -> list[int]:
         return sorted(self.played)
+
+    def times(self) -> list[datetime]:
+        return [self.when[number] for number in self.numbers()]
 
     def gaps(self) -> list[int]:
         return [number for number in self.numbers() if self.played[number][1]]
@@ -100,8 +107,9 @@ async def watching(live: Path, origin: Origin, *others: Origin, window_s: float 
 
 async def relayed(watch: Watching, until_s: float, *others: Origin) -> None:
     """Run the relay until virtual time *until_s*, or until it ends by itself."""
-    async with Upstream(transport=watch.origin.transport(*others)) as upstream:
-        tools = Tools(upstream, watch.storage, NoEncoder(), watch.operator, VirtualClock(), watch.nudges)
+    transport = watch.origin.transport(*others)
+    async with Upstream(transport=transport) as upstream, Upstream(transport=transport) as spare:
+        tools = Tools(upstream, watch.storage, NoEncoder(), watch.operator, VirtualClock(), watch.nudges, spare)
         async with aclosing(relay(tools)) as ticks:
 
             async def run() -> None:
