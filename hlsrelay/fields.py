@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hlsrelay.errors import ConfigError
 from hlsrelay.ladder import parse_ladder
-from hlsrelay.model import Desired, Stream
+from hlsrelay.model import Desired, KeyPolicy, Stream
 from hlsrelay.redis_keys import STREAM_ID
 from hlsrelay.urls import checked_url
 
@@ -20,6 +20,7 @@ OPERATOR_FIELDS: Mapping[str, str] = {
     "desired": "run or stop (default: run)",
     "ladder": "rungs to make: 1080p, 720p, 480p, 360p, audio, or name:height:kbps, comma between (default: none, pass-through)",
     "variants": "what of a multivariant source to relay: all, best, <=720p, or names of variants (default: all)",
+    "keys": "where players get decryption keys: proxy, from us, fetched once; or origin, from where the source says (default: proxy)",
     "window": "seconds of media that the playlists list, 6 to 86400 (default: 60)",
 }
 RELAY_FIELDS: Mapping[str, str] = {
@@ -69,6 +70,7 @@ def stream_of(stream_id: str, fields: Mapping[str, str]) -> Stream:
         backups=tuple(checked_url(url) for url in fields.get("backup", "").split()),
         stall_s=_seconds("stall", fields, 1.0, 3600.0),
         hold_s=_seconds("hold", fields, 1.0, 86_400.0),
+        keys=_keys(fields.get("keys", "")),
         variants=_variants(fields.get("variants", "")),
     )
 
@@ -78,6 +80,13 @@ def _variants(text: str) -> str:
     if not re.fullmatch(r"all|best|<=\s*\d{1,4}p|[A-Za-z0-9-]+(\s*,\s*[A-Za-z0-9-]+)*", text):
         raise ConfigError(f"variants is '{text}': write all, best, <=720p, or names of variants with commas between")
     return text
+
+
+def _keys(text: str) -> KeyPolicy:
+    try:
+        return KeyPolicy(text.strip() or KeyPolicy.PROXY)
+    except ValueError:
+        raise ConfigError(f"keys is '{text}': write proxy or origin") from None
 
 
 def _seconds(name: str, fields: Mapping[str, str], least: float, most: float) -> float | None:

@@ -156,6 +156,13 @@ class Desired(StrEnum):
     STOP = "stop"
 
 
+class KeyPolicy(StrEnum):
+    """Where players get decryption keys."""
+
+    PROXY = "proxy"
+    ORIGIN = "origin"
+
+
 @dataclass(frozen=True, slots=True)
 class Stream:
     """What an operator wrote about one stream, checked."""
@@ -166,6 +173,7 @@ class Stream:
     ladder: tuple[Rung, ...] = ()
     window_s: float = 60.0
     variants: str = "all"
+    keys: KeyPolicy = KeyPolicy.PROXY
     backups: tuple[str, ...] = ()
     stall_s: float | None = None
     hold_s: float | None = None

@@ -27,6 +27,7 @@ from hlsrelay.hls.render import media_playlist
 from hlsrelay.hls.window import Progress, expired
 from hlsrelay.ladder import fitting
 from hlsrelay.ledger import Ledger
+from hlsrelay.media.decrypt import can_decrypt, decrypted
 from hlsrelay.media.probe import Container, MediaError, MediaInfo, probe
 from hlsrelay.model import (
     SOURCE,
@@ -34,6 +35,8 @@ from hlsrelay.model import (
     Desired,
     Entry,
     InitSection,
+    Key,
+    KeyPolicy,
     Made,
     MediaFile,
     Numbered,
@@ -54,6 +57,9 @@ END_HOLD_TARGET_DURATIONS = 3
 """An encoder that restarts may write ENDLIST and go on: players wait this long before they give up, so ours is held back as long."""
 LONGEST_ENCODE_TARGET_DURATIONS = 3
 """A ladder this late is given up for the segment: its rungs become a GAP, so that pass-through goes on."""
+
+KEPT_PLAIN = 16
+"""Decrypted segments kept for the encoder: more than can be under way, and the one before each."""
 
 _SUFFIX = {
     Container.TS: "ts",
@@ -195,6 +201,8 @@ class Clip:
     numbered: Numbered
     file: MediaFile | None = None
     init: bytes | None = None
+    keys: tuple[Key, ...] = ()
+    secrets: tuple[bytes, ...] = ()
     lost: str = ""
 
 
@@ -294,12 +302,10 @@ async def in_order(items: AsyncGenerator[A, None], work: Callable[[A], Awaitable
 class Downloading:
     """Fetches segments (and their init sections, once each) to where they will be served from."""
 
-    MOST_INITS = 8
-
     def __init__(self, desk: Desk) -> None:
         self._tools = desk.tools
         self._name = desk.track.name
-        self._inits: OrderedDict[InitSection, asyncio.Task[tuple[str, bytes]]] = OrderedDict()
+        self._beside = _Beside(desk)
 
     async def __call__(self, item: Numbered | Turn) -> Clip | Turn:
         if isinstance(item, Turn):
@@ -309,7 +315,10 @@ class Downloading:
             return Clip(item, lost="a gap of the source")
         deadline_s = max(2.0 * item.target_duration_s, 6.0)
         try:
-            init_uri, init = await self._init(segment.init, item.number, deadline_s) if segment.init else (None, None)
+            init = await self._beside.init(segment.init, item.number, deadline_s) if segment.init else None
+            keys = [
+                await self._beside.key(key, item, f"key-{item.number}-{index}.key", deadline_s) for index, key in enumerate(segment.keys)
+            ]
             temp = self._tools.storage.temp(f"{self._name}-{item.number}")
             with _Growing(self._tools.storage, temp) as file:
                 size = await self._tools.upstream.fetch(segment.uri, segment.byterange, file.restart, deadline_s)
@@ -319,18 +328,55 @@ class Downloading:
             return Clip(item, lost=str(error))
         except OSError as error:
             return Clip(item, lost=f"can't be stored: {error.strerror}")
-        return Clip(item, MediaFile(f"{item.number}.{suffix}", size, init_uri), init)
+        key_uris = tuple(extra.uri for _, extra in keys if extra)
+        secrets = tuple(extra.body for _, extra in keys if extra)
+        published = MediaFile(f"{item.number}.{suffix}", size, init.uri if init else None, key_uris)
+        return Clip(item, published, init.body if init else None, tuple(key for key, _ in keys), secrets)
 
-    async def _init(self, section: InitSection, number: int, deadline_s: float) -> tuple[str, bytes]:
-        """Return name and bytes of an init section, fetched on first use and shared by the segments that name it."""
-        task = self._inits.get(section)
+
+@dataclass(frozen=True, slots=True)
+class _Extra:
+    """A small file that segments need: an init section or a key; *uri* is its name in the track's folder."""
+
+    uri: str
+    body: bytes
+
+
+class _Beside:
+    """Fetches what segments need beside themselves, once each, and publishes it in the track's folder."""
+
+    MOST = 16
+
+    def __init__(self, desk: Desk) -> None:
+        self._tools = desk.tools
+        self._name = desk.track.name
+        self._had: OrderedDict[InitSection, asyncio.Task[_Extra]] = OrderedDict()
+
+    async def init(self, section: InitSection, number: int, deadline_s: float) -> _Extra:
+        """Return an init section. Raises SegmentLost."""
+        return await self._once(section, f"init-{number}.mp4", deadline_s)
+
+    async def key(self, key: Key, item: Numbered, name: str, deadline_s: float) -> tuple[Key, _Extra | None]:
+        """Return *key* as players of ours get it, and its file where we serve it. Raises SegmentLost.
+
+        Only identity keys have a format that is known to us; keys of DRM systems are theirs to hand out.
+        """
+        if key.keyformat != "identity" or not key.uri or not key.uri.startswith(("http:", "https:")):
+            return key, None
+        if item.stream.keys is KeyPolicy.ORIGIN:
+            return key, None
+        extra = await self._once(InitSection(key.uri), name, deadline_s)
+        return replace(key, uri=extra.uri), extra
+
+    async def _once(self, section: InitSection, name: str, deadline_s: float) -> _Extra:
+        task = self._had.get(section)
         if task is None or (task.done() and (task.cancelled() or task.exception())):
-            task = self._inits[section] = asyncio.ensure_future(self._fetch_init(section, number, deadline_s))
-            while len(self._inits) > self.MOST_INITS:
-                self._inits.popitem(last=False)
+            task = self._had[section] = asyncio.ensure_future(self._fetched(section, name, deadline_s))
+            while len(self._had) > self.MOST:
+                self._had.popitem(last=False)
         return await asyncio.shield(task)
 
-    async def _fetch_init(self, section: InitSection, number: int, deadline_s: float) -> tuple[str, bytes]:
+    async def _fetched(self, section: InitSection, name: str, deadline_s: float) -> _Extra:
         body = bytearray()
 
         def restart() -> Callable[[bytes], object]:
@@ -338,9 +384,8 @@ class Downloading:
             return body.extend
 
         await self._tools.upstream.fetch(section.uri, section.byterange, restart, deadline_s)
-        name = f"init-{number}.mp4"
         self._tools.storage.write(f"{self._name}/{name}", bytes(body))
-        return name, bytes(body)
+        return _Extra(name, bytes(body))
 
 
 class _Growing:
@@ -403,18 +448,19 @@ class Transcoding:
             files={},
             title=segment.title,
             tags=segment.tags,
-            keys=segment.keys,
+            keys=item.keys,
         )
         if item.file is None:
             return Made(entry, made, lost=item.lost)
         wanted = made.stream.ladder if self._name == SOURCE else ()
-        info = self._probed(item) if wanted or made.discontinuity or self._traits.codecs is None else None
+        source, info = Path(), None
+        if wanted or made.discontinuity or self._traits.codecs is None:
+            source, info = self._probed(item)
         files = {self._name: replace(item.file, traits=self._traits)}
         rungs: tuple[Rung, ...] = ()
         failed: Mapping[str, str] = {}
-        if info and info.container is Container.TS:
+        if wanted and info and info.container is Container.TS:
             rungs = fitting(wanted, info.video.height if info.video else None)
-            source = self._tools.storage.folder / self._name / item.file.uri
             # Calls begin in the segments' order, and nothing above waits: what was noted last is the segment before.
             number, before = self._previous or (-1, None)
             previous = before if number == made.number - 1 and not made.discontinuity else None
@@ -422,20 +468,31 @@ class Transcoding:
             encoded, failed = await self._rungs(made, rungs, source, previous, info)
             files |= encoded
         elif wanted:
-            failed = {"ladder": "a ladder is made of unencrypted MPEG-TS only"}
+            failed = {"ladder": "a ladder is made of MPEG-TS only, in the clear or with AES-128 and keys=proxy"}
         return Made(
             replace(entry, files=files, rungs=tuple(rung.name for rung in rungs)), made, failed=failed, received_bytes=item.file.size_bytes
         )
 
-    def _probed(self, clip: Clip) -> MediaInfo | None:
-        if clip.file is None or clip.numbered.segment.keys:
-            return None
+    def _probed(self, clip: Clip) -> tuple[Path, MediaInfo | None]:
+        """Return what the clip is and where it lies in the clear: AES-128 is decrypted into a file of its own, for the encoder."""
+        storage = self._tools.storage
+        assert clip.file is not None
+        name = f"{self._name}/{clip.file.uri}"
+        path = storage.folder / name
         try:
-            info = probe(self._tools.storage.read(f"{self._name}/{clip.file.uri}") or b"", clip.init)
-        except MediaError:
-            return None
+            data = storage.read(name) or b""
+            if clip.keys:
+                if not can_decrypt(clip.keys) or not clip.secrets:
+                    return path, None
+                data = decrypted(data, clip.keys[0], clip.secrets[0])
+                path = storage.temp(f"plain-{clip.numbered.number}")
+                path.write_bytes(data)
+                storage.temp(f"plain-{clip.numbered.number - KEPT_PLAIN}").unlink(missing_ok=True)
+            info = probe(data, clip.init)
+        except (MediaError, OSError):
+            return path, None
         self._traits = _traits(info)
-        return info
+        return path, info
 
     async def _rungs(
         self, made: Numbered, rungs: tuple[Rung, ...], source: Path, previous: Path | None, info: MediaInfo

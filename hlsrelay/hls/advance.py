@@ -91,7 +91,7 @@ def _joined(position: Position, load: _Load) -> tuple[Segment, ...]:
     """
     segments = load.snapshot.segments
     ours = position.recent[-1].program_date_time if position.recent else None
-    if ours is not None and all(segment.program_date_time for segment in segments[-1:]):
+    if ours is not None and any(segment.program_date_time for segment in segments):
         times = _times(segments)
         later = tuple(
             segment for segment, time in zip(segments, times, strict=True) if time > ours + timedelta(seconds=segment.duration_s / 2)
@@ -189,12 +189,15 @@ def _emit(position: Position, fresh: tuple[Segment, ...], load: _Load, *, cut: b
         raise AssertionError(f"source's segment {fresh[0].sequence} after {position.last_sequence}")
     first_ever = not position.recent and not cut
     cut = cut or position.ladder != load.stream.ladder or position.generation < load.generation
+    told: dict[int, datetime] = {}
+    if any(segment.program_date_time for segment in load.snapshot.segments):
+        told = {segment.sequence: time for segment, time in zip(load.snapshot.segments, _times(load.snapshot.segments), strict=True)}
     when = position.next_program_date_time
     times: list[datetime] = []
     for segment in fresh:
-        times.append(segment.program_date_time or when)
+        times.append(told.get(segment.sequence, when))
         when = times[-1] + timedelta(seconds=segment.duration_s)
-    seen = tuple(Seen(segment.sequence, identity(segment), segment.program_date_time) for segment in fresh if segment.uri)
+    seen = tuple(Seen(segment.sequence, identity(segment), told.get(segment.sequence)) for segment in fresh if segment.uri)
     after = replace(
         position,
         generation=max(position.generation, load.generation),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from hlsrelay.hls.window import Progress
@@ -113,7 +114,7 @@ def _body(progress: Progress, name: str) -> Iterator[str]:
         if entry.discontinuity:
             yield "#EXT-X-DISCONTINUITY"
         yield from entry.tags
-        wanted = entry.keys if file and _is_pass_through(progress.track, name, file) else ()
+        wanted = _keys_of(entry, file) if file and _is_pass_through(progress.track, name, file) else ()
         if file and wanted != keys:
             yield from _keys(wanted, keys)
             keys = wanted
@@ -125,6 +126,12 @@ def _body(progress: Progress, name: str) -> Iterator[str]:
             yield "#EXT-X-GAP"
         yield f"#EXTINF:{decimal(entry.duration_s)},{entry.title}"
         yield file.uri if file else _gap_uri(progress.entries, index, name)
+
+
+def _keys_of(entry: Entry, file: MediaFile) -> tuple[Key, ...]:
+    """The entry's keys; one that lies in the track's folder is named from where the segment is listed."""
+    home = file.uri.rpartition("/")[0]
+    return tuple(replace(key, uri=f"{home}/{key.uri}") if home and key.uri and ":" not in key.uri else key for key in entry.keys)
 
 
 def _is_pass_through(track: str, name: str, file: MediaFile) -> bool:

@@ -25,6 +25,7 @@ ONLY_IN = {
     "httpx_aiohttp": {"upstream"},
     "redis": {"registry"},
     "subprocess": {"processes"},
+    "cryptography": {"media"},
     "time": {"clock", "processes"},
     "starlette": {"web", "demo_origin"},
     "uvicorn": {"web"},
