@@ -30,6 +30,7 @@ RELAY_FIELDS: Mapping[str, str] = {
     "last_sequence": "newest media sequence number published",
     "lag": "seconds from the load that listed the newest segment at the source to our listing it",
     "last_error": "what went wrong last, and when; empty when nothing did",
+    "repairs": "what the source broke and the relay made right, each name with its count since this relay started",
     "reason": "why the state is failed: which field is wrong and what to write",
 }
 SHORTEST_WINDOW_S, LONGEST_WINDOW_S, DEFAULT_WINDOW_S = 6.0, 86_400.0, 60.0

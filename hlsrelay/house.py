@@ -54,6 +54,7 @@ class House:
                 pacer=Pacer(self._tools.clock, self._tools.nudges),
                 agreement=agreement,
                 choice=self.choice,
+                alone=len(presentation.tracks) == 1,
                 progress=self._published.get(track.name),
             )
             for track in presentation.tracks

@@ -289,6 +289,7 @@ class Made:
     lost: str = ""
     failed: Mapping[str, str] = field(default_factory=dict)
     received_bytes: int = 0
+    repairs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from hlsrelay.hls.window import Progress, expired
 from hlsrelay.ladder import fitting
 from hlsrelay.ledger import Ledger
 from hlsrelay.media.decrypt import can_decrypt, decrypted
-from hlsrelay.media.probe import Container, MediaError, MediaInfo, probe
+from hlsrelay.media.probe import PTS_MODULUS, Container, MediaError, MediaInfo, probe
 from hlsrelay.model import (
     SOURCE,
     ByteRange,
@@ -58,6 +58,8 @@ END_HOLD_TARGET_DURATIONS = 3
 LONGEST_ENCODE_TARGET_DURATIONS = 3
 """A ladder this late is given up for the segment: its rungs become a GAP, so that pass-through goes on."""
 
+LARGEST_TIME_STAMP_STEP_S = 1.0
+"""A larger step between two segments is no encoder's rounding: the time stamps begin anew."""
 KEPT_PLAIN = 16
 """Decrypted segments kept for the encoder: more than can be under way, and the one before each."""
 
@@ -175,6 +177,8 @@ class Desk:
     pacer: Pacer
     agreement: Agreement
     choice: Choice
+    alone: bool = True
+    """Whether it is the presentation's only track: then a break found in the media needs nobody's agreement."""
     progress: Progress | None = None
     """Where the track was left."""
 
@@ -433,8 +437,10 @@ class Transcoding:
     def __init__(self, desk: Desk) -> None:
         self._tools = desk.tools
         self._name = desk.track.name
+        self._alone = desk.alone
         self._traits = Traits()
         self._previous: tuple[int, Path] | None = None
+        self._ended_90k: tuple[int, int] | None = None
 
     async def __call__(self, item: Clip | Turn) -> Made | Turn:
         if isinstance(item, Turn):
@@ -454,8 +460,12 @@ class Transcoding:
             return Made(entry, made, lost=item.lost)
         wanted = made.stream.ladder if self._name == SOURCE else ()
         source, info = Path(), None
-        if wanted or made.discontinuity or self._traits.codecs is None:
+        if wanted or self._alone or made.discontinuity or self._traits.codecs is None:
             source, info = self._probed(item)
+        broken = self._alone and not made.discontinuity and self._jumps(made.number, info)
+        repairs: tuple[str, ...] = ()
+        if broken:
+            made, entry, repairs = replace(made, discontinuity=True), replace(entry, discontinuity=True), ("time_stamps_jumped",)
         files = {self._name: replace(item.file, traits=self._traits)}
         rungs: tuple[Rung, ...] = ()
         failed: Mapping[str, str] = {}
@@ -469,9 +479,24 @@ class Transcoding:
             files |= encoded
         elif wanted:
             failed = {"ladder": "a ladder is made of MPEG-TS only, in the clear or with AES-128 and keys=proxy"}
-        return Made(
-            replace(entry, files=files, rungs=tuple(rung.name for rung in rungs)), made, failed=failed, received_bytes=item.file.size_bytes
-        )
+        entry = replace(entry, files=files, rungs=tuple(rung.name for rung in rungs))
+        return Made(entry, made, failed=failed, received_bytes=item.file.size_bytes, repairs=repairs)
+
+    def _jumps(self, number: int, info: MediaInfo | None) -> bool:
+        """Return whether the media's time does not go on from the segment before: a break that the source did not tell (A10).
+
+        Segments are noted in their order, because nothing above waits. Called for every segment.
+        """
+        before, self._ended_90k = self._ended_90k, None
+        if info is None or info.video is None or not info.video.pts:
+            return False
+        span = (info.video.last_pts_90k - info.video.first_pts_90k) % PTS_MODULUS
+        frame = span // max(1, info.video.frame_count - 1)
+        self._ended_90k = (number, (info.video.last_pts_90k + frame) % PTS_MODULUS)
+        if before is None or before[0] != number - 1:
+            return False
+        jump = (info.video.first_pts_90k - before[1] + PTS_MODULUS // 2) % PTS_MODULUS - PTS_MODULUS // 2
+        return abs(jump) > LARGEST_TIME_STAMP_STEP_S * 90_000
 
     def _probed(self, clip: Clip) -> tuple[Path, MediaInfo | None]:
         """Return what the clip is and where it lies in the clear: AES-128 is decrypted into a file of its own, for the encoder."""

@@ -199,6 +199,7 @@ class Reporter:
         self._clock = node.clock
         self._state = ""
         self._faults: dict[str, Repeated] = {}
+        self._repairs: dict[str, int] = {}
         self._made_s: float | None = None
         self._target_duration_s = 0
 
@@ -247,15 +248,22 @@ class Reporter:
     def _counted(self, made: Made, track: str) -> None:
         self._metrics.segments.labels(self._id, "gap" if made.lost else "whole").inc()
         self._metrics.bytes_in.labels(self._id).inc(made.received_bytes)
+        self._repaired(made.repairs)
         if made.lost:
             log.warning("segment.lost", stream=self._id, track=track.strip(), number=made.entry.number, reason=made.lost)
             self._link.report(last_error=f"{_stamp(self._clock.utc_now())} segment {track}{made.entry.number}: {made.lost}")
 
+    def _repaired(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            self._metrics.repairs.labels(self._id, name).inc()
+            self._repairs[name] = self._repairs.get(name, 0) + 1
+        if names:
+            self._link.report(repairs=" ".join(f"{name}={count}" for name, count in sorted(self._repairs.items())))
+
     def _turned(self, turn: Turn, track: str) -> None:
         event = f"load {track}".removesuffix(f" {SOURCE}").strip()
         self._metrics.loads.labels(self._id, "failed" if turn.error else "good").inc()
-        for repair in turn.repairs:
-            self._metrics.repairs.labels(self._id, repair).inc()
+        self._repaired(turn.repairs)
         if turn.error:
             self.fault(event, turn.error)
         elif event in self._faults:

@@ -40,6 +40,8 @@ class Origin:
     segment_takes_s: float = 0.0
     pdt: bool = False
     """Whether each segment has a PROGRAM-DATE-TIME, of the one programme that all origins show."""
+    content: Callable[[str], bytes] = ts_packets
+    """A segment's bytes by its path."""
     sent: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
 
@@ -77,7 +79,7 @@ class Origin:
             return httpx.Response(503)
         if path.endswith(".m3u8"):
             return httpx.Response(200, text=self.playlist().text())
-        body = self.sent.setdefault(path, ts_packets(path))
+        body = self.sent.setdefault(path, self.content(path))
         return httpx.Response(200, content=body)
 
     def transport(self, *others: Origin) -> Callable[[AddressPolicy], httpx.AsyncBaseTransport]:

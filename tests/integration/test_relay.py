@@ -26,6 +26,8 @@ from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream
 from tests.origin import Origin
 from tests.playlists import stream
+from tests.unit.test_media_probe import picture
+from tests.unit.test_media_probe import segment as ts_segment
 from tests.virtual import VirtualClock, run_virtually
 
 
@@ -383,6 +385,37 @@ def test_a_lost_ledger_never_makes_the_sequence_fall(tmp_path: Path) -> None:
     watch = scenario(tmp_path, play)
     assert watch.numbers() == list(range(103, 103 + len(watch.numbers())))
     assert len(watch.cuts()) == 1
+
+
+def timed(began_90k: int) -> Callable[[str], bytes]:
+    """Content whose time stamps count on from segment to segment, four seconds each; from segment 112 on anew from *began_90k*."""
+
+    def content(path: str) -> bytes:
+        number = int(path.rpartition("-")[2].removesuffix(".ts"))
+        start = number * 360_000 if number < 112 else began_90k + (number - 112) * 360_000
+        pictures = [picture(start + frame * 3600, idr=frame == 0) for frame in range(100)]
+        return ts_segment(*pictures)
+
+    return content
+
+
+@pytest.mark.parametrize(
+    ("began_90k", "cuts"),
+    [(126_000, [112]), (112 * 360_000, []), (112 * 360_000 + 9000, []), (112 * 360_000 + 900_000, [112])],
+    ids=["begins anew", "goes on", "a small step", "ten seconds later"],
+)
+def test_time_stamps_that_do_not_go_on_are_a_discontinuity_that_the_source_forgot(tmp_path: Path, began_90k: int, cuts: list[int]) -> None:
+    watch = scenario(tmp_path, lambda watch: relayed(watch, 90), Origin(content=timed(began_90k)))
+    assert watch.cuts() == cuts
+    assert any(tick.made and tick.made.repairs for tick in watch.ticks) == bool(cuts)
+
+
+def test_time_stamps_that_wrap_are_no_discontinuity(tmp_path: Path) -> None:
+    def content(path: str) -> bytes:
+        number = int(path.rpartition("-")[2].removesuffix(".ts")) - 108
+        return ts_segment(*[picture(((1 << 33) + number * 360_000 + frame * 3600) % (1 << 33), idr=frame == 0) for frame in range(100)])
+
+    assert scenario(tmp_path, lambda watch: relayed(watch, 90), Origin(content=content)).cuts() == []
 
 
 def test_a_public_source_is_asked_no_more_often_than_the_protocol_allows(tmp_path: Path) -> None:
