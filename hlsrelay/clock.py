@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from datetime import UTC, datetime
 
 
@@ -19,20 +20,38 @@ class Clock:
         return datetime.fromtimestamp(time.time(), UTC)
 
 
+class Nudges:
+    """Wakes every pacer that listens: what each is waiting for is due now."""
+
+    def __init__(self) -> None:
+        self._events: weakref.WeakSet[asyncio.Event] = weakref.WeakSet()
+
+    def listen(self) -> asyncio.Event:
+        """Return an event that each nudge sets, for as long as somebody keeps it."""
+        event = asyncio.Event()
+        self._events.add(event)
+        return event
+
+    def nudge(self) -> None:
+        """Wake them."""
+        for event in self._events:
+            event.set()
+
+
 class Pacer:
     """Yields each time the source's playlist is due, as RFC 8216 6.3.4 paces a client.
 
     After a playlist that brought something new: one target duration after the *start* of that load, or the newest segment's
     duration where that is less, so that windows of one or two segments are not missed. After one that did not: half of that.
-    `nudge` makes the next one due at once (the operator changed something).
+    A nudge makes the next one due at once (the operator changed something).
     """
 
     SHORTEST_S = 0.25
     BEFORE_FIRST_S = 2.0
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, nudges: Nudges) -> None:
         self._clock = clock
-        self._nudged = asyncio.Event()
+        self._nudged = nudges.listen()
         self._due_s: float | None = None
         self._wait_s = self.BEFORE_FIRST_S
 
@@ -61,10 +80,6 @@ class Pacer:
     def failed(self) -> None:
         """Tell that the load that started last brought nothing usable: the usual pause, no faster."""
         self._again_after(max(self.SHORTEST_S, self._wait_s))
-
-    def nudge(self) -> None:
-        """Make the next load due now."""
-        self._nudged.set()
 
     def _again_after(self, wait_s: float) -> None:
         if self._due_s is not None:

@@ -8,14 +8,19 @@ from dataclasses import dataclass
 
 from hlsrelay.errors import ConfigError
 from hlsrelay.ladder import parse_ladder
-from hlsrelay.model import Desired, Stream
+from hlsrelay.model import Desired, KeyPolicy, Stream
 from hlsrelay.redis_keys import STREAM_ID
 from hlsrelay.urls import checked_url
 
 OPERATOR_FIELDS: Mapping[str, str] = {
     "source": "URL of the live HLS playlist to relay, multivariant or media (needed)",
+    "backup": "further URLs of the same programme, blanks between, to fail over to in this order (default: none)",
+    "stall": "seconds without anything new after which the next source is taken, 1 to 3600 (default: 3 target durations, at least 5)",
+    "hold": "seconds that the primary must have been well before it is taken back, 1 to 86400 (default: 10 target durations, at least 30)",
     "desired": "run or stop (default: run)",
     "ladder": "rungs to make: 1080p, 720p, 480p, 360p, audio, or name:height:kbps, comma between (default: none, pass-through)",
+    "variants": "what of a multivariant source to relay: all, best, <=720p, or names of variants (default: all)",
+    "keys": "where players get decryption keys: proxy, from us, fetched once; or origin, from where the source says (default: proxy)",
     "window": "seconds of media that the playlists list, 6 to 86400 (default: 60)",
 }
 RELAY_FIELDS: Mapping[str, str] = {
@@ -25,6 +30,7 @@ RELAY_FIELDS: Mapping[str, str] = {
     "last_sequence": "newest media sequence number published",
     "lag": "seconds from the load that listed the newest segment at the source to our listing it",
     "last_error": "what went wrong last, and when; empty when nothing did",
+    "repairs": "what the source broke and the relay made right, each name with its count since this relay started",
     "reason": "why the state is failed: which field is wrong and what to write",
 }
 SHORTEST_WINDOW_S, LONGEST_WINDOW_S, DEFAULT_WINDOW_S = 6.0, 86_400.0, 60.0
@@ -61,17 +67,38 @@ def stream_of(stream_id: str, fields: Mapping[str, str]) -> Stream:
         source=checked_url(fields["source"]),
         desired=desired,
         ladder=parse_ladder(fields.get("ladder", "")),
-        window_s=_window_s(fields.get("window", "")),
+        window_s=_seconds("window", fields, SHORTEST_WINDOW_S, LONGEST_WINDOW_S) or DEFAULT_WINDOW_S,
+        backups=tuple(checked_url(url) for url in fields.get("backup", "").split()),
+        stall_s=_seconds("stall", fields, 1.0, 3600.0),
+        hold_s=_seconds("hold", fields, 1.0, 86_400.0),
+        keys=_keys(fields.get("keys", "")),
+        variants=_variants(fields.get("variants", "")),
     )
 
 
-def _window_s(text: str) -> float:
-    if not text:
-        return DEFAULT_WINDOW_S
+def _variants(text: str) -> str:
+    text = text.strip() or "all"
+    if not re.fullmatch(r"all|best|<=\s*\d{1,4}p|[A-Za-z0-9-]+(\s*,\s*[A-Za-z0-9-]+)*", text):
+        raise ConfigError(f"variants is '{text}': write all, best, <=720p, or names of variants with commas between")
+    return text
+
+
+def _keys(text: str) -> KeyPolicy:
     try:
-        window_s = float(text)
+        return KeyPolicy(text.strip() or KeyPolicy.PROXY)
     except ValueError:
-        window_s = -1.0
-    if not SHORTEST_WINDOW_S <= window_s <= LONGEST_WINDOW_S:
-        raise ConfigError(f"window is '{text}': write seconds from {SHORTEST_WINDOW_S:.0f} to {LONGEST_WINDOW_S:.0f}")
-    return window_s
+        raise ConfigError(f"keys is '{text}': write proxy or origin") from None
+
+
+def _seconds(name: str, fields: Mapping[str, str], least: float, most: float) -> float | None:
+    """Return a field of seconds, None where it is empty."""
+    text = fields.get(name, "")
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not least <= seconds <= most:
+        raise ConfigError(f"{name} is '{text}': write seconds from {least:.0f} to {most:.0f}")
+    return seconds

@@ -30,14 +30,16 @@ class Ledger(Protocol):
 
 
 class LocalLedger:
-    """A file beside the playlists, replaced in one step."""
+    """A file per track beside the playlists, replaced in one step."""
 
-    def __init__(self, storage: LocalStorage) -> None:
+    def __init__(self, storage: LocalStorage, track: str = SOURCE) -> None:
         self._storage = storage
+        self._track = track
+        self._path = LEDGER if track == SOURCE else f"{LEDGER.removesuffix('.json')}-{track}.json"
 
     def resume(self) -> Progress | None:
         """See Ledger. A record that can't be read (another format, a torn disk) counts as none: its file is kept aside."""
-        body = self._storage.read(LEDGER)
+        body = self._storage.read(self._path)
         if body is None:
             return None
         try:
@@ -45,13 +47,13 @@ class LocalLedger:
         except ValidationError:
             progress = None
         if progress is None or progress.format != FORMAT:
-            self._storage.write(LEDGER + ".unreadable", body)
+            self._storage.write(self._path + ".unreadable", body)
             return None
         return progress
 
     def first_free_number(self) -> int | None:
         """See Ledger."""
-        body = self._storage.read(f"{SOURCE}/index.m3u8")
+        body = self._storage.read(f"{self._track}/index.m3u8")
         if body is None:
             return None
         try:
@@ -62,4 +64,4 @@ class LocalLedger:
 
     def record(self, progress: Progress) -> None:
         """See Ledger."""
-        self._storage.write(LEDGER, _PROGRESS.dump_json(progress))
+        self._storage.write(self._path, _PROGRESS.dump_json(progress))

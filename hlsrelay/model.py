@@ -77,43 +77,67 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One load of a source's media playlist. Never empty: a playlist without a segment is a failed load."""
+    """One load of a source's media playlist. Never empty: a playlist without a segment is a failed load.
+
+    *discontinuity_sequence* is that of the first segment, its own DISCONTINUITY not counted (RFC 8216 6.2.2).
+    """
 
     segments: tuple[Segment, ...]
     target_duration_s: int
     media_sequence: int
+    discontinuity_sequence: int = 0
+    i_frames_only: bool = False
     ended: bool = False
     independent_segments: bool = False
     repairs: tuple[str, ...] = ()
 
 
+class Kind(StrEnum):
+    """What a media playlist of a presentation is for (RFC 8216 4.3.4)."""
+
+    VARIANT = "variant"
+    AUDIO = "audio"
+    VIDEO = "video"
+    SUBTITLES = "subtitles"
+    I_FRAMES = "i-frames"
+
+
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """EXT-X-STREAM-INF of a source's multivariant playlist; the URI is absolute."""
+class Track:
+    """One media playlist of the source's presentation, under our name for it, which is its folder too.
 
-    uri: str
-    bandwidth_bps: int
-    height: int | None = None
-    codecs: str | None = None
-    audio_group: str | None = None
+    *uris* are absolute; all but the first are redundant copies to fail over to. *attributes* is the source's attribute list, quotes
+    kept, of EXT-X-STREAM-INF, EXT-X-MEDIA or EXT-X-I-FRAME-STREAM-INF; empty where the source is a media playlist itself.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Media:
-    """EXT-X-MEDIA of a source's multivariant playlist; without URI the media is inside the variants."""
-
-    type: str
-    group: str
     name: str
-    uri: str | None = None
+    kind: Kind
+    uris: tuple[str, ...]
+    attributes: tuple[tuple[str, str], ...] = ()
+
+    def attribute(self, name: str) -> str:
+        """Return an attribute without quotes; empty where there is none."""
+        return dict(self.attributes).get(name, "").strip('"')
+
+    @property
+    def bandwidth_bps(self) -> int:
+        """BANDWIDTH as the source declares it."""
+        text = self.attribute("BANDWIDTH")
+        return int(text) if text.isdecimal() else 0
+
+    @property
+    def height(self) -> int | None:
+        """Lines of RESOLUTION as the source declares it."""
+        text = self.attribute("RESOLUTION").rpartition("x")[2]
+        return int(text) if text.isdecimal() else None
 
 
 @dataclass(frozen=True, slots=True)
 class Presentation:
-    """A source's multivariant playlist."""
+    """A source as a whole. *lines* are tags of its multivariant playlist that go through as they are."""
 
-    variants: tuple[Variant, ...]
-    media: tuple[Media, ...] = ()
+    tracks: tuple[Track, ...]
+    lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +156,13 @@ class Desired(StrEnum):
     STOP = "stop"
 
 
+class KeyPolicy(StrEnum):
+    """Where players get decryption keys."""
+
+    PROXY = "proxy"
+    ORIGIN = "origin"
+
+
 @dataclass(frozen=True, slots=True)
 class Stream:
     """What an operator wrote about one stream, checked."""
@@ -141,6 +172,11 @@ class Stream:
     desired: Desired = Desired.RUN
     ladder: tuple[Rung, ...] = ()
     window_s: float = 60.0
+    variants: str = "all"
+    keys: KeyPolicy = KeyPolicy.PROXY
+    backups: tuple[str, ...] = ()
+    stall_s: float | None = None
+    hold_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +240,8 @@ class Numbered:
     target_duration_s: int
     stream: Stream
     position: Position
+    discontinuity_sequence: int = 0
+    i_frames_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +261,7 @@ class MediaFile:
     uri: str
     size_bytes: int
     init_uri: str | None = None
+    key_uris: tuple[str, ...] = ()
     traits: Traits | None = None
 
 
@@ -249,6 +288,8 @@ class Made:
     numbered: Numbered
     lost: str = ""
     failed: Mapping[str, str] = field(default_factory=dict)
+    received_bytes: int = 0
+    repairs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""The story of one stream: load the playlist, take what is new, download, transcode, publish, see what the operator wants, load again."""
+"""The story of one stream: see what the source presents; for each track of it load the playlist, take what is new, download, transcode,
+publish, see what the operator wants, and load again."""
 
 from __future__ import annotations
 
@@ -6,19 +7,37 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from hlsrelay.clock import Pacer
+from hlsrelay.errors import ConfigError, UpstreamError
 from hlsrelay.hls.window import Progress, slide
-from hlsrelay.model import Made, Turn
-from hlsrelay.stages import DOWNLOADS_AHEAD, Downloading, Tools, Transcoding, in_order, loaded, numbered, publish, resumed, swept
+from hlsrelay.house import House
+from hlsrelay.model import Desired, Made, Presentation, Stream, Turn
+from hlsrelay.stages import (
+    DOWNLOADS_AHEAD,
+    Choice,
+    Desk,
+    Downloading,
+    Tools,
+    Transcoding,
+    in_order,
+    loaded,
+    merged,
+    numbered,
+    publish,
+    swept,
+    watched_primary,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """One step of the story, told to whoever watches: a number published (*made*) or a load dealt with (*turn*).
+    """One step of the story, told to whoever watches: a number published (*made*) or a load dealt with (*turn*), of the track *track*.
 
     *error* says why what was made could not be shown: it is, with the next tick that can.
     """
 
     progress: Progress | None
+    track: str = ""
     made: Made | None = None
     turn: Turn | None = None
     error: str = ""
@@ -29,33 +48,75 @@ async def relay(tools: Tools, encodes_ahead: int = 4) -> AsyncGenerator[Tick, No
 
     Closing it at any point leaves a playable stream that a successor goes on from.
     """
-    progress = resumed(tools)
-    first_number = None if progress else tools.ledger.first_free_number()
-    loads = loaded(tools)
-    fresh = numbered(loads, progress, first_number, tools)
-    clips = in_order(fresh, Downloading(tools), ahead=DOWNLOADS_AHEAD)
-    ready = in_order(clips, Transcoding(tools), ahead=encodes_ahead)
+    house = House(tools)
+    async with aclosing(surveyed(tools, house.choice)) as surveys:
+        async for presentation, stream, error in surveys:
+            if presentation is None:
+                house.choice.considered()
+                yield Tick(None, turn=Turn(stream, error=error))
+                continue
+            desks = house.furnished(presentation, stream)
+            tracks = [relay_track(desk, encodes_ahead) for desk in desks]
+            async with aclosing(merged([*tracks, watched_primary(house.choice, tools)])) as ticks:
+                async for tick in ticks:
+                    if tick is not None:
+                        yield replace(tick, error=tick.error or house.shown(tick.track, tick.progress, tick.made))
+    house.closed()
+
+
+async def surveyed(tools: Tools, choice: Choice) -> AsyncGenerator[tuple[Presentation | None, Stream, str], None]:
+    """Yield what the source presents, or why that is unknown; again once that is dealt with, until the operator wants a stop."""
+    pacer = Pacer(tools.clock, tools.nudges)
+    async for _ in pacer:
+        stream = choice.stream
+        if stream.desired is Desired.STOP:
+            return
+        try:
+            presentation = await tools.upstream.survey(stream.source, stream.variants)
+        except (UpstreamError, ConfigError) as error:
+            yield None, stream, str(error)
+        else:
+            yield presentation, stream, ""
+
+
+async def relay_track(desk: Desk, encodes_ahead: int) -> AsyncGenerator[Tick, None]:
+    """Relay one track until the operator wants something else; ENDLIST where that is a stop."""
+    progress, tools = desk.progress, desk.tools
+    loads = loaded(desk)
+    clips = in_order(numbered(loads, desk), Downloading(desk), ahead=DOWNLOADS_AHEAD)
+    ready = in_order(clips, Transcoding(desk), ahead=encodes_ahead)
     async with aclosing(loads), aclosing(ready):
         async for item in ready:
             error = ""
             try:
                 if isinstance(item, Made):
-                    progress = entered(progress, item, tools)
-                    progress = publish(progress, tools)
+                    progress = entered(progress, item, desk)
+                    progress = publish(progress, desk.ledger, tools)
                 elif progress and item.ended and not progress.ended:
-                    progress = publish(replace(progress, ended=True), tools)
+                    progress = publish(replace(progress, ended=True), desk.ledger, tools)
                 elif progress:
                     progress = swept(progress, tools)
             except OSError as failure:  # the disk: what was made stays in *progress* and is shown as soon as that works again
                 error = f"can't publish: {failure.strerror}"
-            yield Tick(progress, item if isinstance(item, Made) else None, item if isinstance(item, Turn) else None, error)
-    if progress and not progress.ended:
-        progress = publish(replace(progress, ended=True), tools)
-        yield Tick(progress)
+            made, turn = (item, None) if isinstance(item, Made) else (None, item)
+            yield Tick(progress, desk.track.name, made, turn, error)
+    if progress and not progress.ended and tools.control.stream.desired is Desired.STOP:
+        progress = publish(replace(progress, ended=True), desk.ledger, tools)
+        yield Tick(progress, desk.track.name)
 
 
-def entered(progress: Progress | None, made: Made, tools: Tools) -> Progress:
+def entered(progress: Progress | None, made: Made, desk: Desk) -> Progress:
     """Return *progress* with what was made in its window."""
-    new = made.numbered
-    progress = progress or Progress(new.position, new.target_duration_s)
-    return slide(progress, made.entry, new.position, new.stream.window_s, tools.clock.utc_now())
+    new, agreement = made.numbered, desk.agreement
+    if progress is None:
+        agreement.target_duration_s = max(agreement.target_duration_s, new.target_duration_s)
+        count = new.discontinuity_sequence if agreement.discontinuities is None else agreement.discontinuities
+        progress = Progress(
+            new.position,
+            agreement.target_duration_s,
+            desk.track.name,
+            desk.track.kind,
+            discontinuity_sequence=count,
+            i_frames_only=new.i_frames_only,
+        )
+    return slide(progress, made.entry, new.position, new.stream.window_s, desk.tools.clock.utc_now())

@@ -15,8 +15,10 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from hlsrelay.errors import ResourceBusy
+from hlsrelay.model import SOURCE
 
 LEDGER = ".ledger.json"
+_LEDGERS = ".ledger-"
 _LOCK = ".lock"
 _TEMP = ".tmp"
 
@@ -108,6 +110,11 @@ class LocalStorage:
             return (self.folder / path).read_bytes()
         except FileNotFoundError:
             return None
+
+    def ledgers(self) -> list[str]:
+        """Return the tracks that have a record here."""
+        named = [path.name.removeprefix(_LEDGERS).removesuffix(".json") for path in self.folder.glob(f"{_LEDGERS}*.json")]
+        return [SOURCE] * (self.folder / LEDGER).exists() + sorted(named)
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove files; one that is gone already is fine."""

@@ -25,8 +25,9 @@ from httpx_aiohttp import AiohttpTransport
 
 from hlsrelay import __version__
 from hlsrelay.errors import AddressRefused, PlaylistError, SegmentLost, UpstreamError
-from hlsrelay.hls.parse import parse
-from hlsrelay.model import ByteRange, Presentation, Restart, Snapshot, Variant
+from hlsrelay.hls.parse import parse, variables_of
+from hlsrelay.hls.tracks import chosen, media_playlist_alone
+from hlsrelay.model import ByteRange, Presentation, Restart, Snapshot, Track
 from hlsrelay.settings import Network
 from hlsrelay.urls import SCHEMES, redacted
 
@@ -127,8 +128,11 @@ class Upstream:
         self._transport = transport
         self._client: httpx.AsyncClient | None = None
         self._source: str | None = None
-        self._child: str | None = None
-        self._last: tuple[bytes, str, Snapshot] | None = None
+        self._variants = "all"
+        self._variables: dict[str, str] = {}
+        self._tracks: dict[str, Track] = {}
+        self._turns: dict[str, int] = {}
+        self._last: dict[str, tuple[bytes, str, Snapshot]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -136,28 +140,41 @@ class Upstream:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def load(self, source: str) -> Snapshot:
-        """Return *source*'s media playlist; of a multivariant one its best variant's. Raises UpstreamError.
-
-        An answer with the same bytes as the last one gives the same object, unparsed.
-        """
+    async def survey(self, source: str, variants: str = "all") -> Presentation:
+        """Return what *source* presents, and of a multivariant one the part that *variants* asks for. Raises UpstreamError, ConfigError."""
         if source != self._source:
             await self.aclose()
             self._source = source
-        if self._child is not None:
-            try:
-                return await self._media(self._child)
-            except _StaleChild:
-                self._child = None
-        playlist = await self._playlist(source)
+        body, url = await self._body(source)
+        playlist = parse(body, url)
         if isinstance(playlist, Snapshot):
-            return playlist
-        self._child = best_variant(playlist).uri
+            found = media_playlist_alone(source)
+        else:
+            found = chosen(playlist, variants)
+            self._variables = variables_of(body, url)
+        self._variants = variants
+        self._tracks = {track.name: track for track in found.tracks}
+        return found
+
+    async def load(self, name: str) -> Snapshot:
+        """Return the media playlist of the surveyed track *name*. Raises UpstreamError.
+
+        An answer with the same bytes as the last one gives the same object, unparsed. Where a playlist is gone from where it was, the
+        multivariant playlist is asked again (tokens expire); where it fails, the next load tries the next of its redundant copies.
+        """
+        track = self._tracks[name]
+        turn = self._turns.get(name, 0)
         try:
-            return await self._media(self._child)
-        except _StaleChild as error:
-            self._child = None
-            raise UpstreamError(str(error)) from error
+            return await self._media(name, track.uris[turn % len(track.uris)])
+        except UpstreamError as error:
+            self._turns[name] = turn + 1
+            if not isinstance(error, _StaleChild) or self._source is None:
+                raise
+            await self.survey(self._source, self._variants)
+            if name not in self._tracks:
+                raise UpstreamError(f"the source has no track '{name}' any more") from error
+            uris = self._tracks[name].uris
+            return await self._media(name, uris[turn % len(uris)])
 
     async def fetch(self, uri: str, byterange: ByteRange | None, restart: Restart, deadline_s: float) -> int:
         """Fetch a segment whole and return its length in bytes; raises SegmentLost once *deadline_s* has passed.
@@ -224,7 +241,8 @@ class Upstream:
     async def aclose(self) -> None:
         """Close all connections and forget what was learnt; the next load starts anew."""
         client, self._client = self._client, None
-        self._source = self._child = self._last = None
+        self._source = None
+        self._variables, self._tracks, self._turns, self._last = {}, {}, {}, {}
         if client is not None:
             await client.aclose()
 
@@ -240,25 +258,27 @@ class Upstream:
             )
         return self._client
 
-    async def _media(self, url: str) -> Snapshot:
-        playlist = await self._playlist(url)
+    async def _media(self, name: str, url: str) -> Snapshot:
+        body, final_url = await self._body(url, child=url != self._source)
+        last = self._last.get(name)
+        if last and last[0] == body and last[1] == final_url:
+            return last[2]
+        playlist = parse(body, final_url, self._variables)
         if isinstance(playlist, Presentation):
-            raise PlaylistError("a variant of the source is a multivariant playlist itself")
+            raise PlaylistError(f"{redacted(url)} is a multivariant playlist where a media playlist should be")
+        self._last[name] = (body, final_url, playlist)
         return playlist
 
-    async def _playlist(self, url: str) -> Snapshot | Presentation:
+    async def _body(self, url: str, *, child: bool = False) -> tuple[bytes, str]:
+        """Return a playlist's bytes, decompressed, and the URL they came from."""
         body = bytearray()
+        headers = {"Accept-Encoding": "gzip, deflate"}
         try:
             async with asyncio.timeout(PLAYLIST_DEADLINE_S):
-                final_url = await self._get(url, {"Accept-Encoding": "gzip, deflate"}, _limited(body, PLAYLIST_LIMIT_BYTES), decode=True)
+                final_url = await self._get(url, headers, _limited(body, PLAYLIST_LIMIT_BYTES), decode=True, child=child)
         except TimeoutError:
             raise UpstreamError(f"{redacted(url)}: no whole answer within {PLAYLIST_DEADLINE_S:.0f} s") from None
-        if self._last and self._last[0] == body and self._last[1] == final_url:
-            return self._last[2]
-        playlist = parse(bytes(body), final_url)
-        if isinstance(playlist, Snapshot):
-            self._last = (bytes(body), final_url, playlist)
-        return playlist
+        return bytes(body), final_url
 
     async def _once(self, uri: str, byterange: ByteRange | None, write: Callable[[bytes], object]) -> int:
         headers = {"Accept-Encoding": "identity"}
@@ -280,14 +300,14 @@ class Upstream:
             raise UpstreamError(f"{redacted(uri)}: {length} bytes for a range of {byterange.length}")
         return length
 
-    async def _get(self, url: str, headers: dict[str, str], write: Callable[[bytes], object], *, decode: bool) -> str:
+    async def _get(self, url: str, headers: dict[str, str], write: Callable[[bytes], object], *, decode: bool, child: bool = False) -> str:
         """Write the body of *url*'s answer and return the URL it came from. Raises UpstreamError for all but a whole 200 or 206."""
         if urlsplit(url).scheme not in SCHEMES:
             raise AddressRefused(f"{redacted(url)}: only http and https are relayed")
         shown = redacted(url)
         try:
             async with self._ready().stream("GET", url, headers=headers) as answer:
-                if answer.status_code in STALE_CHILD_STATUS and url == self._child:
+                if child and answer.status_code in STALE_CHILD_STATUS:
                     raise _StaleChild(f"{shown}: HTTP {answer.status_code}")
                 if answer.status_code != (206 if "Range" in headers else 200):
                     raise UpstreamError(f"{shown}: HTTP {answer.status_code}")
@@ -323,15 +343,6 @@ class _TooLarge(UpstreamError):
 
 
 _FINAL = (AddressRefused, _TooLarge)
-
-
-def best_variant(presentation: Presentation) -> Variant:
-    """Return the variant of the highest bandwidth that holds its audio itself. Raises PlaylistError where all keep it apart."""
-    apart = {media.group for media in presentation.media if media.type == "AUDIO" and media.uri}
-    whole = [variant for variant in presentation.variants if variant.audio_group not in apart]
-    if not whole:
-        raise PlaylistError("the source keeps its audio in playlists of its own: give the URL of one media playlist that has both")
-    return max(whole, key=lambda variant: (variant.height or 0, variant.bandwidth_bps))
 
 
 def _limited(body: bytearray, limit: int) -> Callable[[bytes], None]:

@@ -7,22 +7,21 @@ import os
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 
-from hlsrelay.clock import Clock, Pacer
+from hlsrelay.clock import Clock, Nudges
 from hlsrelay.embedded import EmbeddedRedis, ffmpeg_path
 from hlsrelay.encoder import Encoded, EncodeJob, Encoder, LocalEncoder
 from hlsrelay.errors import ConfigError, EncodeError, MissingProgram, RegistryUnavailable
 from hlsrelay.fields import Registered, stream_of
 from hlsrelay.ladder import format_ladder
-from hlsrelay.ledger import LocalLedger
 from hlsrelay.log import Repeated
 from hlsrelay.metrics import Metrics
-from hlsrelay.model import Desired, Made, Stream, Turn
+from hlsrelay.model import SOURCE, Desired, Made, Stream, Turn
 from hlsrelay.processes import Children
 from hlsrelay.registry import Link, RedisRegistry, Registry
 from hlsrelay.relay import Tick, relay
@@ -103,7 +102,7 @@ class Wishes:
         """Follow the operator; returns whether anything changed. Raises ConfigError, and stays as it was, where the fields are wrong."""
         if registered is None:
             self.deleted = True
-            wanted = Stream(self.stream.id, self.stream.source, Desired.STOP, self.stream.ladder, self.stream.window_s)
+            wanted = replace(self.stream, desired=Desired.STOP)
         else:
             wanted = stream_of(registered.id, registered.fields)
         changed, self.stream = wanted != self.stream, wanted
@@ -132,16 +131,16 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event) -> No
     link = Link(node.registry, stream.id, node.redis.ensure if node.redis else None)
     reporter = Reporter(link, stream.id, node)
     wishes = Wishes(stream)
-    pacer = Pacer(node.clock)
+    nudges = Nudges()
     with LocalStorage(node.live, stream.id) as storage:
         node.storages[stream.id] = storage
         reporter.state("starting", node=node.name, reason="")
         log.info("stream.starting", stream=stream.id, source=redacted(stream.source), ladder=format_ladder(stream.ladder))
-        following = asyncio.create_task(_follow(link, wishes, pacer, reporter, node), name=f"follow {stream.id}")
+        following = asyncio.create_task(_follow(link, wishes, nudges, reporter, node), name=f"follow {stream.id}")
         gone = asyncio.create_task(leaving.wait())
         try:
-            async with Upstream(node.settings.allow_networks) as upstream:
-                tools = Tools(upstream, storage, LocalLedger(storage), node.encoder, wishes, pacer, node.clock)
+            async with Upstream(node.settings.allow_networks) as upstream, Upstream(node.settings.allow_networks) as spare:
+                tools = Tools(upstream, storage, node.encoder, wishes, node.clock, nudges, spare)
                 relaying = asyncio.create_task(_relay(tools, reporter), name=f"relay {stream.id}")
                 await asyncio.wait((relaying, gone, following), return_when=asyncio.FIRST_COMPLETED)
                 relaying.cancel()
@@ -169,7 +168,7 @@ async def _relay(tools: Tools, reporter: Reporter) -> None:
             reporter.tick(tick)
 
 
-async def _follow(link: Link, wishes: Wishes, pacer: Pacer, reporter: Reporter, node: Node) -> None:
+async def _follow(link: Link, wishes: Wishes, nudges: Nudges, reporter: Reporter, node: Node) -> None:
     """Take the operator's changes as they come; a change that makes no sense is reported and the stream goes on as it was."""
     async with aclosing(link.changes()) as changes:
         async for registered in changes:
@@ -179,7 +178,7 @@ async def _follow(link: Link, wishes: Wishes, pacer: Pacer, reporter: Reporter, 
                     log.info(
                         "stream.changed", stream=wishes.stream.id, desired=wishes.stream.desired, source=redacted(wishes.stream.source)
                     )
-                    pacer.nudge()
+                    nudges.nudge()
             except ConfigError as error:
                 reporter.fault("field", str(error))
 
@@ -200,6 +199,7 @@ class Reporter:
         self._clock = node.clock
         self._state = ""
         self._faults: dict[str, Repeated] = {}
+        self._repairs: dict[str, int] = {}
         self._made_s: float | None = None
         self._target_duration_s = 0
 
@@ -222,25 +222,22 @@ class Reporter:
         """Report one step of the relay."""
         if tick.error:
             self.fault("publish", tick.error)
+        main = tick.track in ("", SOURCE)
         if tick.made:
-            self._published(tick.made, tick)
+            self._counted(tick.made, "" if main else f"{tick.track} ")
+            if main:
+                self._published(tick.made, tick)
         if tick.turn:
-            self._turned(tick.turn)
-        if tick.progress and tick.progress.ended:
+            self._turned(tick.turn, tick.track)
+        if main and tick.progress and tick.progress.ended:
             self.state("ended")
 
     def _published(self, made: Made, tick: Tick) -> None:
         self._made_s = self._clock.monotonic_s()
         self._target_duration_s = made.numbered.target_duration_s
         lag_s = (self._clock.utc_now() - made.numbered.position.advanced_at).total_seconds()
-        self._metrics.segments.labels(self._id, "gap" if made.lost else "whole").inc()
         self._metrics.lag_s.labels(self._id).set(lag_s)
         self._metrics.last_number.labels(self._id).set(made.entry.number)
-        if source := made.entry.files.get("source"):
-            self._metrics.bytes_in.labels(self._id).inc(source.size_bytes)
-        if made.lost:
-            log.warning("segment.lost", stream=self._id, number=made.entry.number, reason=made.lost)
-            self._link.report(last_error=f"{_stamp(self._clock.utc_now())} segment {made.entry.number}: {made.lost}")
         for rung, reason in made.failed.items():
             self._metrics.rung_gaps.labels(self._id, rung).inc()
             self.fault(f"rung {rung}", reason)
@@ -248,14 +245,29 @@ class Reporter:
             self.state("running")
             self._link.report(last_sequence=str(made.entry.number), lag=f"{lag_s:.2f}")
 
-    def _turned(self, turn: Turn) -> None:
+    def _counted(self, made: Made, track: str) -> None:
+        self._metrics.segments.labels(self._id, "gap" if made.lost else "whole").inc()
+        self._metrics.bytes_in.labels(self._id).inc(made.received_bytes)
+        self._repaired(made.repairs)
+        if made.lost:
+            log.warning("segment.lost", stream=self._id, track=track.strip(), number=made.entry.number, reason=made.lost)
+            self._link.report(last_error=f"{_stamp(self._clock.utc_now())} segment {track}{made.entry.number}: {made.lost}")
+
+    def _repaired(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            self._metrics.repairs.labels(self._id, name).inc()
+            self._repairs[name] = self._repairs.get(name, 0) + 1
+        if names:
+            self._link.report(repairs=" ".join(f"{name}={count}" for name, count in sorted(self._repairs.items())))
+
+    def _turned(self, turn: Turn, track: str) -> None:
+        event = f"load {track}".removesuffix(f" {SOURCE}").strip()
         self._metrics.loads.labels(self._id, "failed" if turn.error else "good").inc()
-        for repair in turn.repairs:
-            self._metrics.repairs.labels(self._id, repair).inc()
+        self._repaired(turn.repairs)
         if turn.error:
-            self.fault("load", turn.error)
-        elif "load" in self._faults:
-            log.info("load.recovered", stream=self._id, failures=self._faults.pop("load").count)
+            self.fault(event, turn.error)
+        elif event in self._faults:
+            log.info("load.recovered", stream=self._id, track=track, failures=self._faults.pop(event).count)
         silent_s = self._clock.monotonic_s() - self._made_s if self._made_s is not None else 0.0
         if self._state == "running" and silent_s > STALLED_TARGET_DURATIONS * self._target_duration_s:
             self.state("stalled")

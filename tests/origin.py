@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import httpx
 import respx
 
 from hlsrelay.upstream import AddressPolicy
-from tests.playlists import URL, Listed, Playlist
+from tests.playlists import URL, Listed, Playlist, at
 
 BASE = URL.rpartition("/")[0]
 Fault = Callable[[httpx.Request], httpx.Response | None]
@@ -37,6 +38,10 @@ class Origin:
     silent: bool = False
     ended: bool = False
     segment_takes_s: float = 0.0
+    pdt: bool = False
+    """Whether each segment has a PROGRAM-DATE-TIME, of the one programme that all origins show."""
+    content: Callable[[str], bytes] = ts_packets
+    """A segment's bytes by its path."""
     sent: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
 
@@ -53,8 +58,13 @@ class Origin:
         """Return what is listed now."""
         newest = self.newest()
         numbers = range(max(self.first, newest - self.window + 1), newest + 1)
-        items = tuple(Listed(n, f"{self.name}-{n}.ts", duration=f"{self.duration_s:.3f}") for n in numbers)
+        items = tuple(Listed(n, f"{self.name}-{n}.ts", duration=f"{self.duration_s:.3f}", pdt=self._time(n)) for n in numbers)
         return Playlist(items, target_duration=str(round(self.duration_s)), end=self.ended)
+
+    def _time(self, number: int) -> datetime | None:
+        if not self.pdt:
+            return None
+        return at(self.began_s + (number - self.first - self.window) * self.duration_s)
 
     async def answer(self, request: httpx.Request) -> httpx.Response:
         """Answer one request."""
@@ -69,7 +79,7 @@ class Origin:
             return httpx.Response(503)
         if path.endswith(".m3u8"):
             return httpx.Response(200, text=self.playlist().text())
-        body = self.sent.setdefault(path, ts_packets(path))
+        body = self.sent.setdefault(path, self.content(path))
         return httpx.Response(200, content=body)
 
     def transport(self, *others: Origin) -> Callable[[AddressPolicy], httpx.AsyncBaseTransport]:
@@ -100,5 +110,5 @@ class _Chunks(httpx.AsyncByteStream):
         self._body = body
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for at in range(0, len(self._body), 300):
-            yield self._body[at : at + 300]
+        for begin in range(0, len(self._body), 300):
+            yield self._body[begin : begin + 300]

@@ -15,7 +15,7 @@ while the generation has been silent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -37,20 +37,30 @@ class Step:
     repairs: tuple[str, ...] = ()
 
 
-def advance(position: Position | None, snapshot: Snapshot, stream: Stream, now: datetime, *, first_number: int | None = None) -> Step:
+def advance(
+    position: Position | None,
+    snapshot: Snapshot,
+    stream: Stream,
+    now: datetime,
+    *,
+    first_number: int | None = None,
+    generation: int = 1,
+) -> Step:
     """Return the segments of *snapshot* not yet relayed, numbered, and the position after them.
 
     *position* is None for a stream that was never relayed: it starts near the live edge, with the source's own numbers, or with
-    *first_number* where an older playlist of this stream has used the numbers below it.
+    *first_number* where an older playlist of this stream has used the numbers below it. *generation* is the highest that any track of
+    the presentation has reached: one that is behind makes a DISCONTINUITY too, because they count them together (RFC 8216 6.2.4).
     """
-    load = _Load(snapshot, stream, now)
+    load = _Load(snapshot, stream, now, generation)
     if position is None:
         fresh = live_edge(snapshot)
         offset = 0 if first_number is None else first_number - fresh[0].sequence
-        start = Position(stream.source, 1, offset, fresh[0].sequence + offset - 1, (), now, now - _length(fresh), stream.ladder)
+        start = Position(stream.source, generation, offset, fresh[0].sequence + offset - 1, (), now, now - _length(fresh), stream.ladder)
         return _emit(start, fresh, load, cut=first_number is not None)
     if position.source != stream.source:
-        return _new_generation(position, live_edge(snapshot), load, "source_changed")
+        fresh = _joined(position, load)
+        return _new_generation(position, fresh, load, "source_changed") if fresh else Step(position)
     newest = snapshot.segments[-1]
     if any((one.sequence, one.identity) == (newest.sequence, identity(newest)) for one in position.older):
         return Step(position, repairs=("stale_playlist",))
@@ -74,11 +84,50 @@ def live_edge(snapshot: Snapshot) -> tuple[Segment, ...]:
     return tuple(reversed(kept))
 
 
+def _joined(position: Position, load: _Load) -> tuple[Segment, ...]:
+    """Return what of another source goes on from where we are: by the programme's time where both tell it, else by the time gone by.
+
+    Empty where the other source is behind: what comes next of it has been relayed already.
+    """
+    segments = load.snapshot.segments
+    ours = position.recent[-1].program_date_time if position.recent else None
+    if ours is not None and any(segment.program_date_time for segment in segments):
+        times = _times(segments)
+        later = tuple(
+            segment for segment, time in zip(segments, times, strict=True) if time > ours + timedelta(seconds=segment.duration_s / 2)
+        )
+        near = abs((times[-1] - ours).total_seconds()) <= 3 * load.stream.window_s
+        if near:  # else the clocks have nothing to do with one another
+            return later
+    elapsed_s = (load.now - position.advanced_at).total_seconds()
+    kept: list[Segment] = []
+    for segment in reversed(live_edge(load.snapshot)):
+        if kept and sum(one.duration_s for one in kept) + segment.duration_s > elapsed_s:
+            break
+        kept.append(segment)
+    return tuple(reversed(kept))
+
+
+def _times(segments: tuple[Segment, ...]) -> list[datetime]:
+    """Every segment's PROGRAM-DATE-TIME, counted on from the last one that is written, or back from the first (RFC 8216 4.3.2.6)."""
+    first = next(index for index, segment in enumerate(segments) if segment.program_date_time)
+    when = segments[first].program_date_time
+    assert when is not None
+    when -= _length(segments[:first])
+    times = []
+    for segment in segments:
+        when = segment.program_date_time or when
+        times.append(when)
+        when += timedelta(seconds=segment.duration_s)
+    return times
+
+
 @dataclass(frozen=True, slots=True)
 class _Load:
     snapshot: Snapshot
     stream: Stream
     now: datetime
+    generation: int
 
 
 def _after_hole(position: Position, newer: tuple[Segment, ...], load: _Load) -> Step:
@@ -122,7 +171,7 @@ def _new_generation(position: Position, fresh: tuple[Segment, ...], load: _Load,
     start = replace(
         position,
         source=load.stream.source,
-        generation=position.generation + 1,
+        generation=max(position.generation + 1, load.generation),
         offset=position.last_number + 1 - fresh[0].sequence,
         recent=(),
         older=(*position.older, *position.recent)[-REMEMBERED:],
@@ -139,15 +188,19 @@ def _emit(position: Position, fresh: tuple[Segment, ...], load: _Load, *, cut: b
     if fresh[0].sequence != position.last_sequence + 1:
         raise AssertionError(f"source's segment {fresh[0].sequence} after {position.last_sequence}")
     first_ever = not position.recent and not cut
-    cut = cut or position.ladder != load.stream.ladder
+    cut = cut or position.ladder != load.stream.ladder or position.generation < load.generation
+    told: dict[int, datetime] = {}
+    if any(segment.program_date_time for segment in load.snapshot.segments):
+        told = {segment.sequence: time for segment, time in zip(load.snapshot.segments, _times(load.snapshot.segments), strict=True)}
     when = position.next_program_date_time
     times: list[datetime] = []
     for segment in fresh:
-        times.append(segment.program_date_time or when)
+        times.append(told.get(segment.sequence, when))
         when = times[-1] + timedelta(seconds=segment.duration_s)
-    seen = tuple(Seen(segment.sequence, identity(segment), segment.program_date_time) for segment in fresh if segment.uri)
+    seen = tuple(Seen(segment.sequence, identity(segment), told.get(segment.sequence)) for segment in fresh if segment.uri)
     after = replace(
         position,
+        generation=max(position.generation, load.generation),
         last_number=fresh[-1].sequence + position.offset,
         recent=(*position.recent, *seen)[-REMEMBERED:],
         advanced_at=load.now,
@@ -156,14 +209,35 @@ def _emit(position: Position, fresh: tuple[Segment, ...], load: _Load, *, cut: b
         listed=len(load.snapshot.segments),
         candidate=None,
     )
+    listed = {segment.sequence: count for segment, count in zip(load.snapshot.segments, _counted(load.snapshot), strict=True)}
     numbered = []
     for index, (segment, time) in enumerate(zip(fresh, times, strict=True)):
         discontinuity = segment.discontinuity
         if index == 0:  # nothing stands before the first ever, so nothing is cut there
             discontinuity = cut or (discontinuity and not first_ever)
         number = segment.sequence + position.offset
-        numbered.append(Numbered(number, segment, discontinuity, time, load.snapshot.target_duration_s, load.stream, after))
+        numbered.append(
+            Numbered(
+                number,
+                segment,
+                discontinuity,
+                time,
+                load.snapshot.target_duration_s,
+                load.stream,
+                after,
+                discontinuity_sequence=listed.get(segment.sequence, 0),
+                i_frames_only=load.snapshot.i_frames_only,
+            )
+        )
     return Step(after, tuple(numbered))
+
+
+def _counted(snapshot: Snapshot) -> Iterator[int]:
+    """Yield each listed segment's discontinuity sequence number at the source, its own DISCONTINUITY counted (RFC 8216 6.2.1)."""
+    count = snapshot.discontinuity_sequence
+    for segment in snapshot.segments:
+        count += segment.discontinuity
+        yield count
 
 
 def _length(segments: Iterable[Segment]) -> timedelta:

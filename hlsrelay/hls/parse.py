@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import parse_qsl, urljoin, urlsplit
 
 from m3u8 import parser as m3u8_parser
 
 from hlsrelay.errors import PlaylistError
-from hlsrelay.model import ByteRange, InitSection, Key, Media, Part, Presentation, Segment, Snapshot, Variant
+from hlsrelay.hls.tracks import assembled
+from hlsrelay.model import ByteRange, InitSection, Key, Kind, Part, Presentation, Segment, Snapshot
 
 LONGEST_EXTINF_S = 3600.0
 """A longer segment is a mistake of the source, not media."""
 
 _ATTRIBUTE = re.compile(r'([A-Z0-9-]+)=("[^"]*"|[^",]*)')
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029]")
+_VARIABLE = re.compile(r"\{\$([A-Za-z0-9_-]+)\}")
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)")
 _HERE = "#EXT-X-HLSRELAY-URI-FOLLOWS"
 """A tag of our own, put before each URI line: m3u8 shows its hook the tags only, and keys and maps may come after EXTINF."""
@@ -38,9 +40,10 @@ _NOT_CARRIED = {
 }  # fmt: skip
 
 
-def parse(body: bytes, url: str) -> Snapshot | Presentation:
+def parse(body: bytes, url: str, variables: Mapping[str, str] | None = None) -> Snapshot | Presentation:
     """Return the playlist that *body*, loaded from *url* (after redirects), holds.
 
+    *variables* are those that the multivariant playlist defines, for EXT-X-DEFINE:IMPORT.
     Raises PlaylistError where it is no playlist, or holds nothing to relay.
     """
     text = body.decode("utf-8-sig", errors="replace")
@@ -48,10 +51,11 @@ def parse(body: bytes, url: str) -> Snapshot | Presentation:
         raise PlaylistError(f"not an HLS playlist: it begins {text.lstrip()[:24]!r}, not #EXTM3U")
     reader = _Reader(url)
     lines = [_CONTROL.sub("", line).strip() for line in text.split("\n")]
+    lines = list(_substituted(lines, url, variables or {}))
     try:
         data = m3u8_parser.parse("\n".join(_mended(lines, reader, whole=text.endswith("\n"))), custom_tags_parser=reader.tag)
-        if data["playlists"]:
-            return _presentation(data, url)
+        if any(line.startswith("#EXT-X-STREAM-INF") for line in lines):
+            return _presentation(lines, url)
         return _snapshot(data, reader, url)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise PlaylistError(f"broken HLS playlist: {type(error).__name__}: {error}") from error
@@ -82,7 +86,9 @@ class _Reader:
     repairs: list[str] = field(default_factory=list)
     target_duration_s: int | None = None
     media_sequence: int = 0
+    discontinuity_sequence: int = 0
     ended: bool = False
+    i_frames_only: bool = False
     independent: bool = False
     keys: dict[str, Key] = field(default_factory=dict)
     init: InitSection | None = None
@@ -105,8 +111,12 @@ class _Reader:
                     self.repaired("media_sequence_bad")
                 if data["segments"]:
                     self.repaired("media_sequence_late")
+            case "EXT-X-DISCONTINUITY-SEQUENCE":
+                self.discontinuity_sequence = int(value) if value.strip().isdecimal() else 0
             case "EXT-X-ENDLIST":
                 self.ended = True
+            case "EXT-X-I-FRAMES-ONLY":
+                self.i_frames_only = True
             case "EXT-X-INDEPENDENT-SEGMENTS":
                 self.independent = True
             case "EXT-X-KEY":
@@ -119,8 +129,6 @@ class _Reader:
                 self._part(line, state)
             case "EXT-X-HLSRELAY-URI-FOLLOWS":
                 _segment_of(state)["in_force"] = (tuple(self.keys.values()), self.init)
-            case "EXT-X-STREAM-INF" | "EXT-X-MEDIA":
-                return False  # m3u8's own
             case _ if name.startswith("EXT") and name not in _NOT_CARRIED:
                 _segment_of(state).setdefault("tags", []).append(line)
         return True
@@ -187,10 +195,7 @@ def _segment_of(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mended(lines: list[str], reader: _Reader, *, whole: bool) -> Iterator[str]:
-    """Yield the lines with what sources get wrong made right: EXTINF that is bad or missing, a last line cut off.
-
-    A multivariant playlist passes unchanged.
-    """
+    """Yield the lines with what sources get wrong made right: EXTINF that is bad or missing, a last line cut off."""
     target = next((float(n[1]) for line in lines if line.startswith("#EXT-X-TARGETDURATION:") and (n := _NUMBER.match(line[22:]))), 0.0)
     multivariant = any(line.startswith("#EXT-X-STREAM-INF") for line in lines)
     awaited = False
@@ -242,6 +247,8 @@ def _snapshot(data: dict[str, Any], reader: _Reader, url: str) -> Snapshot:
         segments=tuple(segments),
         target_duration_s=max(1, declared, longest),
         media_sequence=reader.media_sequence,
+        discontinuity_sequence=reader.discontinuity_sequence,
+        i_frames_only=reader.i_frames_only,
         ended=reader.ended,
         independent_segments=reader.independent,
         repairs=tuple(reader.repairs),
@@ -285,22 +292,67 @@ def _byterange(text: str | None, uri: str, previous: Segment | None) -> ByteRang
     return ByteRange(int(length), follows.offset + follows.length if follows else 0)
 
 
-def _presentation(data: dict[str, Any], url: str) -> Presentation:
-    variants = []
-    for playlist in data["playlists"]:
-        info = playlist["stream_info"]
-        _, _, height = str(info.get("resolution", "")).partition("x")
-        variants.append(
-            Variant(
-                uri=urljoin(url, playlist["uri"]),
-                bandwidth_bps=int(info.get("bandwidth", 0)),
-                height=int(height) if height.isdecimal() else None,
-                codecs=info.get("codecs"),
-                audio_group=info.get("audio"),
-            )
-        )
-    media = tuple(
-        Media(item.get("type", ""), item.get("group_id", ""), item.get("name", ""), urljoin(url, item["uri"]) if item.get("uri") else None)
-        for item in data["media"]
-    )
-    return Presentation(tuple(variants), media)
+_KINDS = {"AUDIO": Kind.AUDIO, "VIDEO": Kind.VIDEO, "SUBTITLES": Kind.SUBTITLES}
+_GOES_THROUGH = ("#EXT-X-SESSION-DATA:", "#EXT-X-SESSION-KEY:", "#EXT-X-INDEPENDENT-SEGMENTS", "#EXT-X-START:")
+"""EXT-X-CONTENT-STEERING is not among them: it would point players past us."""
+
+
+def _presentation(lines: list[str], url: str) -> Presentation:
+    """Read a multivariant playlist: m3u8 keeps neither the order nor the spelling of attributes, and both go through."""
+    found: list[tuple[Kind, str, tuple[tuple[str, str], ...]]] = []
+    through: list[str] = []
+    waiting: tuple[tuple[str, str], ...] | None = None
+    for line in lines:
+        got = tuple((name, value) for name, value in _ATTRIBUTE.findall(line.partition(":")[2]))
+        uri = dict(got).get("URI", "").strip('"')
+        rest = tuple(pair for pair in got if pair[0] != "URI")
+        if line.startswith("#EXT-X-STREAM-INF"):
+            waiting = got
+        elif line and not line.startswith("#"):
+            if waiting is not None:
+                found.append((Kind.VARIANT, urljoin(url, line), waiting))
+            waiting = None
+        elif line.startswith("#EXT-X-I-FRAME-STREAM-INF:") and uri:
+            found.append((Kind.I_FRAMES, urljoin(url, uri), rest))
+        elif line.startswith("#EXT-X-MEDIA:"):
+            kind = _KINDS.get(dict(got).get("TYPE", ""))
+            if uri and kind:
+                found.append((kind, urljoin(url, uri), rest))
+            else:  # closed captions, or media that is inside the variants
+                through.append(line)
+        elif line.startswith(_GOES_THROUGH):
+            through.append(line.replace(f'"{uri}"', f'"{urljoin(url, uri)}"') if uri else line)
+    presentation = assembled(found, tuple(through))
+    if not presentation.tracks:
+        raise PlaylistError("the multivariant playlist names no variant")
+    return presentation
+
+
+def _substituted(lines: list[str], url: str, imported: Mapping[str, str]) -> Iterator[str]:
+    """Replace the variables of EXT-X-DEFINE (rfc8216bis 4.3): players of ours see none of them."""
+    if not any(line.startswith("#EXT-X-DEFINE:") for line in lines):
+        yield from lines
+        return
+    variables: dict[str, str] = {}
+    query = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
+    for line in lines:
+        if line.startswith("#EXT-X-DEFINE:"):
+            got = {name: value.strip('"') for name, value in attributes(line).items()}
+            if "NAME" in got:
+                variables[got["NAME"]] = got.get("VALUE", "")
+            for source, values in (("IMPORT", imported), ("QUERYPARAM", query)):
+                if (name := got.get(source)) is not None:
+                    if name not in values:
+                        raise PlaylistError(f"EXT-X-DEFINE names a variable that isn't there: {name!r}")
+                    variables[name] = values[name]
+            yield line
+        else:
+            yield _VARIABLE.sub(lambda found: variables.get(found[1], found[0]), line)
+
+
+def variables_of(body: bytes, url: str) -> dict[str, str]:
+    """Return the variables that a multivariant playlist defines, for its media playlists to import."""
+    query = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
+    found = [attributes(line) for line in body.decode("utf-8-sig", "replace").split("\n") if line.startswith("#EXT-X-DEFINE:")]
+    named = {got["NAME"].strip('"'): got.get("VALUE", "").strip('"') for got in found if "NAME" in got}
+    return named | {name: query[name] for got in found if (name := got.get("QUERYPARAM", "").strip('"')) in query}

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from hlsrelay.model import SOURCE, Entry, MediaFile, Position, Rendition, Traits
+from hlsrelay.model import SOURCE, Entry, Kind, MediaFile, Position, Rendition, Traits
 
 FEWEST_ENTRIES = 6
 """Apple's HLS Authoring Specification 8.11."""
@@ -37,12 +37,20 @@ class Progress:
 
     position: Position
     target_duration_s: int
+    track: str = SOURCE
+    kind: Kind = Kind.VARIANT
     entries: tuple[Entry, ...] = ()
     discontinuity_sequence: int = 0
     renditions: tuple[Rendition, ...] = ()
     retired: tuple[Retired, ...] = ()
     ended: bool = False
+    i_frames_only: bool = False
     format: int = 1
+
+    @property
+    def discontinuities(self) -> int:
+        """The discontinuity sequence number of the newest entry: renditions of one presentation agree on it (RFC 8216 6.2.4)."""
+        return self.discontinuity_sequence + sum(entry.discontinuity for entry in self.entries)
 
 
 def slide(progress: Progress, entry: Entry, position: Position, window_s: float, now: datetime) -> Progress:
@@ -61,6 +69,28 @@ def slide(progress: Progress, entry: Entry, position: Position, window_s: float,
         ended=False,
     )
     return _trimmed(grown, window_s, now)
+
+
+def followed(progress: Progress, main: Progress, window_s: float, now: datetime) -> Progress:
+    """Return *progress*, of a track that the source no longer has, with the newest entry of *main* under its next number.
+
+    Players that chose the track once never ask what else there is: they go on with the main variant's segments, or with a GAP where
+    the track was something else.
+    """
+    newest = main.entries[-1]
+    file = newest.files.get(main.track) if progress.kind is Kind.VARIANT else None
+    stand_in = (
+        {progress.track: MediaFile(f"../{main.track}/{file.uri}", file.size_bytes, _beside(main.track, file.init_uri))} if file else {}
+    )
+    number = progress.entries[-1].number + 1 if progress.entries else progress.position.last_number + 1
+    changed = progress.position.source != ""
+    entry = replace(newest, number=number, files=stand_in, rungs=(), discontinuity=newest.discontinuity or changed)
+    position = replace(progress.position, source="", last_number=number, generation=main.position.generation)
+    return slide(progress, entry, position, window_s, now)
+
+
+def _beside(track: str, uri: str | None) -> str | None:
+    return f"../{track}/{uri}" if uri else None
 
 
 def expired(progress: Progress, now: datetime) -> tuple[Progress, tuple[str, ...]]:
@@ -112,7 +142,7 @@ def _trimmed(progress: Progress, window_s: float, now: datetime) -> Progress:
 def _paths(entry: Entry) -> tuple[str, ...]:
     """The files of an entry, relative to the stream's folder. One that stands in for another (`../`) counts where it is at home."""
     own = [(name, file) for name, file in entry.files.items() if not file.uri.startswith("../")]
-    paths = [f"{name}/{uri}" for name, file in own for uri in (file.uri, file.init_uri) if uri]
+    paths = [f"{name}/{uri}" for name, file in own for uri in (file.uri, file.init_uri, *file.key_uris) if uri]
     return tuple(dict.fromkeys(paths))
 
 
@@ -125,7 +155,7 @@ def _settled(progress: Progress, entry: Entry) -> tuple[Entry, tuple[Entry, ...]
     """
     if not entry.files:
         return entry, progress.entries, progress.renditions
-    made = (SOURCE, *entry.rungs)
+    made = (progress.track, *entry.rungs)
     before = {one.name: one for one in progress.renditions}
     come = [name for name in made if name not in before]
     gone = [one.name for one in progress.renditions if one.name not in made]
@@ -154,8 +184,7 @@ def _stand_ins(entry: Entry, names: Iterable[str], heights: dict[str, int]) -> d
     for name in names:
         below = [one for one in own if heights.get(one[0], 0) <= heights.get(name, 0)]
         home, file = max(below, key=lambda one: heights.get(one[0], 0)) if below else min(own, key=lambda one: heights.get(one[0], 0))
-        init_uri = f"../{home}/{file.init_uri}" if file.init_uri else None
-        stand_ins[name] = MediaFile(f"../{home}/{file.uri}", file.size_bytes, init_uri)
+        stand_ins[name] = MediaFile(f"../{home}/{file.uri}", file.size_bytes, _beside(home, file.init_uri))
     return stand_ins
 
 

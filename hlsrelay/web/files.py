@@ -32,6 +32,7 @@ TYPES = {
     ".ac3": b"audio/ac3",
     ".ec3": b"audio/eac3",
     ".vtt": b"text/vtt",
+    ".key": b"application/octet-stream",
 }
 """What is served, by suffix: everything else in the folder (sidecars, files being written) is the relay's own."""
 

@@ -9,16 +9,16 @@ import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 
 import httpx
 import pytest
 
-from hlsrelay.clock import Pacer
+from hlsrelay.clock import Nudges
 from hlsrelay.encoder import Encoded, EncodeJob
 from hlsrelay.errors import EncodeError
 from hlsrelay.hls.parse import parse
-from hlsrelay.ledger import LocalLedger
 from hlsrelay.model import Desired, Snapshot, Stream
 from hlsrelay.relay import Tick, relay
 from hlsrelay.stages import Tools
@@ -26,6 +26,8 @@ from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream
 from tests.origin import Origin
 from tests.playlists import stream
+from tests.unit.test_media_probe import picture
+from tests.unit.test_media_probe import segment as ts_segment
 from tests.virtual import VirtualClock, run_virtually
 
 
@@ -47,12 +49,13 @@ class Watching:
 
     storage: LocalStorage
     operator: Operator
-    pacer: Pacer
+    nudges: Nudges
     origin: Origin
     ticks: list[Tick] = field(default_factory=list)
     played: dict[int, tuple[str, bool, bool]] = field(default_factory=dict)
     """number: (sha256 of the bytes, is a gap, is a discontinuity)"""
     last: Snapshot | None = None
+    when: dict[int, datetime] = field(default_factory=dict)
 
     def look(self) -> None:
         """Read the published playlist as a player does, every listed file too; hold it against what was there before."""
@@ -69,12 +72,17 @@ class Watching:
             name = segment.uri.rpartition("/")[2]
             content = b"" if segment.gap else self.storage.read(f"source/{name}")
             assert content is not None, f"{name} is listed and not there"
+            if segment.program_date_time:
+                assert self.when.setdefault(segment.sequence, segment.program_date_time) == segment.program_date_time
             seen = (hashlib.sha256(content).hexdigest(), segment.gap, segment.discontinuity)
             assert self.played.setdefault(segment.sequence, seen) == seen, f"number {segment.sequence} changed"
         self.last = playlist
 
     def numbers(self) -> list[int]:
         return sorted(self.played)
+
+    def times(self) -> list[datetime]:
+        return [self.when[number] for number in self.numbers()]
 
     def gaps(self) -> list[int]:
         return [number for number in self.numbers() if self.played[number][1]]
@@ -96,13 +104,14 @@ class Watching:
 async def watching(live: Path, origin: Origin, *others: Origin, window_s: float = 30.0) -> AsyncGenerator[Watching, None]:
     operator = Operator(stream(window_s=window_s))
     with LocalStorage(live, "news") as storage:
-        yield Watching(storage, operator, Pacer(VirtualClock()), origin)
+        yield Watching(storage, operator, Nudges(), origin)
 
 
 async def relayed(watch: Watching, until_s: float, *others: Origin) -> None:
     """Run the relay until virtual time *until_s*, or until it ends by itself."""
-    async with Upstream(transport=watch.origin.transport(*others)) as upstream:
-        tools = Tools(upstream, watch.storage, LocalLedger(watch.storage), NoEncoder(), watch.operator, watch.pacer, VirtualClock())
+    transport = watch.origin.transport(*others)
+    async with Upstream(transport=transport) as upstream, Upstream(transport=transport) as spare:
+        tools = Tools(upstream, watch.storage, NoEncoder(), watch.operator, VirtualClock(), watch.nudges, spare)
         async with aclosing(relay(tools)) as ticks:
 
             async def run() -> None:
@@ -197,7 +206,7 @@ def test_stop_ends_the_playlist_and_the_relay(tmp_path: Path) -> None:
     async def play(watch: Watching) -> None:
         def stop() -> None:
             watch.operator.stream = replace(watch.operator.stream, desired=Desired.STOP)
-            watch.pacer.nudge()
+            watch.nudges.nudge()
 
         later(30, stop)
         await relayed(watch, 1000)
@@ -318,7 +327,7 @@ def test_another_source_follows_after_one_discontinuity(tmp_path: Path) -> None:
     async def play(watch: Watching) -> None:
         def change() -> None:
             watch.operator.stream = replace(watch.operator.stream, source="https://backup.example/x/index.m3u8")
-            watch.pacer.nudge()
+            watch.nudges.nudge()
 
         later(40, change)
         await relayed(watch, 80, other)
@@ -376,6 +385,37 @@ def test_a_lost_ledger_never_makes_the_sequence_fall(tmp_path: Path) -> None:
     watch = scenario(tmp_path, play)
     assert watch.numbers() == list(range(103, 103 + len(watch.numbers())))
     assert len(watch.cuts()) == 1
+
+
+def timed(began_90k: int) -> Callable[[str], bytes]:
+    """Content whose time stamps count on from segment to segment, four seconds each; from segment 112 on anew from *began_90k*."""
+
+    def content(path: str) -> bytes:
+        number = int(path.rpartition("-")[2].removesuffix(".ts"))
+        start = number * 360_000 if number < 112 else began_90k + (number - 112) * 360_000
+        pictures = [picture(start + frame * 3600, idr=frame == 0) for frame in range(100)]
+        return ts_segment(*pictures)
+
+    return content
+
+
+@pytest.mark.parametrize(
+    ("began_90k", "cuts"),
+    [(126_000, [112]), (112 * 360_000, []), (112 * 360_000 + 9000, []), (112 * 360_000 + 900_000, [112])],
+    ids=["begins anew", "goes on", "a small step", "ten seconds later"],
+)
+def test_time_stamps_that_do_not_go_on_are_a_discontinuity_that_the_source_forgot(tmp_path: Path, began_90k: int, cuts: list[int]) -> None:
+    watch = scenario(tmp_path, lambda watch: relayed(watch, 90), Origin(content=timed(began_90k)))
+    assert watch.cuts() == cuts
+    assert any(tick.made and tick.made.repairs for tick in watch.ticks) == bool(cuts)
+
+
+def test_time_stamps_that_wrap_are_no_discontinuity(tmp_path: Path) -> None:
+    def content(path: str) -> bytes:
+        number = int(path.rpartition("-")[2].removesuffix(".ts")) - 108
+        return ts_segment(*[picture(((1 << 33) + number * 360_000 + frame * 3600) % (1 << 33), idr=frame == 0) for frame in range(100)])
+
+    assert scenario(tmp_path, lambda watch: relayed(watch, 90), Origin(content=content)).cuts() == []
 
 
 def test_a_public_source_is_asked_no_more_often_than_the_protocol_allows(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 import respx
 
 from hlsrelay.errors import AddressRefused, PlaylistError, SegmentLost, UpstreamError
-from hlsrelay.model import ByteRange, Media, Presentation, Variant
-from hlsrelay.upstream import SEGMENT_LIMIT_BYTES, AddressPolicy, Upstream, best_variant
+from hlsrelay.model import SOURCE, ByteRange, Snapshot
+from hlsrelay.upstream import SEGMENT_LIMIT_BYTES, AddressPolicy, Upstream
 from tests.origin import Streaming
 from tests.playlists import URL, live
 from tests.virtual import run_virtually
@@ -30,6 +30,12 @@ def upstream(router: respx.Router) -> Upstream:
 
 def router() -> respx.Router:
     return respx.Router(assert_all_called=False)
+
+
+async def loaded(source: Upstream, url: str) -> Snapshot:
+    """Survey *url* and load its main track."""
+    await source.survey(url)
+    return await source.load(SOURCE)
 
 
 async def fetched(source: Upstream, uri: str, byterange: ByteRange | None = None, deadline_s: float = 5.0) -> bytes:
@@ -115,7 +121,7 @@ def test_loopback_by_any_spelling_is_refused_on_the_real_transport(host: str) ->
     async def run() -> None:
         async with server(lambda _: ok(live(1).text().encode())) as port, Upstream() as source:
             with pytest.raises(UpstreamError):
-                await source.load(f"http://{host}:{port}/live.m3u8")
+                await loaded(source, f"http://{host}:{port}/live.m3u8")
 
     asyncio.run(run())
 
@@ -126,9 +132,9 @@ def test_a_refusal_names_address_and_setting_and_an_allowed_range_opens() -> Non
             url = f"http://127.0.0.1:{port}/live.m3u8"
             async with Upstream() as source:
                 with pytest.raises(AddressRefused, match=r"127\.0\.0\.1 is not a public address.*HLSRELAY_ALLOW_NETWORKS"):
-                    await source.load(url)
+                    await loaded(source, url)
             async with Upstream(LOOPBACK) as source:
-                assert (await source.load(url)).segments[0].sequence == 1
+                assert (await loaded(source, url)).segments[0].sequence == 1
 
     asyncio.run(run())
 
@@ -158,7 +164,7 @@ def test_a_body_cut_short_is_no_segment_on_the_real_transport() -> None:
 def test_playlists_come_in_every_encoding_that_http_has(answer: bytes) -> None:
     async def run() -> None:
         async with server(lambda _: answer) as port, Upstream(LOOPBACK) as source:
-            assert len((await source.load(f"http://127.0.0.1:{port}/live.m3u8")).segments) == 2
+            assert len((await loaded(source, f"http://127.0.0.1:{port}/live.m3u8")).segments) == 2
 
     asyncio.run(run())
 
@@ -169,7 +175,7 @@ def test_a_compression_bomb_meets_the_limit_before_the_memory() -> None:
     async def run() -> None:
         async with server(lambda _: ok(bomb, "Content-Encoding: gzip")) as port, Upstream(LOOPBACK) as source:
             with pytest.raises(PlaylistError, match="larger than 1024 KiB"):
-                await source.load(f"http://127.0.0.1:{port}/live.m3u8")
+                await loaded(source, f"http://127.0.0.1:{port}/live.m3u8")
 
     asyncio.run(run())
 
@@ -184,14 +190,14 @@ def test_a_redirect_is_followed_and_its_address_checked() -> None:
         async with server(lambda path: found[path]) as port:
             here = f"http://127.0.0.1:{port}"
             async with Upstream(LOOPBACK) as source:
-                assert (await source.load(f"{here}/ok")).segments[0].uri == f"{here}/live/1.ts"
+                assert (await loaded(source, f"{here}/ok")).segments[0].uri == f"{here}/live/1.ts"
                 with pytest.raises(UpstreamError, match="redirects"):
-                    await source.load(f"{here}/loop")
+                    await loaded(source, f"{here}/loop")
                 with pytest.raises(AddressRefused, match="http or https"):
-                    await source.load(f"{here}/file")
+                    await loaded(source, f"{here}/file")
             async with Upstream((ip_network("127.0.0.1/32"),)) as source:
                 with pytest.raises(AddressRefused, match=r"127\.0\.0\.2"):
-                    await source.load(f"{here}/inside")
+                    await loaded(source, f"{here}/inside")
 
     asyncio.run(run())
 
@@ -204,22 +210,9 @@ def test_the_same_bytes_give_the_same_snapshot_unparsed() -> None:
         routes = router()
         routes.get(URL).respond(text=live(1, 2).text())
         async with upstream(routes) as source:
-            assert await source.load(URL) is await source.load(URL)
+            assert await loaded(source, URL) is await source.load(SOURCE)
 
     asyncio.run(run())
-
-
-def test_the_best_variant_with_its_own_audio_is_relayed() -> None:
-    found = best_variant(
-        Presentation((Variant("a", 900, 360), Variant("b", 2000, 720), Variant("c", 5000, 1080, audio_group="x")), media=_audio("x"))
-    )
-    assert found.uri == "b"
-    with pytest.raises(PlaylistError, match="keeps its audio"):
-        best_variant(Presentation((Variant("c", 5000, 1080, audio_group="x"),), media=_audio("x")))
-
-
-def _audio(group: str) -> tuple[Media, ...]:
-    return (Media("AUDIO", group, "main", "audio.m3u8"),)
 
 
 def test_a_variant_that_moved_is_found_again_through_the_multivariant_playlist() -> None:
@@ -230,9 +223,23 @@ def test_a_variant_that_moved_is_found_again_through_the_multivariant_playlist()
         routes.get(f"{BASE}/v.m3u8?token=1").mock(side_effect=[httpx.Response(200, text=live(1).text()), httpx.Response(403)])
         routes.get(f"{BASE}/v.m3u8?token=2").respond(text=live(2).text())
         async with upstream(routes) as source:
-            assert (await source.load(URL)).segments[0].sequence == 1
+            assert (await loaded(source, URL)).segments[0].sequence == 1
             master.respond(text="#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nv.m3u8?token=2\n")
-            assert (await source.load(URL)).segments[0].sequence == 2
+            assert (await source.load(SOURCE)).segments[0].sequence == 2
+
+
+def test_a_copy_that_fails_is_followed_by_the_next_one() -> None:
+    async def run() -> None:
+        routes = router()
+        variant = "#EXT-X-STREAM-INF:BANDWIDTH=1,RESOLUTION=16x16"
+        routes.get(URL).respond(text=f"#EXTM3U\n{variant}\na.m3u8\n{variant}\nb.m3u8\n")
+        routes.get(f"{BASE}/a.m3u8").respond(503)
+        routes.get(f"{BASE}/b.m3u8").respond(text=live(7).text())
+        async with upstream(routes) as source:
+            await source.survey(URL)
+            with pytest.raises(UpstreamError, match="503"):
+                await source.load(SOURCE)
+            assert (await source.load(SOURCE)).segments[0].sequence == 7
 
     asyncio.run(run())
 
@@ -244,7 +251,7 @@ def test_anything_but_200_is_a_failed_load(status: int) -> None:
         routes.get(URL).respond(status)
         async with upstream(routes) as source:
             with pytest.raises(UpstreamError):
-                await source.load(URL)
+                await loaded(source, URL)
 
     asyncio.run(run())
 
@@ -303,7 +310,7 @@ def test_a_drip_ends_with_the_deadline_and_not_with_the_last_byte() -> None:
             with pytest.raises(SegmentLost, match="not had within 6"):
                 await fetched(source, f"{BASE}/1.ts", deadline_s=6.0)
             with pytest.raises(UpstreamError, match="no whole answer within 8 s"):
-                await source.load(URL)
+                await loaded(source, URL)
             assert asyncio.get_running_loop().time() - began_s == pytest.approx(14.0)
 
     run_virtually(run())
@@ -330,7 +337,7 @@ def test_an_endless_body_is_cut_at_the_limit() -> None:
 
         async with Upstream(transport=lambda _: Endless()) as source:
             with pytest.raises(PlaylistError, match="larger"):
-                await source.load(URL)
+                await loaded(source, URL)
             with pytest.raises(SegmentLost, match="larger than 64 MiB"):
                 await source.fetch(f"{BASE}/1.ts", None, restart, 5.0)
             assert taken <= SEGMENT_LIMIT_BYTES
@@ -344,7 +351,7 @@ def test_secrets_of_a_url_are_in_no_error() -> None:
         routes.route().respond(500)
         async with upstream(routes) as source:
             with pytest.raises(UpstreamError) as caught:
-                await source.load("https://user:password@origin.example/live.m3u8?token=secret")
+                await loaded(source, "https://user:password@origin.example/live.m3u8?token=secret")
             assert "password" not in str(caught.value)
             assert "secret" not in str(caught.value)
 

@@ -148,8 +148,26 @@ def test_another_source_goes_on_under_the_next_number_after_a_discontinuity() ->
     history.load(live(1, 2, 3), 0)
     history.load(live(70, 71, 72), 4, source="https://backup.example/x.m3u8")
     history.load(live(71, 72, 73), 8, source="https://backup.example/x.m3u8")
-    assert history.numbers() == [1, 2, 3, 4, 5, 6, 7]
+    assert history.names() == ["1.ts", "2.ts", "3.ts", "72.ts", "73.ts"]
+    assert history.numbers() == [1, 2, 3, 4, 5]
     assert history.cuts() == [4]
+
+
+def test_another_source_is_joined_where_its_programme_time_goes_on() -> None:
+    history = History()
+    history.load(live(*(Listed(n, pdt=at(1000 + n * 4)) for n in (1, 2, 3))), 0)
+    other = live(*(Listed(70 + n, pdt=at(1000 + n * 4)) for n in range(7)))
+    history.load(other, 100, source="https://backup.example/x.m3u8")
+    assert history.names() == ["1.ts", "2.ts", "3.ts", "74.ts", "75.ts", "76.ts"]
+    assert history.cuts() == [4]
+
+
+def test_another_source_that_is_behind_is_waited_for() -> None:
+    history = History()
+    history.load(live(*(Listed(n, pdt=at(1000 + n * 4)) for n in (1, 2, 3))), 0)
+    history.load(live(*(Listed(70 + n, pdt=at(1000 + n * 4)) for n in range(4))), 4, source="https://backup.example/x.m3u8")
+    history.load(live(*(Listed(70 + n, pdt=at(1000 + n * 4)) for n in range(5))), 8, source="https://backup.example/x.m3u8")
+    assert history.names() == ["1.ts", "2.ts", "3.ts", "74.ts"]
 
 
 def test_another_ladder_is_a_discontinuity_at_the_next_segment() -> None:

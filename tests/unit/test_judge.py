@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import hlsrelay.judge
 from hlsrelay.hls.render import media_playlist, multivariant_playlist
+from hlsrelay.hls.tracks import media_playlist_alone
 from hlsrelay.hls.window import Progress, slide
 from hlsrelay.judge import RULES, Judge, Severity, Span
 from hlsrelay.media import PTS_MODULUS, AudioInfo, Container, MediaInfo, VideoInfo
@@ -545,7 +546,12 @@ def relayed(rows: list[tuple[float, bool, bool, int]], rungs_of: Callable[[int],
         for rendition in progress.renditions:
             judge.playlist(f"{BASE}{rendition.name}/index.m3u8", media_playlist(progress, rendition.name).encode(), HEADERS, now_s)
         if any(one.total_s for one in progress.renditions):
-            judge.playlist(f"{BASE}index.m3u8", multivariant_playlist(progress).encode(), HEADERS, now_s + 0.01)
+            judge.playlist(
+                f"{BASE}index.m3u8",
+                multivariant_playlist(media_playlist_alone("https://origin.example/live.m3u8"), {SOURCE: progress}).encode(),
+                HEADERS,
+                now_s + 0.01,
+            )
         for rendition in progress.renditions:
             if (file := progress.entries[-1].files.get(rendition.name)) is not None and not file.uri.startswith("../"):
                 judge.media(f"{BASE}{rendition.name}/{file.uri}", 200, file.size_bytes, None, now_s + 0.02)

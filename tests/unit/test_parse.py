@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hlsrelay.errors import PlaylistError
+from hlsrelay.errors import ConfigError, PlaylistError
 from hlsrelay.hls.parse import identity, parse
+from hlsrelay.hls.tracks import chosen
 from hlsrelay.model import ByteRange, Presentation
 from tests.playlists import URL, Listed, cut, live, parsed
 
@@ -112,18 +113,78 @@ def test_a_discontinuity_stays_with_its_segment() -> None:
     assert [segment.discontinuity for segment in live(1, cut(2), 3).snapshot().segments] == [False, True, False]
 
 
-def test_a_multivariant_playlist_gives_its_variants() -> None:
-    text = (
-        '#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID="a",NAME="x",URI="a.m3u8"\n'
-        '#EXT-X-STREAM-INF:BANDWIDTH=900,RESOLUTION=640x360,AUDIO="a"\nlow.m3u8\n#EXT-X-STREAM-INF:BANDWIDTH=2000\nhigh.m3u8\n'
-    )
+MULTIVARIANT = """#EXTM3U
+#EXT-X-DEFINE:NAME="where",VALUE="cdn"
+#EXT-X-CONTENT-STEERING:SERVER-URI="https://steer.example"
+#EXT-X-SESSION-DATA:DATA-ID="x",URI="data.json"
+#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID="a",NAME="English",LANGUAGE="en",DEFAULT=YES,URI="{$where}/en.m3u8"
+#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID="a",NAME="Deutsch",LANGUAGE="de",URI="{$where}/de.m3u8"
+#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID="other",NAME="English",LANGUAGE="en",URI="other.m3u8"
+#EXT-X-MEDIA:TYPE=SUBTITLES,GROUP-ID="s",NAME="Deutsch",LANGUAGE="de",URI="s.m3u8"
+#EXT-X-MEDIA:TYPE=CLOSED-CAPTIONS,GROUP-ID="cc",NAME="CC1",INSTREAM-ID="CC1"
+#EXT-X-I-FRAME-STREAM-INF:BANDWIDTH=100,RESOLUTION=1280x720,URI="i.m3u8"
+#EXT-X-STREAM-INF:BANDWIDTH=900000,RESOLUTION=640x360,CODECS="avc1.4d401e,mp4a.40.2",AUDIO="a",SUBTITLES="s",CLOSED-CAPTIONS="cc"
+low.m3u8
+#EXT-X-STREAM-INF:BANDWIDTH=2500000,RESOLUTION=1280x720,AUDIO="a",X-MINE="1",PATHWAY-ID="A"
+high.m3u8
+#EXT-X-STREAM-INF:BANDWIDTH=2500000,RESOLUTION=1280x720,AUDIO="a",X-MINE="1",PATHWAY-ID="B"
+https://other.example/high.m3u8
+"""
+
+
+def presented(text: str = MULTIVARIANT) -> Presentation:
     found = parse(text.encode(), URL)
     assert isinstance(found, Presentation)
-    assert [(variant.uri.rpartition("/")[2], variant.height, variant.audio_group) for variant in found.variants] == [
-        ("low.m3u8", 360, "a"),
-        ("high.m3u8", None, None),
-    ]
-    assert found.media[0].uri == "https://origin.example/live/a.m3u8"
+    return found
+
+
+def test_a_multivariant_playlist_gives_all_its_tracks_under_names_of_ours() -> None:
+    assert {track.name: [uri.removeprefix("https://origin.example/live/") for uri in track.uris] for track in presented().tracks} == {
+        "audio-en": ["cdn/en.m3u8"],
+        "audio-de": ["cdn/de.m3u8"],
+        "audio-en-2": ["other.m3u8"],
+        "subtitles-de": ["s.m3u8"],
+        "iframes-720p": ["i.m3u8"],
+        "v360p-900k": ["low.m3u8"],
+        "source": ["high.m3u8", "https://other.example/high.m3u8"],
+    }
+
+
+def test_what_is_no_track_goes_through_and_content_steering_does_not() -> None:
+    assert presented().lines == (
+        '#EXT-X-SESSION-DATA:DATA-ID="x",URI="https://origin.example/live/data.json"',
+        '#EXT-X-MEDIA:TYPE=CLOSED-CAPTIONS,GROUP-ID="cc",NAME="CC1",INSTREAM-ID="CC1"',
+    )
+
+
+@pytest.mark.parametrize(
+    ("wish", "names"),
+    [
+        ("all", ["v360p-900k", "source", "audio-en", "audio-de", "subtitles-de", "iframes-720p"]),
+        ("best", ["source", "audio-en", "audio-de", "iframes-720p"]),
+        ("<=480p", ["source", "audio-en", "audio-de", "subtitles-de"]),
+        ("v360p-900k", ["source", "audio-en", "audio-de", "subtitles-de"]),
+    ],
+)
+def test_of_a_presentation_only_what_was_asked_for_is_relayed(wish: str, names: list[str]) -> None:
+    assert [track.name for track in chosen(presented(), wish).tracks] == names
+
+
+def test_a_wish_that_fits_no_variant_says_which_there_are() -> None:
+    with pytest.raises(ConfigError, match="v360p-900k, source"):
+        chosen(presented(), "<=100p")
+
+
+def test_variables_of_a_media_playlist_come_from_itself_its_query_and_the_multivariant_playlist() -> None:
+    text = (
+        '#EXTM3U\n#EXT-X-DEFINE:NAME="a",VALUE="1"\n#EXT-X-DEFINE:IMPORT="b"\n#EXT-X-DEFINE:QUERYPARAM="c"\n'
+        "#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n{$a}{$b}{$c}{$d}.ts\n"
+    )
+    found = parse(text.encode(), URL + "?c=3", {"b": "2"})
+    assert not isinstance(found, Presentation)
+    assert found.segments[0].uri.endswith("/123{$d}.ts")
+    with pytest.raises(PlaylistError, match="EXT-X-DEFINE"):
+        parse(text.encode(), URL)
 
 
 @given(st.binary(max_size=400))

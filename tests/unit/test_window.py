@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hlsrelay.hls.advance import advance
 from hlsrelay.hls.parse import parse
 from hlsrelay.hls.render import decimal, media_playlist, multivariant_playlist
+from hlsrelay.hls.tracks import media_playlist_alone
 from hlsrelay.hls.window import Progress, expired, known_paths, slide
 from hlsrelay.model import SOURCE, Entry, Key, MediaFile, Presentation, Snapshot, Traits
 from tests.playlists import URL, at, live, stream
@@ -31,6 +32,10 @@ def grown(entries: list[Entry], window_s: float = 24.0, progress: Progress | Non
         position = replace(POSITION, last_number=one.number)
         progress = slide(progress, one, position, window_s, at(one.number * 4))
     return progress
+
+
+def shown(progress: Progress) -> str:
+    return multivariant_playlist(media_playlist_alone(URL), {SOURCE: progress})
 
 
 def relisted(progress: Progress, name: str = SOURCE) -> Snapshot:
@@ -90,8 +95,8 @@ def test_a_rendition_without_a_file_has_a_gap_and_never_a_missing_line() -> None
 
 def test_bandwidth_is_the_peak_over_runs_and_average_is_bits_over_time() -> None:
     progress = grown([entry(n, size=size) for n, size in enumerate([1000, 5000, 1000, 1000])])
-    assert "BANDWIDTH=10000,AVERAGE-BANDWIDTH=4000," in multivariant_playlist(progress)
-    assert 'CODECS="avc1.64001f,mp4a.40.2",RESOLUTION=1280x720,FRAME-RATE=30.000' in multivariant_playlist(progress)
+    assert "BANDWIDTH=10000,AVERAGE-BANDWIDTH=4000," in shown(progress)
+    assert 'CODECS="avc1.64001f,mp4a.40.2",RESOLUTION=1280x720,FRAME-RATE=30.000' in shown(progress)
 
 
 def test_a_rung_that_leaves_is_played_on_by_the_nearest_that_stays_and_listed_no_more() -> None:
@@ -105,9 +110,9 @@ def test_a_rung_that_leaves_is_played_on_by_the_nearest_that_stays_and_listed_no
         "../480p/5.ts",
     ]
     assert [one.discontinuity for one in progress.entries] == [False] * 3 + [True, False, False]
-    listed = parse(multivariant_playlist(progress).encode(), URL)
+    listed = parse(shown(progress).encode(), URL)
     assert isinstance(listed, Presentation)
-    assert [variant.uri.split("/")[-2] for variant in listed.variants] == ["source", "480p"]
+    assert [track.uris[0].split("/")[-2] for track in listed.tracks] == ["source", "480p"]
 
 
 def test_a_rung_that_comes_lists_the_nearest_for_the_time_before_it() -> None:
