@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import takewhile
 
 from hlsrelay.model import SOURCE, Entry, Kind, MediaFile, Position, Rendition, Traits
 
@@ -141,7 +142,7 @@ def _trimmed(progress: Progress, window_s: float, now: datetime) -> Progress:
 
 def _paths(entry: Entry) -> tuple[str, ...]:
     """The files of an entry, relative to the stream's folder. One that stands in for another (`../`) counts where it is at home."""
-    own = [(name, file) for name, file in entry.files.items() if not file.uri.startswith("../")]
+    own = [(name, file) for name, file in entry.files.items() if not _stands_in(file)]
     paths = [f"{name}/{uri}" for name, file in own for uri in (file.uri, file.init_uri, *file.key_uris) if uri]
     return tuple(dict.fromkeys(paths))
 
@@ -177,7 +178,7 @@ def _settled(progress: Progress, entry: Entry) -> tuple[Entry, tuple[Entry, ...]
 
 def _stand_ins(entry: Entry, names: Iterable[str], heights: dict[str, int]) -> dict[str, MediaFile]:
     """For each name, the entry's own file that is nearest below it in height, or the lowest there is."""
-    own = [(name, file) for name, file in entry.files.items() if not file.uri.startswith("../")]
+    own = [(name, file) for name, file in entry.files.items() if not _stands_in(file)]
     if not own:
         return {}
     stand_ins = {}
@@ -189,23 +190,41 @@ def _stand_ins(entry: Entry, names: Iterable[str], heights: dict[str, int]) -> d
 
 
 def _measured(rendition: Rendition, entries: tuple[Entry, ...], target_duration_s: int) -> Rendition:
-    """Count the newest entry into the rendition's bitrates: the peak over runs of 0.5 to 1.5 target durations (RFC 8216 4.3.4.2)."""
+    """Count the newest entry into the rendition's bitrates, unless another rendition stands in."""
     newest = entries[-1].files.get(rendition.name)
-    if newest is None or newest.uri.startswith("../"):
+    if newest is None or _stands_in(newest):
         return rendition
-    peak_bps, bits, length_s = rendition.peak_bps, 0, 0.0
-    for entry in reversed(entries):
-        file = entry.files.get(rendition.name)
+    own = tuple(takewhile(lambda entry: not _stands_in(entry.files.get(rendition.name)), reversed(entries)))
+    return replace(
+        rendition,
+        traits=newest.traits or rendition.traits,
+        peak_bps=max(rendition.peak_bps, _peak_of_runs(own, rendition.name, target_duration_s)),
+        total_bits=rendition.total_bits + newest.size_bytes * 8,
+        total_s=rendition.total_s + entries[-1].duration_s,
+    )
+
+
+def listed_peak_bps(progress: Progress, name: str) -> int:
+    """Return the peak over what the rendition *name* lists that is another's: its BANDWIDTH covers that as long as it is listed."""
+    if not any(_stands_in(entry.files.get(name)) for entry in progress.entries):
+        return 0
+    backwards = progress.entries[::-1]
+    return max(_peak_of_runs(backwards[index:], name, progress.target_duration_s) for index in range(len(backwards)))
+
+
+def _peak_of_runs(backwards: tuple[Entry, ...], name: str, target_duration_s: int) -> int:
+    """Return the highest bitrate of the runs that begin *backwards* and last 0.5 to 1.5 target durations (RFC 8216 4.3.4.2)."""
+    peak_bps, bits, length_s = 0, 0, 0.0
+    for entry in backwards:
+        file = entry.files.get(name)
         if file is None or length_s + entry.duration_s > 1.5 * target_duration_s:
             break
         bits += file.size_bytes * 8
         length_s += entry.duration_s
         if length_s >= 0.5 * target_duration_s:
             peak_bps = max(peak_bps, math.ceil(bits / length_s))
-    return replace(
-        rendition,
-        traits=newest.traits or rendition.traits,
-        peak_bps=peak_bps,
-        total_bits=rendition.total_bits + newest.size_bytes * 8,
-        total_s=rendition.total_s + entries[-1].duration_s,
-    )
+    return peak_bps
+
+
+def _stands_in(file: MediaFile | None) -> bool:
+    return file is not None and file.uri.startswith("../")

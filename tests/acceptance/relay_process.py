@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -67,14 +66,14 @@ class RedisServer:
 @contextmanager
 def redis_server() -> Iterator[RedisServer]:
     """Run a Redis server of the system's on a unix socket while the block runs."""
-    folder = Path(tempfile.mkdtemp(prefix="relay-test-"))  # a socket's path is short
-    argv = ["redis-server", "--port", "0", "--unixsocket", str(folder / "s"), "--dir", str(folder), "--save", "", "--appendonly", "no"]
-    with running(argv, folder / "log"):
-        server = RedisServer(folder / "s")
-        until(lambda: server.socket.exists() or None)
-        until(lambda: server.cli("PING") == "PONG")
-        yield server
-    shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="relay-test-") as name:  # a socket's path is short
+        folder = Path(name)
+        argv = ["redis-server", "--port", "0", "--unixsocket", f"{folder}/s", "--dir", name, "--save", "", "--appendonly", "no"]
+        with running(argv, folder / "log"):
+            server = RedisServer(folder / "s")
+            until(lambda: server.socket.exists() or None)
+            until(lambda: server.cli("PING") == "PONG")
+            yield server
 
 
 @contextmanager
