@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import AsyncGenerator, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ DEMO = "demo"
 DEMO_LADDER = "480p,360p"
 LOOPBACK = "127.0.0.0/8,::1/128"
 FILES_FREE_WITHIN_S = 5.0
+LAST_LOOK_TARGET_DURATIONS = 1.5
+LONGEST_LAST_LOOK_S = 15.0
 
 
 def run_until_done(work: Coroutine[Any, Any, None]) -> None:
@@ -185,12 +187,17 @@ async def check(target: str, seconds: float, media: bool, as_json: bool) -> None
 
 async def _relay(registered: Registered, node: Node, leaving: asyncio.Event) -> None:
     stream = await admitted(registered, node)
+    serving = node.settings.http != "none"
     async with AsyncExitStack() as stack:
-        if node.settings.http != "none":
+        if serving:
             url = await stack.enter_async_context(serve(create_app(RelaySite(node)), node.settings.http))
             typer.echo(f"Watch     {url}/#{stream.id}\nPlaylist  {url}/live/{stream.id}/index.m3u8")
             sys.stdout.flush()
-        await relay_stream(stream, node, leaving)
+        target_duration_s = await relay_stream(stream, node, leaving)
+        if serving:  # players look once a target duration: the last look must find ENDLIST, not a closed port
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(LAST_LOOK_TARGET_DURATIONS * target_duration_s, LONGEST_LAST_LOOK_S)):
+                    await leaving.wait()
 
 
 async def _built_in_channel(stack: AsyncExitStack, children: Children, leaving: asyncio.Event) -> str:
@@ -241,11 +248,17 @@ async def _registry(settings: Settings | None = None) -> AsyncGenerator[Registry
 
 
 def _on_signals() -> asyncio.Event:
-    """Return an event that the first TERM or INT sets."""
+    """Return an event that the first TERM or INT sets; a second one ends the process as if nobody listened."""
     leaving = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def leave() -> None:
+        leaving.set()
+        for one in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(one)
+
     for one in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(one, leaving.set)
+        loop.add_signal_handler(one, leave)
     return leaving
 
 

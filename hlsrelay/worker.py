@@ -123,8 +123,8 @@ async def admitted(registered: Registered, node: Node) -> Stream:
     return stream
 
 
-async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event) -> None:
-    """Relay one registered stream until its operator stops or deletes it, or *leaving* is set.
+async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event) -> float:
+    """Relay one registered stream until its operator stops or deletes it, or *leaving* is set; returns its target duration in seconds.
 
     Raises ResourceBusy where its folder is in other hands.
     """
@@ -160,6 +160,7 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event) -> No
             await asyncio.gather(following, gone, return_exceptions=True)
             del node.storages[stream.id]
             await _last_words(link)
+    return reporter.target_duration_s
 
 
 async def _relay(tools: Tools, reporter: Reporter) -> None:
@@ -201,7 +202,7 @@ class Reporter:
         self._faults: dict[str, Repeated] = {}
         self._repairs: dict[str, int] = {}
         self._made_s: float | None = None
-        self._target_duration_s = 0
+        self.target_duration_s = 0.0
 
     def state(self, state: str, **fields: str) -> None:
         """Report a state, once."""
@@ -234,7 +235,7 @@ class Reporter:
 
     def _published(self, made: Made, tick: Tick) -> None:
         self._made_s = self._clock.monotonic_s()
-        self._target_duration_s = made.numbered.target_duration_s
+        self.target_duration_s = made.numbered.target_duration_s
         lag_s = (self._clock.utc_now() - made.numbered.position.advanced_at).total_seconds()
         self._metrics.lag_s.labels(self._id).set(lag_s)
         self._metrics.last_number.labels(self._id).set(made.entry.number)
@@ -269,7 +270,7 @@ class Reporter:
         elif event in self._faults:
             log.info("load.recovered", stream=self._id, track=track, failures=self._faults.pop(event).count)
         silent_s = self._clock.monotonic_s() - self._made_s if self._made_s is not None else 0.0
-        if self._state == "running" and silent_s > STALLED_TARGET_DURATIONS * self._target_duration_s:
+        if self._state == "running" and silent_s > STALLED_TARGET_DURATIONS * self.target_duration_s:
             self.state("stalled")
 
 

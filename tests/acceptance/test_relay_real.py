@@ -203,15 +203,18 @@ def test_encrypted_segments_still_decrypt_under_numbers_of_ours(origin: tuple[Pa
     with relaying(tmp_path / "data", fresh_redis) as relay:
         until(lambda: relay.numbers()[-1:] == [503])
         fresh_redis.hset(KEY, source=f"{url}/secret.m3u8")
-        until(lambda: relay.numbers()[-1:] == [506])
+        until(lambda: relay.numbers()[-1] > 503)
         for number in (3, 4):
             append(number)
-            until(lambda number=number: relay.numbers()[-1:] == [504 + number])  # type: ignore[misc]
+        wanted = digests(folder, ["secret-4.ts"])
+        until(lambda: [digest for _, digest, _ in published(relay)][-1:] == wanted)
         entries = [(digest, entry) for _, digest, entry in published(relay) if entry.key]
-        assert [digest for digest, _ in entries] == digests(folder, [f"secret-{number}.ts" for number in range(5)])
-        assert [entry.key.absolute_uri for _, entry in entries] == [f"{url}/key"] * 5
-        assert [int(entry.key.iv, 16) for _, entry in entries] == [0, 1, 2, 3, 4]
-        for number, (_, entry) in enumerate(entries):
+        first = 5 - len(entries)  # another source is joined near where the first one was, by the time gone by
+        assert 0 <= first <= 2
+        assert [digest for digest, _ in entries] == digests(folder, [f"secret-{number}.ts" for number in range(first, 5)])
+        assert all(entry.key.absolute_uri.startswith(relay.url) for _, entry in entries)
+        assert [int(entry.key.iv, 16) for _, entry in entries] == list(range(first, 5))
+        for number, (_, entry) in enumerate(entries, first):
             (tmp_path / "got").write_bytes(relay.get(f"source/{entry.uri}").content)
             given = relay.client.get(entry.key.absolute_uri).content
             clear = ran("openssl", "enc", "-d", *cipher(given, entry.key.iv.removeprefix("0x")), "-in", str(tmp_path / "got")).stdout
@@ -224,7 +227,7 @@ def test_encrypted_segments_still_decrypt_under_numbers_of_ours(origin: tuple[Pa
         assert relay.process.wait(15) == 0
     # And a player sees what it would have seen of the plain files; the relay began three target durations before the live edge.
     whole = tmp_path / "data" / "live" / "news" / "source" / "index.m3u8"
-    plainly = [*(folder / f"plain-{number}.ts" for number in range(1, 4)), *(tmp_path / f"clear-{number}.ts" for number in range(5))]
+    plainly = [*(folder / f"plain-{number}.ts" for number in range(1, 4)), *(tmp_path / f"clear-{number}.ts" for number in range(first, 5))]
     assert pictures(whole) == pictures(written(tmp_path / "plain.m3u8", [(path, 1.0) for path in plainly]))
 
 
