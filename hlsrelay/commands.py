@@ -23,7 +23,7 @@ from rich.table import Table
 
 from hlsrelay import checking, demo_origin
 from hlsrelay.errors import ConfigError, HlsRelayError, ResourceBusy, UnknownStream
-from hlsrelay.fields import OPERATOR_FIELDS, Registered, checked_id, stream_of
+from hlsrelay.fields import OPERATOR_FIELDS, Registered, checked_id, shown, stream_of
 from hlsrelay.judge import RULES, Finding, Severity
 from hlsrelay.log import start_logging
 from hlsrelay.processes import Children, Stdout, sweep
@@ -273,7 +273,7 @@ async def _told(registry: Registry, stream_id: str, what: str, as_json: bool) ->
 
 
 def _print_stream(registered: Registered, as_json: bool) -> None:
-    fields = {"id": registered.id, **registered.fields, "source": redacted(registered.fields.get("source", ""))}
+    fields = {"id": registered.id, **shown(registered.fields)}
     if as_json:
         typer.echo(json.dumps(fields, indent=2))
         return

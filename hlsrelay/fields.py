@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +11,15 @@ from hlsrelay.errors import ConfigError
 from hlsrelay.ladder import parse_ladder
 from hlsrelay.model import Desired, KeyPolicy, Stream
 from hlsrelay.redis_keys import STREAM_ID
-from hlsrelay.urls import checked_url
+from hlsrelay.urls import checked_url, redacted
 
 OPERATOR_FIELDS: Mapping[str, str] = {
     "source": "URL of the live HLS playlist to relay, multivariant or media (needed)",
     "backup": "further URLs of the same programme, blanks between, to fail over to in this order (default: none)",
     "stall": "seconds without anything new after which the next source is taken, 1 to 3600 (default: 3 target durations, at least 5)",
     "hold": "seconds that the primary must have been well before it is taken back, 1 to 86400 (default: 10 target durations, at least 30)",
+    "headers": 'HTTP headers for the source, as a JSON object such as {"Referer": "https://example.com/"} (default: none)',
+    "proxy": "HTTP proxy to reach the source through, such as http://user:password@10.0.0.1:3128 (default: none)",
     "desired": "run or stop (default: run)",
     "ladder": "rungs to make: 1080p, 720p, 480p, 360p, audio, or name:height:kbps, comma between (default: none, pass-through)",
     "variants": "what of a multivariant source to relay: all, best, <=720p, or names of variants (default: all)",
@@ -33,6 +36,7 @@ RELAY_FIELDS: Mapping[str, str] = {
     "repairs": "what the source broke and the relay made right, each name with its count since this relay started",
     "reason": "why the state is failed: which field is wrong and what to write",
 }
+_OURS = {"host", "range", "accept-encoding", "content-length", "transfer-encoding", "connection"}
 SHORTEST_WINDOW_S, LONGEST_WINDOW_S, DEFAULT_WINDOW_S = 6.0, 86_400.0, 60.0
 
 
@@ -68,6 +72,8 @@ def stream_of(stream_id: str, fields: Mapping[str, str]) -> Stream:
         desired=desired,
         ladder=parse_ladder(fields.get("ladder", "")),
         window_s=_seconds("window", fields, SHORTEST_WINDOW_S, LONGEST_WINDOW_S) or DEFAULT_WINDOW_S,
+        headers=_headers(fields.get("headers", "")),
+        proxy=checked_url(fields["proxy"]) if fields.get("proxy") else "",
         backups=tuple(checked_url(url) for url in fields.get("backup", "").split()),
         stall_s=_seconds("stall", fields, 1.0, 3600.0),
         hold_s=_seconds("hold", fields, 1.0, 86_400.0),
@@ -81,6 +87,40 @@ def _variants(text: str) -> str:
     if not re.fullmatch(r"all|best|<=\s*\d{1,4}p|[A-Za-z0-9-]+(\s*,\s*[A-Za-z0-9-]+)*", text):
         raise ConfigError(f"variants is '{text}': write all, best, <=720p, or names of variants with commas between")
     return text
+
+
+def _headers(text: str) -> tuple[tuple[str, str], ...]:
+    if not text.strip():
+        return ()
+    hint = 'write a JSON object of text, such as {"Referer": "https://example.com/"}'
+    try:
+        found = json.loads(text)
+    except ValueError:
+        raise ConfigError(f"headers is no JSON: {hint}") from None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ConfigError(f"headers is not what is needed: {hint}")
+    for name, value in found.items():
+        if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}", name) or not re.fullmatch(r"[\t\x20-\x7e]{0,4096}", value):
+            raise ConfigError(f"headers: {name!r} can't be sent: names are HTTP tokens, values printable ASCII without line breaks")
+        if name.lower() in _OURS:
+            raise ConfigError(f"headers: {name} is set by the relay itself: leave it out")
+    return tuple(sorted(found.items()))
+
+
+def shown(fields: Mapping[str, str]) -> dict[str, str]:
+    """Return a stream's fields as commands and pages may show them: URLs redacted, header values left out."""
+    safe = dict(fields)
+    for name in ("source", "proxy"):
+        if name in safe:
+            safe[name] = redacted(safe[name])
+    if "backup" in safe:
+        safe["backup"] = " ".join(redacted(url) for url in safe["backup"].split())
+    if "headers" in safe:
+        try:
+            safe["headers"] = ", ".join(f"{name}: …" for name, _ in _headers(safe["headers"]))
+        except ConfigError:
+            safe["headers"] = "…"
+    return safe
 
 
 def _keys(text: str) -> KeyPolicy:

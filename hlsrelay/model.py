@@ -174,6 +174,8 @@ class Stream:
     window_s: float = 60.0
     variants: str = "all"
     keys: KeyPolicy = KeyPolicy.PROXY
+    headers: tuple[tuple[str, str], ...] = ()
+    proxy: str = ""
     backups: tuple[str, ...] = ()
     stall_s: float | None = None
     hold_s: float | None = None

@@ -72,7 +72,7 @@ async def surveyed(tools: Tools, choice: Choice) -> AsyncGenerator[tuple[Present
         if stream.desired is Desired.STOP:
             return
         try:
-            presentation = await tools.upstream.survey(stream.source, stream.variants)
+            presentation = await tools.upstream.survey(stream)
         except (UpstreamError, ConfigError) as error:
             yield None, stream, str(error)
         else:

@@ -80,7 +80,7 @@ B = TypeVar("B")
 class Source(Protocol):
     """What the stages need of the upstream."""
 
-    async def survey(self, source: str, variants: str) -> Presentation:
+    async def survey(self, stream: Stream) -> Presentation:
         """Return what the source presents. Raises UpstreamError, ConfigError."""
 
     async def load(self, name: str) -> Snapshot:
@@ -120,6 +120,11 @@ class Tools:
     nudges: Nudges = field(default_factory=Nudges)
     spare: Source | None = None
     """Looks at the primary while a backup is relayed; without it there is no way back."""
+
+
+def surveyed_for(stream: Stream) -> tuple[object, ...]:
+    """Return the wishes that a survey follows: where one changes, the source is surveyed again."""
+    return stream.source, stream.variants, stream.headers, stream.proxy
 
 
 class Choice:
@@ -186,7 +191,7 @@ class Desk:
     def followed(self) -> bool:
         """Whether the operator still wants what was surveyed, and wants it to run."""
         now = self.choice.stream
-        return now.desired is Desired.RUN and (now.source, now.variants) == (self.stream.source, self.stream.variants)
+        return now.desired is Desired.RUN and surveyed_for(now) == surveyed_for(self.stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +241,7 @@ async def watched_primary(choice: Choice, tools: Tools) -> AsyncGenerator[None, 
         if stream.desired is Desired.STOP or choice.stream.source != relayed.source or choice.standing.index == 0:
             return
         try:
-            await tools.spare.survey(stream.source, stream.variants)
+            await tools.spare.survey(stream)
             newest = (await tools.spare.load(SOURCE)).segments[-1]
         except (UpstreamError, ConfigError):
             choice.primary_seen(None)

@@ -27,7 +27,7 @@ from hlsrelay import __version__
 from hlsrelay.errors import AddressRefused, PlaylistError, SegmentLost, UpstreamError
 from hlsrelay.hls.parse import parse, variables_of
 from hlsrelay.hls.tracks import chosen, media_playlist_alone
-from hlsrelay.model import ByteRange, Presentation, Restart, Snapshot, Track
+from hlsrelay.model import ByteRange, Presentation, Restart, Snapshot, Stream, Track
 from hlsrelay.settings import Network
 from hlsrelay.urls import SCHEMES, redacted
 
@@ -40,7 +40,8 @@ STALE_CHILD_STATUS = (401, 403, 404, 410)
 
 _NEVER = (IPv4Address("169.254.169.254"), IPv6Address("fd00:ec2::254"))  # cloud metadata
 
-TransportFactory = Callable[["AddressPolicy"], httpx.AsyncBaseTransport]
+TransportFactory = Callable[["AddressPolicy", str], httpx.AsyncBaseTransport]
+"""Makes a transport that keeps to a policy, through an HTTP proxy unless that is empty."""
 
 
 class AddressPolicy:
@@ -102,11 +103,15 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
-def http_transport(policy: AddressPolicy) -> httpx.AsyncBaseTransport:
-    """Return the real transport, of one stream. Call it inside the running loop."""
-    connector = aiohttp.TCPConnector(ssl=_tls(), limit=8, keepalive_timeout=30, socket_factory=policy.make_socket)
+def http_transport(policy: AddressPolicy, proxy: str) -> httpx.AsyncBaseTransport:
+    """Return the real transport, of one stream. Call it inside the running loop.
+
+    Through a proxy the only address that is connected to is the proxy's, which is the operator's own: where it leads is its business.
+    """
+    factory = None if proxy else policy.make_socket
+    connector = aiohttp.TCPConnector(ssl=_tls(), limit=8, keepalive_timeout=30, socket_factory=factory)
     session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
-    return AiohttpTransport(verify=False, trust_env=False, client=session)
+    return AiohttpTransport(verify=False, trust_env=False, client=session, proxy=httpx.Proxy(proxy) if proxy else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +132,7 @@ class Upstream:
         self._allowed = allowed
         self._transport = transport
         self._client: httpx.AsyncClient | None = None
-        self._source: str | None = None
-        self._variants = "all"
+        self._stream: Stream | None = None
         self._variables: dict[str, str] = {}
         self._tracks: dict[str, Track] = {}
         self._turns: dict[str, int] = {}
@@ -140,19 +144,22 @@ class Upstream:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def survey(self, source: str, variants: str = "all") -> Presentation:
-        """Return what *source* presents, and of a multivariant one the part that *variants* asks for. Raises UpstreamError, ConfigError."""
-        if source != self._source:
+    async def survey(self, stream: Stream) -> Presentation:
+        """Return what the stream's source presents, and of a multivariant one the part that is wanted. Raises UpstreamError, ConfigError.
+
+        Requests carry the stream's headers, go through its proxy, and share one cookie jar, anew for another source.
+        """
+        if self._stream is None or wires(stream) != wires(self._stream):
             await self.aclose()
-            self._source = source
+        self._stream = stream
+        source = stream.source
         body, url = await self._body(source)
         playlist = parse(body, url)
         if isinstance(playlist, Snapshot):
             found = media_playlist_alone(source)
         else:
-            found = chosen(playlist, variants)
+            found = chosen(playlist, stream.variants)
             self._variables = variables_of(body, url)
-        self._variants = variants
         self._tracks = {track.name: track for track in found.tracks}
         return found
 
@@ -168,9 +175,9 @@ class Upstream:
             return await self._media(name, track.uris[turn % len(track.uris)])
         except UpstreamError as error:
             self._turns[name] = turn + 1
-            if not isinstance(error, _StaleChild) or self._source is None:
+            if not isinstance(error, _StaleChild) or self._stream is None:
                 raise
-            await self.survey(self._source, self._variants)
+            await self.survey(self._stream)
             if name not in self._tracks:
                 raise UpstreamError(f"the source has no track '{name}' any more") from error
             uris = self._tracks[name].uris
@@ -241,16 +248,27 @@ class Upstream:
     async def aclose(self) -> None:
         """Close all connections and forget what was learnt; the next load starts anew."""
         client, self._client = self._client, None
-        self._source = None
+        self._stream = None
         self._variables, self._tracks, self._turns, self._last = {}, {}, {}, {}
         if client is not None:
             await client.aclose()
 
+    def _auth(self, url: str) -> httpx.BasicAuth | None:
+        """Return the credentials of the source's URL, for its own host only: segments may lie elsewhere."""
+        if self._stream is None:
+            return None
+        source, target = httpx.URL(self._stream.source), httpx.URL(url)
+        if not source.userinfo or (source.scheme, source.netloc) != (target.scheme, target.netloc):
+            return None
+        return httpx.BasicAuth(source.username, source.password)
+
     def _ready(self) -> httpx.AsyncClient:
         if self._client is None:
+            headers = {"user-agent": f"hlsrelay/{__version__}", "accept": "*/*"}
+            headers |= {name.lower(): value for name, value in (self._stream.headers if self._stream else ())}
             self._client = httpx.AsyncClient(
-                transport=self._transport(AddressPolicy(self._allowed)),
-                headers={"User-Agent": f"hlsrelay/{__version__}", "Accept": "*/*"},
+                transport=self._transport(AddressPolicy(self._allowed), self._stream.proxy if self._stream else ""),
+                headers=headers,
                 timeout=httpx.Timeout(PLAYLIST_DEADLINE_S),
                 follow_redirects=True,
                 max_redirects=MOST_REDIRECTS,
@@ -259,7 +277,7 @@ class Upstream:
         return self._client
 
     async def _media(self, name: str, url: str) -> Snapshot:
-        body, final_url = await self._body(url, child=url != self._source)
+        body, final_url = await self._body(url, child=self._stream is not None and url != self._stream.source)
         last = self._last.get(name)
         if last and last[0] == body and last[1] == final_url:
             return last[2]
@@ -306,7 +324,7 @@ class Upstream:
             raise AddressRefused(f"{redacted(url)}: only http and https are relayed")
         shown = redacted(url)
         try:
-            async with self._ready().stream("GET", url, headers=headers) as answer:
+            async with self._ready().stream("GET", _without_user(url), headers=headers, auth=self._auth(url)) as answer:
                 if child and answer.status_code in STALE_CHILD_STATUS:
                     raise _StaleChild(f"{shown}: HTTP {answer.status_code}")
                 if answer.status_code != (206 if "Range" in headers else 200):
@@ -332,6 +350,17 @@ class Upstream:
             if refused := _refusal(error):
                 raise AddressRefused(f"{shown}: {refused}") from error
             raise UpstreamError(f"{shown}: {_told(error)}") from error
+
+
+def _without_user(url: str) -> str:
+    """Return *url* without user info: the cookie jar takes it for a part of the host, and URIs resolved against it would hold it."""
+    found = httpx.URL(url)
+    return str(found.copy_with(userinfo=b"")) if found.userinfo else url
+
+
+def wires(stream: Stream) -> tuple[object, ...]:
+    """Return what of a stream's wishes decides how its source is reached: where that changes, all is learnt anew."""
+    return stream.source, stream.headers, stream.proxy
 
 
 class _StaleChild(UpstreamError):

@@ -10,7 +10,7 @@ from datetime import datetime
 import httpx
 import respx
 
-from hlsrelay.upstream import AddressPolicy
+from hlsrelay.upstream import AddressPolicy, TransportFactory
 from tests.playlists import URL, Listed, Playlist, at
 
 BASE = URL.rpartition("/")[0]
@@ -82,10 +82,10 @@ class Origin:
         body = self.sent.setdefault(path, self.content(path))
         return httpx.Response(200, content=body)
 
-    def transport(self, *others: Origin) -> Callable[[AddressPolicy], httpx.AsyncBaseTransport]:
+    def transport(self, *others: Origin) -> TransportFactory:
         """Return what an Upstream makes its transport with; *others* are reached through it too."""
 
-        def make(_: AddressPolicy) -> httpx.AsyncBaseTransport:
+        def make(_: AddressPolicy, __: str) -> httpx.AsyncBaseTransport:
             router = respx.Router(assert_all_called=False)
             for origin in (self, *others):
                 router.route(url__startswith=origin.base).mock(side_effect=origin.answer)

@@ -6,6 +6,7 @@ presentation: what one answer said was true before the next request began. All t
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from hlsrelay.media.info import MediaInfo
 RIGHT_TYPES = ("application/vnd.apple.mpegurl", "audio/mpegurl")
 NEAR_TYPES = ("application/x-mpegurl", "audio/x-mpegurl")
 GONE = (401, 403, 404, 410)
+REMEMBERED = 4096
 VIEWERS_BELIEVE = 1.25
 """A live variant may overshoot the BANDWIDTH that a viewer was told when he came by a quarter [A 9.x]: he is not told again."""
 
@@ -51,7 +53,9 @@ class Judge:
         self._presentations: dict[str, _Presentation] = {}
         self._retiring: dict[Resource, tuple[float, str]] = {}
         self._seen: set[str] = set()
+        self._whole: set[str] = set()
         self._never_had: set[Resource] = set()
+        self._had: OrderedDict[Resource, tuple[int | None, MediaInfo | None]] = OrderedDict()
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -93,9 +97,16 @@ class Judge:
             self._bitrates(presentation, at_s)
             return
         reading = read(body, base or where)
+        if not reading.whole and where in self._whole:
+            self._say(where, [error("A3", "cut off: the last line has no end", repr(body[-40:].decode(errors="replace")))], at_s)
+            return
         self._say(where, reading.complaints, at_s)
         if reading.playlist is None:
             return
+        if reading.whole:
+            self._whole.add(where)
+        else:  # many servers never write the last line's end: of those a cut shows by what it does to the segments
+            self._say(where, [warning("A1", "the last line has no end")], at_s)
         self._seen.add(where)
         if isinstance(reading.playlist, Multivariant):
             if tape is not None:
@@ -127,6 +138,10 @@ class Judge:
         for segment in playlist.segments if tape.fresh else ():
             self._retiring.pop(segment.resource, None)
         self._compare(where, at_s)
+        for segment in tape.fresh:  # what another playlist lists too was fetched for that one, maybe
+            if segment.resource in self._had:
+                size, info = self._had[segment.resource]
+                self._had_whole(where, tape, tape.known[segment.sequence], size, info, at_s)
 
     def _multivariant(self, presentation: _Presentation, playlist: Multivariant, body: bytes, at_s: float) -> None:
         self._presentations[presentation.where] = presentation
@@ -154,7 +169,7 @@ class Judge:
                 continue
             self._say(uri, variants.bitrate(variant.inf, tape, presentation.loaded_s), at_s)
             told = (presentation.first[uri].inf or {}).get("BANDWIDTH")
-            peak_bps, number = variants.peak(tape, at_s)
+            peak_bps, number = variants.peak(tape, at_s, ever=True)
             if told and peak_bps > VIEWERS_BELIEVE * int(told) and told != variant.inf.get("BANDWIDTH"):
                 detail = f"BANDWIDTH={told}, segments up to {number} have {peak_bps:.0f} bit/s"
                 self._say(uri, [warning("A21", "far above the BANDWIDTH that early viewers were told", detail)], at_s)
@@ -182,6 +197,9 @@ class Judge:
         if status not in (200, 206) or broken:
             self._not_had(resource, places, status, broken, at_s)
             return
+        self._had[resource] = (size, info)
+        while len(self._had) > REMEMBERED:
+            self._had.popitem(last=False)
         for where, tape, known in places:
             if redirected:
                 self._say(where, [warning("A22", "media are redirected", f"segment {known.listed.sequence}")], at_s)
@@ -189,13 +207,16 @@ class Judge:
                 detail = f"segment {known.listed.sequence}: {size} bytes for a range of {span.length}"
                 self._say(where, [error("A8", "a listed segment is not complete", detail)], at_s)
                 continue
-            known.size = size if size is not None else known.size
-            if info is not None:
-                known.info = info
-                self._probed(where, tape, known, at_s)
-            for presentation in self._presentations.values():
-                if where in presentation.last:
-                    self._bitrates(presentation, at_s, only=where)
+            self._had_whole(where, tape, known, size, info, at_s)
+
+    def _had_whole(self, where: str, tape: Tape, known: Known, size: int | None, info: MediaInfo | None, at_s: float) -> None:
+        known.size = size if size is not None else known.size
+        if info is not None:
+            known.info = info
+            self._probed(where, tape, known, at_s)
+        for presentation in self._presentations.values():
+            if where in presentation.last:
+                self._bitrates(presentation, at_s, only=where)
 
     def _not_had(self, resource: Resource, places: list[tuple[str, Tape, Known]], status: int, broken: str, at_s: float) -> None:
         why = broken or f"HTTP {status}"

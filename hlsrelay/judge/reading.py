@@ -137,10 +137,11 @@ class Multivariant:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What a text says: None where it is no playlist, or was cut off; and what is wrong with it."""
+    """What a text says: None where it is no playlist, or was cut off; and what is wrong with it. *whole*: its last line has an end."""
 
     playlist: MediaPlaylist | Multivariant | None
     complaints: tuple[Complaint, ...]
+    whole: bool = True
 
 
 def read(body: bytes, base: str) -> Read:
@@ -157,22 +158,19 @@ def read(body: bytes, base: str) -> Read:
         found.append(error("A1", "begins with a byte order mark"))
         text = text.removeprefix("\ufeff")
     lines = text.split("\n")
-    cut = lines.pop() != ""
+    whole = lines[-1] == ""
     lines = [line.removesuffix("\r") for line in lines]
     for number, line in enumerate(lines, 1):
         if control := _CONTROL.search(line):
             found.append(error("A1", "a control character", f"U+{ord(control[0]):04X} in line {number}"))
             lines[number - 1] = _CONTROL.sub("", line)
-    if cut:
-        found.append(error("A3", "cut off: the last line has no end", repr(text[-40:])))
-        return Read(None, tuple(found))
-    if not lines or lines[0] != "#EXTM3U":
-        found.append(error("A1", "the first line is not #EXTM3U", repr(lines[0][:40])))
+    if lines[:1] != ["#EXTM3U"]:
+        found.append(error("A1", "the first line is not #EXTM3U", repr("".join(lines[:1])[:40])))
         return Read(None, tuple(found))
     reader = _Reader(base, found)
     for line in lines:
         reader.line(line)
-    return Read(reader.playlist(), tuple(found))
+    return Read(reader.playlist(), tuple(found), whole)
 
 
 def unquoted(value: str) -> str:

@@ -95,15 +95,20 @@ def _alike(one: str, other: str) -> bool:
     return same and _family(one) == "hvc1"
 
 
-def peak(tape: Tape, before_s: float) -> tuple[float, int]:
-    """Return the largest bitrate of any run of 0.5 to 1.5 target durations known by *before_s*, and the number that it ends at."""
+def peak(tape: Tape, listed_s: float, *, ever: bool = False) -> tuple[float, int]:
+    """Return the largest bitrate of any run of 0.5 to 1.5 target durations, and the number that it ends at.
+
+    Of what was listed at *listed_s* for sure, or at any time until then where *ever*.
+    """
     best, best_at = 0.0, 0
     target_s = tape.newest.target_duration_s if tape.newest else 0
     for last in sorted(tape.known):
         bits, length_s = 0, 0.0
         for sequence in range(last, last - 64, -1):
             known = tape.known.get(sequence)
-            if known is None or known.size is None or known.first_s > before_s or known.listed.gap:
+            if known is None or known.size is None or known.first_s > listed_s or known.listed.gap:
+                break
+            if not ever and known.gone_after_s is not None and known.gone_after_s < listed_s:
                 break
             length_s += known.listed.duration_s
             if length_s > 1.5 * target_s:
@@ -115,7 +120,7 @@ def peak(tape: Tape, before_s: float) -> tuple[float, int]:
 
 
 def bitrate(inf: Attributes, tape: Tape, loaded_s: float) -> Iterator[Complaint]:
-    """Judge a variant's BANDWIDTH, as loaded at *loaded_s*, by what was listed before."""
+    """Judge a variant's BANDWIDTH, as loaded at *loaded_s*, by what was listed then."""
     if "BANDWIDTH" not in inf:
         return
     peak_bps, at = peak(tape, loaded_s)

@@ -39,7 +39,7 @@ class Verdict:
     def of(self, severity: str) -> list[str]:
         """Return the findings of one severity, each as one line."""
         return [
-            f"{one['rule']} {one['where'].rpartition('/live/')[2]}: {one['kind']}: {one['detail']} (at {one['at_s']:.1f} s)"
+            f"{one['rule']} {one['where'].rpartition('/live/')[2]}: {one['kind']} ({one['detail'] or '-'}), at {one['at_s']:.1f} s"
             for one in self.findings
             if one["severity"] == severity
         ]

@@ -16,7 +16,6 @@ import pytest
 from hlsrelay.checking import Report, check
 from hlsrelay.errors import ConfigError, UpstreamError
 from hlsrelay.judge import Finding
-from hlsrelay.upstream import AddressPolicy
 from tests.unit.test_media_probe import picture, segment, sound
 from tests.virtual import EPOCH, VirtualClock, run_virtually
 
@@ -109,7 +108,7 @@ class _Passing(httpx.AsyncBaseTransport):
 def watched(server: Server, target: str = f"{BASE}index.m3u8", seconds: float = 90.0, **options: bool) -> Report:
     """Watch *server* in virtual time."""
 
-    def transport(_: AddressPolicy) -> httpx.AsyncBaseTransport:
+    def transport(*_: object) -> httpx.AsyncBaseTransport:
         return _Passing(server)
 
     return run_virtually(check(target, seconds, clock=VirtualClock(), transport=transport, **options))  # type: ignore[arg-type]
@@ -257,7 +256,9 @@ def test_findings_are_told_as_they_come_and_the_watch_ends_when_it_is_told_to() 
             heard.append((server.now_s(), finding.rule))
             leaving.set()
 
-        return await check(BASE + "index.m3u8", 900, tell=tell, leaving=leaving, clock=VirtualClock(), transport=lambda _: _Passing(server))
+        return await check(
+            BASE + "index.m3u8", 900, tell=tell, leaving=leaving, clock=VirtualClock(), transport=lambda *_: _Passing(server)
+        )
 
     report = run_virtually(run())
     assert [rule for _, rule in heard] == ["A11"]
@@ -301,7 +302,7 @@ def renamed(path: Path, text: str, _: Server) -> None:
 
 
 async def in_place(path: Path, text: str, _: Server) -> None:
-    for end in (0, len(text) // 2, len(text)):
+    for end in (0, len(text) // 2, len(text)) if path.exists() else (len(text),):
         path.write_text(text[:end])
         await asyncio.sleep(0.06 if path.stat().st_size else 0.0)
 

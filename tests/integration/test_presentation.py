@@ -17,7 +17,7 @@ from hlsrelay.model import Snapshot
 from hlsrelay.relay import Tick, relay
 from hlsrelay.stages import Tools
 from hlsrelay.storage import LocalStorage
-from hlsrelay.upstream import AddressPolicy, Upstream
+from hlsrelay.upstream import AddressPolicy, TransportFactory, Upstream
 from tests.integration.test_relay import NoEncoder, Operator
 from tests.origin import Origin, Streaming
 from tests.playlists import URL, stream
@@ -46,8 +46,8 @@ class Show:
     ticks: list[Tick]
     master: str = MASTER
 
-    def transport(self) -> Callable[[AddressPolicy], httpx.AsyncBaseTransport]:
-        def make(_: AddressPolicy) -> httpx.AsyncBaseTransport:
+    def transport(self) -> TransportFactory:
+        def make(_: AddressPolicy, __: str) -> httpx.AsyncBaseTransport:
             router = respx.Router(assert_all_called=False)
             router.get(URL).mock(side_effect=lambda _: httpx.Response(200, text=self.master))
             for origin in self.origins.values():

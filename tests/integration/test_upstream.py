@@ -7,6 +7,7 @@ import gzip
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import ip_network
 
 import httpx
@@ -17,7 +18,7 @@ from hlsrelay.errors import AddressRefused, PlaylistError, SegmentLost, Upstream
 from hlsrelay.model import SOURCE, ByteRange, Snapshot
 from hlsrelay.upstream import SEGMENT_LIMIT_BYTES, AddressPolicy, Upstream
 from tests.origin import Streaming
-from tests.playlists import URL, live
+from tests.playlists import URL, live, stream
 from tests.virtual import run_virtually
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
@@ -25,7 +26,7 @@ BASE = URL.rpartition("/")[0]
 
 
 def upstream(router: respx.Router) -> Upstream:
-    return Upstream(transport=lambda _: Streaming(httpx.MockTransport(router.async_handler)))
+    return Upstream(transport=lambda *_: Streaming(httpx.MockTransport(router.async_handler)))
 
 
 def router() -> respx.Router:
@@ -34,7 +35,7 @@ def router() -> respx.Router:
 
 async def loaded(source: Upstream, url: str) -> Snapshot:
     """Survey *url* and load its main track."""
-    await source.survey(url)
+    await source.survey(stream(url))
     return await source.load(SOURCE)
 
 
@@ -236,7 +237,7 @@ def test_a_copy_that_fails_is_followed_by_the_next_one() -> None:
         routes.get(f"{BASE}/a.m3u8").respond(503)
         routes.get(f"{BASE}/b.m3u8").respond(text=live(7).text())
         async with upstream(routes) as source:
-            await source.survey(URL)
+            await source.survey(stream())
             with pytest.raises(UpstreamError, match="503"):
                 await source.load(SOURCE)
             assert (await source.load(SOURCE)).segments[0].sequence == 7
@@ -305,7 +306,7 @@ class Drip(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
 
 def test_a_drip_ends_with_the_deadline_and_not_with_the_last_byte() -> None:
     async def run() -> None:
-        async with Upstream(transport=lambda _: Drip()) as source:
+        async with Upstream(transport=lambda *_: Drip()) as source:
             began_s = asyncio.get_running_loop().time()
             with pytest.raises(SegmentLost, match="not had within 6"):
                 await fetched(source, f"{BASE}/1.ts", deadline_s=6.0)
@@ -335,7 +336,7 @@ def test_an_endless_body_is_cut_at_the_limit() -> None:
             nonlocal taken
             taken += len(chunk)
 
-        async with Upstream(transport=lambda _: Endless()) as source:
+        async with Upstream(transport=lambda *_: Endless()) as source:
             with pytest.raises(PlaylistError, match="larger"):
                 await loaded(source, URL)
             with pytest.raises(SegmentLost, match="larger than 64 MiB"):
@@ -354,6 +355,64 @@ def test_secrets_of_a_url_are_in_no_error() -> None:
                 await loaded(source, "https://user:password@origin.example/live.m3u8?token=secret")
             assert "password" not in str(caught.value)
             assert "secret" not in str(caught.value)
+
+    asyncio.run(run())
+
+
+def test_headers_and_cookies_and_basic_authentication_go_with_every_request_of_a_stream() -> None:
+    async def run() -> None:
+        seen: list[httpx.Request] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            seen.append(request)
+            if request.url.path.endswith(".m3u8"):
+                return httpx.Response(200, text=live(1).text(), headers={"set-cookie": f"turn={len(seen)}; Path=/"})
+            return httpx.Response(200, content=b"x")
+
+        routes = router()
+        routes.route().mock(side_effect=answer)
+        wishes = replace(stream(URL.replace("https://", "https://user:pw@")), headers=(("Referer", "https://r/"), ("User-Agent", "mine")))
+        async with upstream(routes) as source:
+            await source.survey(wishes)
+            await source.load(SOURCE)
+            await fetched(source, f"{BASE}/1.ts")
+        assert {request.headers["referer"] for request in seen} == {"https://r/"}
+        assert {request.headers["user-agent"] for request in seen} == {"mine"}
+        assert [request.headers.get("cookie") for request in seen] == [None, "turn=1", "turn=2"]
+        assert seen[0].headers["authorization"].startswith("Basic ")
+
+    asyncio.run(run())
+
+
+def test_other_headers_are_another_client() -> None:
+    async def run() -> None:
+        seen: list[str | None] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            seen.append(request.headers.get("x-token"))
+            return httpx.Response(200, text=live(1).text())
+
+        routes = router()
+        routes.route().mock(side_effect=answer)
+        async with upstream(routes) as source:
+            await source.survey(replace(stream(), headers=(("X-Token", "a"),)))
+            await source.survey(replace(stream(), headers=(("X-Token", "b"),)))
+        assert seen == ["a", "b"]
+
+    asyncio.run(run())
+
+
+def test_a_proxy_is_asked_in_place_of_the_source() -> None:
+    async def run() -> None:
+        asked: list[str] = []
+
+        def answer(target: str) -> bytes:
+            asked.append(target)
+            return ok(live(1).text().encode())
+
+        async with server(answer) as port, Upstream() as source:
+            await source.survey(replace(stream("http://origin.example/live.m3u8"), proxy=f"http://127.0.0.1:{port}"))
+        assert asked == ["http://origin.example/live.m3u8"]
 
     asyncio.run(run())
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hlsrelay.errors import ConfigError
-from hlsrelay.fields import checked_id, stream_of
+from hlsrelay.fields import checked_id, shown, stream_of
 from hlsrelay.ladder import BUILT_IN, fitting, format_ladder, parse_ladder
 from hlsrelay.model import Desired, Rung
 from hlsrelay.settings import load_settings
@@ -43,6 +43,16 @@ def test_fields_that_the_relay_wrote_are_no_trouble() -> None:
         ({**GOOD, "ladder": "../x:720:1000"}, "can't name a rung"),
         ({**GOOD, "window": "long"}, "6 to 86400"),
         ({**GOOD, "window": "nan"}, "6 to 86400"),
+        ({**GOOD, "headers": "Referer: x"}, "no JSON"),
+        ({**GOOD, "headers": '["x"]'}, "JSON object"),
+        ({**GOOD, "headers": '{"A": "b\\r\\nEvil: 1"}'}, "can't be sent"),
+        ({**GOOD, "headers": '{"A b": "c"}'}, "can't be sent"),
+        ({**GOOD, "headers": '{"Host": "x"}'}, "set by the relay itself"),
+        ({**GOOD, "proxy": "socks5://x"}, "http:// or https://"),
+        ({**GOOD, "backup": "ftp://x"}, "http:// or https://"),
+        ({**GOOD, "stall": "0"}, "1 to 3600"),
+        ({**GOOD, "variants": "<720"}, "write all, best"),
+        ({**GOOD, "keys": "no"}, "proxy or origin"),
         ({**GOOD, "laddr": "720p"}, "'laddr' that nothing reads"),
     ],
 )
@@ -93,6 +103,14 @@ def test_a_ladder_that_is_printed_reads_back_the_same(rungs: list[Rung]) -> None
     once = parse_ladder(format_ladder(tuple(rungs)))
     assert set(once) == set(rungs)
     assert parse_ladder(format_ladder(once)) == once
+
+
+def test_what_is_shown_of_a_stream_holds_no_secret() -> None:
+    fields = {"source": "https://u:secret@h/x?t=secret", "backup": "https://b/x?t=secret", "proxy": "http://u:secret@p:1", "window": "30"}
+    safe = shown({**fields, "headers": '{"Cookie": "secret"}'})
+    assert "secret" not in str(safe)
+    assert "Cookie" in safe["headers"]
+    assert safe["window"] == "30"
 
 
 def test_urls_are_shown_without_secrets() -> None:

@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hlsrelay.judge
+from hlsrelay.hls.advance import advance
 from hlsrelay.hls.render import media_playlist, multivariant_playlist
 from hlsrelay.hls.tracks import media_playlist_alone
 from hlsrelay.hls.window import Progress, slide
 from hlsrelay.judge import RULES, Judge, Severity, Span
 from hlsrelay.media import PTS_MODULUS, AudioInfo, Container, MediaInfo, VideoInfo
 from hlsrelay.model import SOURCE, Entry, MediaFile, Traits
-from tests.playlists import T0, at
+from tests.playlists import T0, Listed, at, live, stream
 from tests.unit.test_window import POSITION
 
 MASTER = "https://relay.example/live/index.m3u8"
@@ -312,6 +313,7 @@ FAULTS: dict[str, tuple[Fault, str, Severity]] = {
     "segments taken back from the end": (then(version(10, listed=6)), "A3", E),
     "an older version served in between": (then(version(11), GOOD, version(12)), "A3", E),
     "a playlist that is cut in a line": (then(version(11).text()[:-5]), "A3", E),
+    "a last line without an end": (only(version(10, tail=("#EXT-X-ENDLIST",)).text().rstrip()), "A1", W),
     "a playlist that is cut after a line": (then(version(11).text().removesuffix("17.ts\n")), "A3", E),
     "an empty playlist": (then(b"", version(11)), "A3", E),
     "a playlist without a segment": (then("\n".join(GOOD.text().splitlines()[:5]) + "\n", version(11)), "A3", E),
@@ -572,3 +574,52 @@ def test_what_the_relay_publishes_breaks_no_rule_when_its_ladder_changes(
     rows: list[tuple[float, bool, bool, int]], rungs: list[tuple[str, ...]]
 ) -> None:
     assert broken(relayed(rows, lambda number: rungs[number], 24.0)) == []
+
+
+# What the judge finds on our own output today: each stands here until it is mended -----------------------------------------------------
+
+
+def owed(rule: str, what: str) -> pytest.MarkDecorator:
+    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=f"{rule}: {what}")
+
+
+@owed("A21", "a rung lists another one's files for the time before it came, and states its own CODECS and RESOLUTION")
+def test_a_rung_that_comes_states_what_all_that_it_lists_is() -> None:
+    judge = relayed([(4.0, False, False, 1000)] * 4, lambda number: ("360p",) if number >= 3 else (), 24.0)
+    judge.media(f"{BASE}source/2.ts", 200, 1000 * 188, media(2), 16.0)
+    assert broken(judge) == []
+
+
+@owed("A2", "the target duration grows with a longer segment")
+def test_the_target_duration_stays_when_the_source_lists_a_longer_segment() -> None:
+    assert broken(relayed([(4.0, False, False, 1)] * 3 + [(6.0, False, False, 1)], lambda _: (), 24.0)) == []
+
+
+def published(entries: list[Entry]) -> Judge:
+    """Publish *entries* one after the other, of the source alone."""
+    judge, progress = Judge(), Progress(POSITION, 4)
+    for entry in entries:
+        progress = slide(progress, entry, replace(POSITION, last_number=entry.number), 24.0, entry.program_date_time)
+        judge.playlist(f"{BASE}source/index.m3u8", media_playlist(progress, SOURCE).encode(), None, entry.number * 4.0)
+    return judge
+
+
+def plain(number: int, **changes: object) -> Entry:
+    entry = Entry(number, 4.0, False, at(number * 4), {SOURCE: MediaFile(f"{number}.ts", 1000)})
+    return replace(entry, **changes)  # type: ignore[arg-type]
+
+
+@owed("A13", "a DATERANGE leaves with the segment that it stood before, though it reaches over later ones")
+def test_a_daterange_stays_as_long_as_it_maps_to_a_listed_segment() -> None:
+    tag = RANGE.format(at(0).isoformat())
+    assert broken(published([plain(0, tags=(tag,)), *(plain(number) for number in range(1, 10))])) == []
+
+
+@owed("A12", "dates guessed by us, then the source's own, without a DISCONTINUITY between")
+def test_a_source_that_begins_to_tell_the_time_breaks_no_rule() -> None:
+    first = advance(None, live(1, 2, 3).snapshot(), stream(), at(0))
+    second = advance(first.position, live(2, 3, Listed(4, pdt=at(1000))).snapshot(), stream(), at(4))
+    entries = [
+        plain(one.number, program_date_time=one.program_date_time, discontinuity=one.discontinuity) for one in (*first.fresh, *second.fresh)
+    ]
+    assert broken(published(entries)) == []
