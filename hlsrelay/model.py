@@ -204,6 +204,7 @@ class Position:
     """Where numbering stands: all that a successor needs to give the next segment the right number.
 
     *listed* is how many segments the source listed when we last took one; *older* is what *recent* was in earlier generations.
+    *dated*: the times are the source's PROGRAM-DATE-TIMEs, not ours; that never changes between two DISCONTINUITYs.
     """
 
     source: str
@@ -217,6 +218,7 @@ class Position:
     listed: int = 0
     candidate: Candidate | None = None
     older: tuple[Seen, ...] = ()
+    dated: bool = False
 
     @property
     def last_sequence(self) -> int:

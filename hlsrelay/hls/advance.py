@@ -190,7 +190,10 @@ def _emit(position: Position, fresh: tuple[Segment, ...], load: _Load, *, cut: b
     first_ever = not position.recent and not cut
     cut = cut or position.ladder != load.stream.ladder or position.generation < load.generation
     told: dict[int, datetime] = {}
-    if any(segment.program_date_time for segment in load.snapshot.segments):
+    dated = position.dated
+    if not position.recent or cut or fresh[0].discontinuity:
+        dated = any(segment.program_date_time for segment in load.snapshot.segments)
+    if dated and any(segment.program_date_time for segment in load.snapshot.segments):
         told = {segment.sequence: time for segment, time in zip(load.snapshot.segments, _times(load.snapshot.segments), strict=True)}
     when = position.next_program_date_time
     times: list[datetime] = []
@@ -207,6 +210,7 @@ def _emit(position: Position, fresh: tuple[Segment, ...], load: _Load, *, cut: b
         next_program_date_time=when,
         ladder=load.stream.ladder,
         listed=len(load.snapshot.segments),
+        dated=dated,
         candidate=None,
     )
     listed = {segment.sequence: count for segment, count in zip(load.snapshot.segments, _counted(load.snapshot), strict=True)}

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from hlsrelay.hls.window import Progress, listed_peak_bps
+from hlsrelay.hls.window import Progress, as_listed
 from hlsrelay.model import Entry, Key, Kind, MediaFile, Presentation, Rendition, Track
 
 _GROUP_ID = re.compile(r'GROUP-ID="([^"]*)"')
@@ -27,6 +27,7 @@ def media_playlist(progress: Progress, name: str) -> str:
     ]
     if progress.i_frames_only:
         head.append("#EXT-X-I-FRAMES-ONLY")
+    head += progress.dateranges
     tail = ["#EXT-X-ENDLIST"] if progress.ended else []
     return "\n".join([*head, *_body(progress, name), *tail, ""])
 
@@ -50,8 +51,7 @@ def multivariant_playlist(presentation: Presentation, published: Mapping[str, Pr
             beside = _loudest(track, tracks, published)
             for rendition in published[track.name].renditions:
                 if rendition.listed and rendition.total_s:  # what has no media yet has no bitrate to tell
-                    peak_bps = max(rendition.peak_bps, listed_peak_bps(published[track.name], rendition.name))
-                    said = _stream_inf(track, replace(rendition, peak_bps=peak_bps), beside, groups)
+                    said = _stream_inf(track, as_listed(published[track.name], rendition), beside, groups)
                     variants += [f"#EXT-X-STREAM-INF:{said}", f"{rendition.name}/index.m3u8"]
         elif track.kind is Kind.I_FRAMES:
             attributes = {**dict(track.attributes), "URI": f'"{track.name}/index.m3u8"'}

@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 
+from hlsrelay.hls.parse import attributes
 from hlsrelay.model import SOURCE, Entry, Kind, MediaFile, Position, Rendition, Traits
 
 FEWEST_ENTRIES = 6
@@ -46,6 +47,8 @@ class Progress:
     retired: tuple[Retired, ...] = ()
     ended: bool = False
     i_frames_only: bool = False
+    dateranges: tuple[str, ...] = ()
+    """EXT-X-DATERANGE lines that stood before entries that left, and reach over some that stay (A13)."""
     format: int = 1
 
     @property
@@ -135,9 +138,39 @@ def _trimmed(progress: Progress, window_s: float, now: datetime) -> Progress:
     return replace(
         progress,
         entries=stay,
+        dateranges=_in_force((*progress.dateranges, *(tag for entry in left for tag in entry.tags)), stay),
         discontinuity_sequence=progress.discontinuity_sequence + sum(entry.discontinuity for entry in left),
         retired=(*progress.retired, *retired),
     )
+
+
+def _in_force(tags: Iterable[str], stay: tuple[Entry, ...]) -> tuple[str, ...]:
+    """Return the DATERANGEs among *tags* that reach over an entry that stays, the newest of each ID (RFC 8216 4.3.2.7)."""
+    said_again = {_daterange_id(tag) for entry in stay for tag in entry.tags}
+    newest = {_daterange_id(tag): tag for tag in tags if _daterange_id(tag)}
+    begins = stay[0].program_date_time
+    return tuple(tag for name, tag in newest.items() if name not in said_again and _daterange_end(tag, begins) > begins)
+
+
+def _daterange_id(tag: str) -> str:
+    return attributes(tag).get("ID", "") if tag.startswith("#EXT-X-DATERANGE:") else ""
+
+
+def _daterange_end(tag: str, now: datetime) -> datetime:
+    """Return when a DATERANGE ends: as it says, or later than *now* while it says nothing, for a day at most."""
+    got = {name: value.strip('"') for name, value in attributes(tag).items()}
+    try:
+        if "END-DATE" in got:
+            return _aware(datetime.fromisoformat(got["END-DATE"]))
+        start = _aware(datetime.fromisoformat(got.get("START-DATE", "")))
+        length_s = got.get("DURATION") or got.get("PLANNED-DURATION")
+        return start + (timedelta(seconds=float(length_s)) if length_s else timedelta(days=1))
+    except (ValueError, OverflowError):
+        return now  # nobody can tell what it maps to
+
+
+def _aware(when: datetime) -> datetime:
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
 def _paths(entry: Entry) -> tuple[str, ...]:
@@ -151,8 +184,8 @@ def _settled(progress: Progress, entry: Entry) -> tuple[Entry, tuple[Entry, ...]
     """Make room for renditions that come with *entry*, and let those that went be played on.
 
     A player that follows a rendition never asks for the multivariant playlist again, so a rung that leaves the ladder goes on as
-    another name for the nearest one that stays; likewise a new rung lists that one's files for the time before it came. Encodings differ
-    across the change, so it is a DISCONTINUITY for all.
+    another name for the nearest one that stays. A new rung lists that one's files for the time before it came, because renditions
+    must not begin more than a target duration apart (RFC 8216 6.2.4). Encodings differ across the change: a DISCONTINUITY for all.
     """
     if not entry.files:
         return entry, progress.entries, progress.renditions
@@ -160,9 +193,7 @@ def _settled(progress: Progress, entry: Entry) -> tuple[Entry, tuple[Entry, ...]
     before = {one.name: one for one in progress.renditions}
     come = [name for name in made if name not in before]
     gone = [one.name for one in progress.renditions if one.name not in made]
-    back = [one.name for one in progress.renditions if one.name in made and not one.listed]
-    newly_gone = [name for name in gone if before[name].listed]
-    if progress.entries and (come or back or newly_gone):
+    if progress.renditions and (come or any(one.listed != (one.name in made) for one in progress.renditions)):
         entry = replace(entry, discontinuity=True)
     traits = {name: file.traits for name, file in entry.files.items()}
     renditions = tuple(replace(one, listed=one.name in made) for one in progress.renditions) + tuple(
@@ -185,7 +216,7 @@ def _stand_ins(entry: Entry, names: Iterable[str], heights: dict[str, int]) -> d
     for name in names:
         below = [one for one in own if heights.get(one[0], 0) <= heights.get(name, 0)]
         home, file = max(below, key=lambda one: heights.get(one[0], 0)) if below else min(own, key=lambda one: heights.get(one[0], 0))
-        stand_ins[name] = MediaFile(f"../{home}/{file.uri}", file.size_bytes, _beside(home, file.init_uri))
+        stand_ins[name] = MediaFile(f"../{home}/{file.uri}", file.size_bytes, _beside(home, file.init_uri), traits=file.traits)
     return stand_ins
 
 
@@ -204,12 +235,18 @@ def _measured(rendition: Rendition, entries: tuple[Entry, ...], target_duration_
     )
 
 
-def listed_peak_bps(progress: Progress, name: str) -> int:
-    """Return the peak over what the rendition *name* lists that is another's: its BANDWIDTH covers that as long as it is listed."""
-    if not any(_stands_in(entry.files.get(name)) for entry in progress.entries):
-        return 0
+def as_listed(progress: Progress, rendition: Rendition) -> Rendition:
+    """Return *rendition* with the bitrate, the codecs and the size that cover what it lists of another one, as long as it does (A21)."""
+    lent = [file for entry in progress.entries if (file := entry.files.get(rendition.name)) and _stands_in(file)]
+    if not lent:
+        return rendition
     backwards = progress.entries[::-1]
-    return max(_peak_of_runs(backwards[index:], name, progress.target_duration_s) for index in range(len(backwards)))
+    peaks = (_peak_of_runs(backwards[index:], rendition.name, progress.target_duration_s) for index in range(len(backwards)))
+    every = [rendition.traits, *dict.fromkeys(file.traits for file in lent if file.traits)]
+    codecs = dict.fromkeys(codec for traits in every if traits.codecs for codec in traits.codecs.split(","))
+    largest = max(every, key=lambda traits: traits.height or 0)
+    traits = Traits(",".join(codecs) or None, largest.width, largest.height, max(one.frame_rate or 0.0 for one in every) or None)
+    return replace(rendition, traits=traits, peak_bps=max(rendition.peak_bps, *peaks))
 
 
 def _peak_of_runs(backwards: tuple[Entry, ...], name: str, target_duration_s: int) -> int:

@@ -197,6 +197,14 @@ def test_program_date_times_are_the_sources_or_run_on() -> None:
     assert [one.program_date_time for one in without.out] == [at(88), at(92), at(96)]
 
 
+def test_times_of_ours_stay_until_a_discontinuity_when_the_source_begins_to_tell_them() -> None:
+    history = History()
+    history.load(live(1, 2, 3), 100)
+    history.load(live(2, 3, Listed(4, pdt=at(5000))), 104)
+    history.load(live(3, 4, Listed(5, discontinuity=True, pdt=at(6000))), 108)
+    assert [one.program_date_time for one in history.out] == [at(88), at(92), at(96), at(100), at(6000)]
+
+
 # Random histories. The source is a list of runs; each run has its own names and its own numbering, as after an encoder restart.
 
 _EVENT = st.one_of(

@@ -583,7 +583,6 @@ def owed(rule: str, what: str) -> pytest.MarkDecorator:
     return pytest.mark.xfail(strict=True, raises=AssertionError, reason=f"{rule}: {what}")
 
 
-@owed("A21", "a rung lists another one's files for the time before it came, and states its own CODECS and RESOLUTION")
 def test_a_rung_that_comes_states_what_all_that_it_lists_is() -> None:
     judge = relayed([(4.0, False, False, 1000)] * 4, lambda number: ("360p",) if number >= 3 else (), 24.0)
     judge.media(f"{BASE}source/2.ts", 200, 1000 * 188, media(2), 16.0)
@@ -609,13 +608,11 @@ def plain(number: int, **changes: object) -> Entry:
     return replace(entry, **changes)  # type: ignore[arg-type]
 
 
-@owed("A13", "a DATERANGE leaves with the segment that it stood before, though it reaches over later ones")
 def test_a_daterange_stays_as_long_as_it_maps_to_a_listed_segment() -> None:
     tag = RANGE.format(at(0).isoformat())
     assert broken(published([plain(0, tags=(tag,)), *(plain(number) for number in range(1, 10))])) == []
 
 
-@owed("A12", "dates guessed by us, then the source's own, without a DISCONTINUITY between")
 def test_a_source_that_begins_to_tell_the_time_breaks_no_rule() -> None:
     first = advance(None, live(1, 2, 3).snapshot(), stream(), at(0))
     second = advance(first.position, live(2, 3, Listed(4, pdt=at(1000))).snapshot(), stream(), at(4))

@@ -115,12 +115,16 @@ def test_a_rung_that_leaves_is_played_on_by_the_nearest_that_stays_and_listed_no
     assert [track.uris[0].split("/")[-2] for track in listed.tracks] == ["source", "480p"]
 
 
-def test_a_rung_that_comes_lists_the_nearest_for_the_time_before_it() -> None:
+def test_a_rung_that_comes_lists_the_nearest_for_the_time_before_it_and_says_so() -> None:
     progress = grown([*(entry(n) for n in range(3)), *(entry(n, "360p") for n in range(3, 6))])
     text = media_playlist(progress, "360p")
     assert text.count("../source/") == 3
-    assert "#EXT-X-DISCONTINUITY\n" in text
     assert text.index("../source/2.ts") < text.index("#EXT-X-DISCONTINUITY\n") < text.index("\n3.ts")
+    line = shown(progress).partition("360p/index.m3u8")[0].splitlines()[-1]
+    assert 'CODECS="avc1.64001e,avc1.64001f,mp4a.40.2",RESOLUTION=1280x720' in line
+    later = grown([entry(n, "360p") for n in range(6, 14)], progress=progress)
+    line = shown(later).partition("360p/index.m3u8")[0].splitlines()[-1]
+    assert 'CODECS="avc1.64001e",RESOLUTION=640x360' in line
 
 
 def test_every_rendition_shares_numbers_and_discontinuities() -> None:
@@ -131,6 +135,13 @@ def test_every_rendition_shares_numbers_and_discontinuities() -> None:
     cuts = [[segment.discontinuity for segment in relisted(progress, name).segments] for name in (SOURCE, "360p", "480p")]
     assert heads[0] == heads[1] == heads[2]
     assert cuts[0] == cuts[1] == cuts[2]
+
+
+def test_a_daterange_stays_while_it_reaches_over_a_listed_segment() -> None:
+    tag = f'#EXT-X-DATERANGE:ID="ad",START-DATE="{at(0).isoformat()}",DURATION=30'
+    texts = [media_playlist(grown([replace(entry(0), tags=(tag,)), *(entry(n) for n in range(1, count))]), SOURCE) for count in (7, 12, 16)]
+    assert [tag in text for text in texts] == [True, True, False]
+    assert texts[0].index(tag) < texts[0].index("1.ts")
 
 
 def test_keys_are_repeated_when_the_head_slides_past_them_and_only_on_pass_through() -> None:
