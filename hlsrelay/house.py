@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hlsrelay.clock import Pacer
+from hlsrelay.desk import Agreement, Choice, Desk, Tools
 from hlsrelay.hls.render import multivariant_playlist
 from hlsrelay.hls.window import Progress, followed, known_paths
 from hlsrelay.ledger import LocalLedger
 from hlsrelay.model import SOURCE, Made, Presentation, Stream
-from hlsrelay.stages import Agreement, Choice, Desk, Tools, publish
+from hlsrelay.stages import publish
 
 WAIT_FOR_ALL_TARGET_DURATIONS = 3
 """A track that has nothing to show after this long is left out of the multivariant playlist until it has."""

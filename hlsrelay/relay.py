@@ -8,25 +8,18 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from hlsrelay.clock import Pacer
+from hlsrelay.desk import Choice, Desk, Tools
+from hlsrelay.downloading import Downloading
 from hlsrelay.errors import ConfigError, UpstreamError
 from hlsrelay.hls.window import Progress, slide
 from hlsrelay.house import House
+from hlsrelay.joints import in_order, merged
 from hlsrelay.model import Desired, Made, Presentation, Stream, Turn
-from hlsrelay.stages import (
-    DOWNLOADS_AHEAD,
-    Choice,
-    Desk,
-    Downloading,
-    Tools,
-    Transcoding,
-    in_order,
-    loaded,
-    merged,
-    numbered,
-    publish,
-    swept,
-    watched_primary,
-)
+from hlsrelay.stages import loaded, numbered, publish, swept, watched_primary
+from hlsrelay.transcoding import Transcoding
+
+DOWNLOADS_AHEAD = 3
+"""Segments of a track fetched at once: more would only share the same line."""
 
 
 @dataclass(frozen=True, slots=True)

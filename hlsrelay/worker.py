@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from hlsrelay.clock import Clock, Nudges
+from hlsrelay.desk import Tools
 from hlsrelay.embedded import EmbeddedRedis, ffmpeg_path
 from hlsrelay.encoder import Encoded, EncodeJob, Encoder, LocalEncoder
 from hlsrelay.errors import ConfigError, EncodeError, MissingProgram, RegistryUnavailable
@@ -26,7 +27,6 @@ from hlsrelay.processes import Children
 from hlsrelay.registry import Link, RedisRegistry, Registry
 from hlsrelay.relay import Tick, relay
 from hlsrelay.settings import Settings
-from hlsrelay.stages import Tools
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream
 from hlsrelay.urls import redacted

@@ -12,10 +12,10 @@ import httpx
 import respx
 
 from hlsrelay.clock import Nudges
+from hlsrelay.desk import Tools
 from hlsrelay.hls.parse import parse
 from hlsrelay.model import Snapshot
 from hlsrelay.relay import Tick, relay
-from hlsrelay.stages import Tools
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import AddressPolicy, TransportFactory, Upstream
 from tests.integration.test_relay import NoEncoder, Operator

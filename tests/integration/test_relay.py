@@ -16,12 +16,12 @@ import httpx
 import pytest
 
 from hlsrelay.clock import Nudges
+from hlsrelay.desk import Tools
 from hlsrelay.encoder import Encoded, EncodeJob
 from hlsrelay.errors import EncodeError
 from hlsrelay.hls.parse import parse
 from hlsrelay.model import Desired, Snapshot, Stream
 from hlsrelay.relay import Tick, relay
-from hlsrelay.stages import Tools
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream
 from tests.origin import Origin

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from hlsrelay.stages import in_order
+from hlsrelay.joints import in_order
 from tests.virtual import run_virtually
 
 

@@ -1,0 +1,78 @@
+"""How generators are joined: one behind the other with a look-ahead, or several into one. Closing a joint closes all behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+async def in_order(items: AsyncGenerator[A, None], work: Callable[[A], Awaitable[B]], ahead: int) -> AsyncGenerator[B, None]:
+    """Yield `await work(item)` for each item, in the items' order, with at most *ahead* under way before the one awaited.
+
+    Closing it cancels what is under way and closes *items*; an exception of either comes out here, in its turn.
+    """
+    queue: asyncio.Queue[asyncio.Future[B] | None] = asyncio.Queue(ahead)
+    under_way: set[asyncio.Future[B]] = set()
+
+    async def feed() -> None:
+        try:
+            async for item in items:
+                task = asyncio.ensure_future(work(item))
+                under_way.add(task)
+                await queue.put(task)
+        except Exception as error:  # it comes out of the generator, in its turn
+            failed: asyncio.Future[B] = asyncio.get_running_loop().create_future()
+            failed.set_exception(error)
+            under_way.add(failed)
+            await queue.put(failed)
+        else:
+            await queue.put(None)
+
+    feeder = asyncio.create_task(feed())
+    try:
+        while (task := await queue.get()) is not None:
+            result = await task
+            under_way.discard(task)
+            yield result
+    finally:
+        feeder.cancel()
+        for one in under_way:
+            one.cancel()
+        await asyncio.gather(feeder, *under_way, return_exceptions=True)
+        await items.aclose()
+
+
+async def merged(sources: list[AsyncGenerator[A, None]]) -> AsyncGenerator[A, None]:
+    """Yield what *sources* yield, as it comes, until all are done; closing it closes them. An exception of one comes out here."""
+    queue: asyncio.Queue[tuple[A] | Exception | None] = asyncio.Queue(1)
+
+    async def feed(source: AsyncGenerator[A, None]) -> None:
+        try:
+            async with aclosing(source):
+                async for item in source:
+                    await queue.put((item,))
+        except Exception as error:  # it comes out of the generator
+            await queue.put(error)
+        else:
+            await queue.put(None)
+
+    feeders = [asyncio.create_task(feed(source)) for source in sources]
+    running = len(feeders)
+    try:
+        while running:
+            found = await queue.get()
+            if isinstance(found, Exception):
+                raise found
+            if found is None:
+                running -= 1
+            else:
+                yield found[0]
+    finally:
+        for feeder in feeders:
+            feeder.cancel()
+        await asyncio.gather(*feeders, return_exceptions=True)

@@ -1,0 +1,167 @@
+"""The stage that looks into a segment: what the multivariant playlist says of it, whether its time goes on, and the ladder's rungs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from hlsrelay.desk import Desk
+from hlsrelay.downloading import Clip
+from hlsrelay.encoder import EncodeJob
+from hlsrelay.errors import EncodeError
+from hlsrelay.ladder import fitting
+from hlsrelay.media.decrypt import can_decrypt, decrypted
+from hlsrelay.media.probe import PTS_MODULUS, Container, MediaError, MediaInfo, probe
+from hlsrelay.model import (
+    SOURCE,
+    Entry,
+    Made,
+    MediaFile,
+    Numbered,
+    Rung,
+    Traits,
+    Turn,
+)
+
+LONGEST_ENCODE_TARGET_DURATIONS = 3
+"""A ladder this late is given up for the segment: its rungs become a GAP, so that pass-through goes on."""
+LARGEST_TIME_STAMP_STEP_S = 1.0
+"""A larger step between two segments is no encoder's rounding: the time stamps begin anew."""
+KEPT_PLAIN = 16
+"""Decrypted segments kept for the encoder: more than can be under way, and the one before each."""
+
+
+class Transcoding:
+    """Makes the ladder's rungs of a clip, and reads from the media what the multivariant playlist says."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._tools = desk.tools
+        self._name = desk.track.name
+        self._alone = desk.alone
+        self._traits = Traits()
+        self._previous: tuple[int, Path] | None = None
+        self._ended_90k: tuple[int, int] | None = None
+
+    async def __call__(self, item: Clip | Turn) -> Made | Turn:
+        if isinstance(item, Turn):
+            return item
+        made, segment = item.numbered, item.numbered.segment
+        entry = Entry(
+            number=made.number,
+            duration_s=segment.duration_s,
+            discontinuity=made.discontinuity,
+            program_date_time=made.program_date_time,
+            files={},
+            title=segment.title,
+            tags=segment.tags,
+            keys=item.keys,
+        )
+        if item.file is None:
+            return Made(entry, made, lost=item.lost)
+        wanted = made.stream.ladder if self._name == SOURCE else ()
+        source, info = Path(), None
+        if wanted or self._alone or made.discontinuity or self._traits.codecs is None:
+            source, info = self._probed(item)
+        broken = self._alone and not made.discontinuity and self._jumps(made.number, info)
+        repairs: tuple[str, ...] = ()
+        if broken:
+            made, entry, repairs = replace(made, discontinuity=True), replace(entry, discontinuity=True), ("time_stamps_jumped",)
+        files = {self._name: replace(item.file, traits=self._traits)}
+        rungs: tuple[Rung, ...] = ()
+        failed: Mapping[str, str] = {}
+        if wanted and info and info.container is Container.TS:
+            rungs = fitting(wanted, info.video.height if info.video else None)
+            # Calls begin in the segments' order, and nothing above waits: what was noted last is the segment before.
+            number, before = self._previous or (-1, None)
+            previous = before if number == made.number - 1 and not made.discontinuity else None
+            self._previous = (made.number, source)
+            encoded, failed = await self._rungs(made, rungs, source, previous, info)
+            files |= encoded
+        elif wanted:
+            failed = {"ladder": "a ladder is made of MPEG-TS only, in the clear or with AES-128 and keys=proxy"}
+        entry = replace(entry, files=files, rungs=tuple(rung.name for rung in rungs))
+        return Made(entry, made, failed=failed, received_bytes=item.file.size_bytes, repairs=repairs)
+
+    def _jumps(self, number: int, info: MediaInfo | None) -> bool:
+        """Return whether the media's time does not go on from the segment before: a break that the source did not tell (A10).
+
+        Segments are noted in their order, because nothing above waits. Called for every segment.
+        """
+        before, self._ended_90k = self._ended_90k, None
+        if info is None or info.video is None or not info.video.pts:
+            return False
+        span = (info.video.last_pts_90k - info.video.first_pts_90k) % PTS_MODULUS
+        frame = span // max(1, info.video.frame_count - 1)
+        self._ended_90k = (number, (info.video.last_pts_90k + frame) % PTS_MODULUS)
+        if before is None or before[0] != number - 1:
+            return False
+        jump = (info.video.first_pts_90k - before[1] + PTS_MODULUS // 2) % PTS_MODULUS - PTS_MODULUS // 2
+        return abs(jump) > LARGEST_TIME_STAMP_STEP_S * 90_000
+
+    def _probed(self, clip: Clip) -> tuple[Path, MediaInfo | None]:
+        """Return what the clip is and where it lies in the clear: AES-128 is decrypted into a file of its own, for the encoder."""
+        storage = self._tools.storage
+        assert clip.file is not None
+        name = f"{self._name}/{clip.file.uri}"
+        path = storage.folder / name
+        try:
+            data = storage.read(name) or b""
+            if clip.keys:
+                if not can_decrypt(clip.keys) or not clip.secrets:
+                    return path, None
+                data = decrypted(data, clip.keys[0], clip.secrets[0])
+                path = storage.temp(f"plain-{clip.numbered.number}")
+                path.write_bytes(data)
+                storage.temp(f"plain-{clip.numbered.number - KEPT_PLAIN}").unlink(missing_ok=True)
+            info = probe(data, clip.init)
+        except (MediaError, OSError):
+            return path, None
+        self._traits = _traits(info)
+        return path, info
+
+    async def _rungs(
+        self, made: Numbered, rungs: tuple[Rung, ...], source: Path, previous: Path | None, info: MediaInfo
+    ) -> tuple[Mapping[str, MediaFile], Mapping[str, str]]:
+        """Return the rungs' files, published names and all, and why the others failed."""
+        if not rungs:
+            return {}, {}
+        storage = self._tools.storage
+        temps = {rung.name: storage.temp(f"{rung.name}-{made.number}.ts") for rung in rungs}
+        job = EncodeJob(
+            stream_id=made.stream.id,
+            number=made.number,
+            source=source,
+            previous=previous,
+            info=info,
+            duration_s=made.segment.duration_s,
+            outputs=temps,
+            rungs=rungs,
+        )
+        give_up_s = max(LONGEST_ENCODE_TARGET_DURATIONS * made.target_duration_s, 10.0)
+        files = {}
+        try:
+            async with asyncio.timeout(give_up_s):
+                encoded = await self._tools.encoder.encode(job)
+            for rung in rungs:
+                if (output := encoded.outputs.get(rung.name)) is not None:
+                    name = f"{made.number}.ts"
+                    size = temps[rung.name].stat().st_size
+                    storage.commit(temps[rung.name], f"{rung.name}/{name}")
+                    files[rung.name] = MediaFile(name, size, traits=_traits(output))
+            return files, encoded.failed
+        except TimeoutError:
+            reason = f"no room or no end within {give_up_s:.0f} s"
+        except EncodeError as error:
+            reason = str(error)
+        except OSError as error:
+            reason = f"can't be stored: {error.strerror}"
+        return files, {rung.name: reason for rung in rungs if rung.name not in files}
+
+
+def _traits(info: MediaInfo) -> Traits:
+    codecs = ",".join(track.codecs for track in (info.video, info.audio) if track and track.codecs)
+    if info.video is None:
+        return Traits(codecs or None)
+    return Traits(codecs or None, info.video.width or None, info.video.height or None, info.video.frame_rate)
