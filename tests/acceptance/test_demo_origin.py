@@ -164,8 +164,10 @@ def test_flash_and_beep_start_together_within_a_frame(channel: Channel, tmp_path
     ]
     flashes = [flash_s for flash_s in flashes if flash_s > first_s["a"] + 0.2]
     beeps = [beep_s for beep_s in beeps if beep_s > first_s["a"] + 0.2]
-    assert len(flashes) >= 3
-    assert flashes == pytest.approx(beeps[: len(flashes)], abs=1 / FRAME_RATE)
+    both = min(len(flashes), len(beeps))  # the segments' sound and picture need not end together: one may hold a last one alone
+    assert both >= 3
+    assert abs(len(flashes) - len(beeps)) <= 1
+    assert flashes[:both] == pytest.approx(beeps[:both], abs=1 / FRAME_RATE)
     assert [later - sooner for sooner, later in pairwise(flashes)] == pytest.approx([1.0] * (len(flashes) - 1))
 
 
