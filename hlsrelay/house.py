@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from hlsrelay.clock import Pacer
@@ -30,8 +31,9 @@ class House:
             if progress := LocalLedger(tools.storage, name).resume():
                 self._published[name] = progress
         tools.storage.sweep({path for progress in self._published.values() for path in known_paths(progress)})
-        for name, progress in self._published.items():
-            self._published[name] = publish(progress, LocalLedger(tools.storage, name), tools)
+        with suppress(OSError):  # a full disk: what is there stays, and the next number tries again
+            for name, progress in self._published.items():
+                self._published[name] = publish(progress, LocalLedger(tools.storage, name), tools)
         if main := self._published.get(SOURCE):
             self.choice = Choice(tools, last=main.position.source)
 

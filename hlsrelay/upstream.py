@@ -24,7 +24,7 @@ import tenacity
 from httpx_aiohttp import AiohttpTransport
 
 from hlsrelay import __version__
-from hlsrelay.errors import AddressRefused, PlaylistError, SegmentLost, UpstreamError
+from hlsrelay.errors import AddressRefused, ConfigError, PlaylistError, SegmentLost, UpstreamError
 from hlsrelay.hls.parse import parse, variables_of
 from hlsrelay.hls.tracks import chosen, media_playlist_alone
 from hlsrelay.model import ByteRange, Presentation, Restart, Snapshot, Stream, Track
@@ -169,7 +169,9 @@ class Upstream:
         An answer with the same bytes as the last one gives the same object, unparsed. Where a playlist is gone from where it was, the
         multivariant playlist is asked again (tokens expire); where it fails, the next load tries the next of its redundant copies.
         """
-        track = self._tracks[name]
+        track = self._tracks.get(name)
+        if track is None:
+            raise UpstreamError(f"the source has no track '{name}' any more")
         turn = self._turns.get(name, 0)
         try:
             return await self._media(name, track.uris[turn % len(track.uris)])
@@ -177,7 +179,10 @@ class Upstream:
             self._turns[name] = turn + 1
             if not isinstance(error, _StaleChild) or self._stream is None:
                 raise
-            await self.survey(self._stream)
+            try:
+                await self.survey(self._stream)
+            except ConfigError as changed:  # the wish fitted what the source had before
+                raise UpstreamError(str(changed)) from changed
             if name not in self._tracks:
                 raise UpstreamError(f"the source has no track '{name}' any more") from error
             uris = self._tracks[name].uris

@@ -93,9 +93,8 @@ def _joined(position: Position, load: _Load) -> tuple[Segment, ...]:
     ours = position.recent[-1].program_date_time if position.recent else None
     if ours is not None and any(segment.program_date_time for segment in segments):
         times = _times(segments)
-        later = tuple(
-            segment for segment, time in zip(segments, times, strict=True) if time > ours + timedelta(seconds=segment.duration_s / 2)
-        )
+        after = (index for index, time in enumerate(times) if time > ours + timedelta(seconds=segments[index].duration_s / 2))
+        later = segments[next(after, len(segments)) :]
         near = abs((times[-1] - ours).total_seconds()) <= 3 * load.stream.window_s
         if near:  # else the clocks have nothing to do with one another
             return later

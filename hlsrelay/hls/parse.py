@@ -21,6 +21,10 @@ from hlsrelay.errors import PlaylistError
 from hlsrelay.hls.tracks import assembled
 from hlsrelay.model import ByteRange, InitSection, Key, Kind, Part, Presentation, Segment, Snapshot
 
+DIGITS_OF_AN_INTEGER = 20
+"""A decimal-integer is below 2^64 (RFC 8216 4.2); longer ones would not fit into file names and IVs."""
+YEARS = range(1990, 2200)
+"""A PROGRAM-DATE-TIME outside of these is none: nobody could count on from it."""
 LONGEST_EXTINF_S = 3600.0
 """A longer segment is a mistake of the source, not media."""
 
@@ -36,6 +40,7 @@ _NOT_CARRIED = {
     "EXTM3U", "EXT-X-VERSION", "EXT-X-TARGETDURATION", "EXT-X-MEDIA-SEQUENCE", "EXT-X-DISCONTINUITY-SEQUENCE", "EXT-X-ENDLIST",
     "EXT-X-PLAYLIST-TYPE", "EXT-X-I-FRAMES-ONLY", "EXT-X-INDEPENDENT-SEGMENTS", "EXT-X-START", "EXT-X-DEFINE", "EXT-X-ALLOW-CACHE",
     "EXT-X-SERVER-CONTROL", "EXT-X-PART-INF", "EXT-X-PART", "EXT-X-SKIP", "EXT-X-PRELOAD-HINT", "EXT-X-RENDITION-REPORT",
+    "EXT-X-CONTENT-STEERING", "EXT-X-I-FRAME-STREAM-INF", "EXT-X-MEDIA", "EXT-X-SESSION-DATA", "EXT-X-SESSION-KEY",
     "EXTINF", "EXT-X-BYTERANGE", "EXT-X-DISCONTINUITY", "EXT-X-KEY", "EXT-X-MAP", "EXT-X-PROGRAM-DATE-TIME", "EXT-X-GAP",
 }  # fmt: skip
 
@@ -105,7 +110,7 @@ class _Reader:
                 number = _NUMBER.match(value)
                 self.target_duration_s = math.ceil(float(number[1])) if number else None
             case "EXT-X-MEDIA-SEQUENCE":
-                if value.strip().isdecimal():
+                if value.strip().isdecimal() and len(value.strip()) <= DIGITS_OF_AN_INTEGER:
                     self.media_sequence = int(value)
                 else:
                     self.repaired("media_sequence_bad")
@@ -149,6 +154,8 @@ class _Reader:
             case _:
                 try:
                     when = datetime.fromisoformat(value.strip())
+                    if when.year not in YEARS:
+                        raise ValueError(when.year)
                     segment["pdt"] = when if when.tzinfo else when.replace(tzinfo=UTC)
                 except ValueError:
                     self.repaired("program_date_time_bad")

@@ -229,6 +229,25 @@ def test_a_variant_that_moved_is_found_again_through_the_multivariant_playlist()
             assert (await source.load(SOURCE)).segments[0].sequence == 2
 
 
+def test_a_track_that_is_gone_from_the_source_is_a_failed_load_and_no_crash() -> None:
+    async def run() -> None:
+        routes = router()
+        master = routes.get(URL)
+        variants = (
+            "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=2,RESOLUTION=32x32\na.m3u8\n#EXT-X-STREAM-INF:BANDWIDTH=1,RESOLUTION=16x16\nb.m3u8\n"
+        )
+        master.respond(text=variants)
+        routes.route().respond(404)
+        async with upstream(routes) as source:
+            names = [track.name for track in (await source.survey(stream())).tracks]
+            master.respond(text=variants.rpartition("#EXT-X-STREAM-INF")[0])
+            for name in (*names, *names):
+                with pytest.raises(UpstreamError):
+                    await source.load(name)
+
+    asyncio.run(run())
+
+
 def test_a_copy_that_fails_is_followed_by_the_next_one() -> None:
     async def run() -> None:
         routes = router()

@@ -162,6 +162,13 @@ def test_another_source_is_joined_where_its_programme_time_goes_on() -> None:
     assert history.cuts() == [4]
 
 
+def test_another_source_whose_times_step_back_is_joined_without_a_hole_in_our_numbers() -> None:
+    history = History()
+    history.load(live(*(Listed(n, pdt=at(1000 + n * 4)) for n in (1, 2, 3))), 0)
+    history.load(live(*(Listed(70 + n, pdt=at(1000 + t)) for n, t in enumerate((0, 20, 4, 24)))), 4, source="https://backup.example/x.m3u8")
+    assert history.numbers() == [1, 2, 3, 4, 5, 6]
+
+
 def test_another_source_that_is_behind_is_waited_for() -> None:
     history = History()
     history.load(live(*(Listed(n, pdt=at(1000 + n * 4)) for n in (1, 2, 3))), 0)

@@ -53,6 +53,8 @@ def test_what_is_no_playlist_is_refused_by_name(body: bytes, reason: str) -> Non
         ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-MEDIA-SEQUENCE:x\n#EXTINF:4,\n1.ts\n", "media_sequence_bad"),
         ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n1.ts\n#EXTINF:4,\n1.ts\n", "duplicate_segment"),
         ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n1.ts\n#EXTINF:4,\nhttps://x/2", "last_line_cut_off"),
+        (f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-MEDIA-SEQUENCE:{'9' * 300}\n#EXTINF:4,\n1.ts\n", "media_sequence_bad"),
+        ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-PROGRAM-DATE-TIME:9999-12-31T23:59:59Z\n#EXTINF:4,\n1.ts\n", "program_date_time_bad"),
         ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-PROGRAM-DATE-TIME:noon\n#EXTINF:4,\n1.ts\n", "program_date_time_bad"),
     ],
 )
