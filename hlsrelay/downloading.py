@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 from hlsrelay.desk import Desk
 from hlsrelay.errors import SegmentLost
+from hlsrelay.hls.window import FEWEST_ENTRIES
 from hlsrelay.media.probe import Container, MediaError, probe
 from hlsrelay.model import (
     InitSection,
@@ -72,13 +74,18 @@ class Downloading:
             suffix = _suffix(file.head, segment.uri, encrypted=bool(segment.keys))
             self._tools.storage.commit(temp, f"{self._name}/{item.number}.{suffix}")
         except SegmentLost as error:
-            return Clip(item, lost=str(error))
+            return self._lost(item, str(error))
         except OSError as error:
-            return Clip(item, lost=f"can't be stored: {error.strerror}")
+            return self._lost(item, f"can't be stored: {error.strerror}")
         key_uris = tuple(extra.uri for _, extra in keys if extra)
         secrets = tuple(extra.body for _, extra in keys if extra)
         published = MediaFile(f"{item.number}.{suffix}", size, init.uri if init else None, key_uris)
         return Clip(item, published, init.body if init else None, tuple(key for key, _ in keys), secrets)
+
+    def _lost(self, item: Numbered, reason: str) -> Clip:
+        with suppress(OSError):
+            self._tools.storage.temp(f"{self._name}-{item.number}").unlink(missing_ok=True)
+        return Clip(item, lost=reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +105,11 @@ class _Beside:
         self._tools = desk.tools
         self._name = desk.track.name
         self._had: OrderedDict[InitSection, asyncio.Task[_Extra]] = OrderedDict()
+        self._used: dict[InitSection, int] = {}
 
     async def init(self, section: InitSection, number: int, deadline_s: float) -> _Extra:
         """Return an init section. Raises SegmentLost."""
-        return await self._once(section, f"init-{number}.mp4", deadline_s)
+        return await self._once(section, number, f"init-{number}.mp4", deadline_s)
 
     async def key(self, key: Key, item: Numbered, name: str, deadline_s: float) -> tuple[Key, _Extra | None]:
         """Return *key* as players of ours get it, and its file where we serve it. Raises SegmentLost.
@@ -112,15 +120,19 @@ class _Beside:
             return key, None
         if item.stream.keys is KeyPolicy.ORIGIN:
             return key, None
-        extra = await self._once(InitSection(key.uri), name, deadline_s)
+        extra = await self._once(InitSection(key.uri), item.number, name, deadline_s)
         return replace(key, uri=extra.uri), extra
 
-    async def _once(self, section: InitSection, name: str, deadline_s: float) -> _Extra:
+    async def _once(self, section: InitSection, number: int, name: str, deadline_s: float) -> _Extra:
+        """Return the file, fetched again where nothing has used it for so long that it may have left the playlist, and the disk."""
         task = self._had.get(section)
+        if number - self._used.get(section, number) >= FEWEST_ENTRIES:
+            task = None
+        self._used[section] = max(number, self._used.get(section, number))
         if task is None or (task.done() and (task.cancelled() or task.exception())):
             task = self._had[section] = asyncio.ensure_future(self._fetched(section, name, deadline_s))
             while len(self._had) > self.MOST:
-                self._had.popitem(last=False)
+                self._used.pop(self._had.popitem(last=False)[0], None)
         return await asyncio.shield(task)
 
     async def _fetched(self, section: InitSection, name: str, deadline_s: float) -> _Extra:

@@ -30,7 +30,8 @@ class House:
         for name in tools.storage.ledgers():
             if progress := LocalLedger(tools.storage, name).resume():
                 self._published[name] = progress
-        tools.storage.sweep({path for progress in self._published.values() for path in known_paths(progress)})
+        if len(self._published) == len(tools.storage.ledgers()):  # else something is listed that no record names
+            tools.storage.sweep({path for progress in self._published.values() for path in known_paths(progress)})
         with suppress(OSError):  # a full disk: what is there stays, and the next number tries again
             for name, progress in self._published.items():
                 self._published[name] = publish(progress, LocalLedger(tools.storage, name), tools)
@@ -83,9 +84,10 @@ class House:
 
     def closed(self) -> None:
         """End the playlists of tracks that only followed: the stream is stopped, and nothing comes after."""
-        for name, progress in self._published.items():
-            if not progress.ended:
-                self._published[name] = publish(replace(progress, ended=True), LocalLedger(self._tools.storage, name), self._tools)
+        with suppress(OSError):
+            for name, progress in self._published.items():
+                if not progress.ended:
+                    self._published[name] = publish(replace(progress, ended=True), LocalLedger(self._tools.storage, name), self._tools)
 
     def _follow(self, main: Progress) -> None:
         present = {track.name for track in self._presentation.tracks}

@@ -21,6 +21,8 @@ BUILT_IN: dict[str, Rung] = {
     )
 }
 MOST_RUNGS = 8
+_TRACK_NAME = re.compile(r"(audio|video|subtitles|iframes)-|v(\d+p)?-?\d*")
+"""Names of a source's tracks begin so (hls.tracks); their folders and the rungs' stand side by side."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
 
@@ -57,8 +59,8 @@ def _rung(word: str) -> Rung:
             pass
         case _:
             raise ConfigError(f"ladder has no rung '{word}': write one of {', '.join(BUILT_IN)}, or name:height:kbps such as hd:900:3000")
-    if not _NAME.fullmatch(name) or name == SOURCE:
-        raise ConfigError(f"'{name}' can't name a rung: letters, digits, - and _, at most 32, and not '{SOURCE}'")
+    if not _NAME.fullmatch(name) or name == SOURCE or _TRACK_NAME.match(name):
+        raise ConfigError(f"'{name}' can't name a rung: letters, digits, - and _, at most 32, not '{SOURCE}', 'v…' or 'audio-…'")
     if not height.isascii() or not height.isdigit() or not 64 <= int(height) <= 4320 or int(height) % 2:
         raise ConfigError(f"rung '{word}': the height is an even number of lines from 64 to 4320")
     if not kbps.isascii() or not kbps.isdigit() or not 50 <= int(kbps) <= 100_000:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import redis.asyncio
 import redis.exceptions
 
-from hlsrelay.errors import ConfigError, RegistryUnavailable, UnknownStream
+from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, UnknownStream
 from hlsrelay.fields import RELAY_FIELDS, Registered
 from hlsrelay.redis_keys import CHANGE, REGISTER, REPORT, Keys
 
@@ -51,7 +51,12 @@ class RedisRegistry:
         try:
             # Both set explicitly: defaults change between versions of the library, and a frozen Redis must not hold us for long.
             self._redis = redis.asyncio.Redis.from_url(
-                url, decode_responses=True, protocol=2, socket_timeout=ANSWER_WITHIN_S, socket_connect_timeout=ANSWER_WITHIN_S
+                url,
+                decode_responses=True,
+                encoding_errors="replace",
+                protocol=2,
+                socket_timeout=ANSWER_WITHIN_S,
+                socket_connect_timeout=ANSWER_WITHIN_S,
             )
         except (ValueError, redis.exceptions.RedisError) as error:
             raise ConfigError(f"HLSRELAY_REDIS_URL {url!r} is no Redis URL: {error}") from None
@@ -114,7 +119,7 @@ class RedisRegistry:
         except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, TimeoutError, OSError) as error:
             told = str(error) or "no answer"
             raise RegistryUnavailable(f"Redis at {self._where} does not answer ({told}): start it, or set HLSRELAY_REDIS_URL") from None
-        except redis.exceptions.ResponseError as error:
+        except (redis.exceptions.RedisError, ValueError) as error:
             raise RegistryUnavailable(f"Redis at {self._where} refused: {error}") from None
 
 
@@ -199,7 +204,7 @@ class Link:
             except RegistryUnavailable:
                 self.up = False
                 if self._revive is not None:
-                    with contextlib.suppress(RegistryUnavailable):
+                    with contextlib.suppress(HlsRelayError):
                         await self._revive()
             else:
                 wishes = {name: value for name, value in now.fields.items() if name not in RELAY_FIELDS} if now else None

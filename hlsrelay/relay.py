@@ -94,8 +94,12 @@ async def relay_track(desk: Desk, encodes_ahead: int) -> AsyncGenerator[Tick, No
             made, turn = (item, None) if isinstance(item, Made) else (None, item)
             yield Tick(progress, desk.track.name, made, turn, error)
     if progress and not progress.ended and tools.control.stream.desired is Desired.STOP:
-        progress = publish(replace(progress, ended=True), desk.ledger, tools)
-        yield Tick(progress, desk.track.name)
+        error = ""
+        try:
+            progress = publish(replace(progress, ended=True), desk.ledger, tools)
+        except OSError as failure:
+            error = f"can't publish: {failure.strerror}"
+        yield Tick(progress, desk.track.name, error=error)
 
 
 def entered(progress: Progress | None, made: Made, desk: Desk) -> Progress:

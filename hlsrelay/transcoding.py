@@ -43,6 +43,7 @@ class Transcoding:
         self._traits = Traits()
         self._previous: tuple[int, Path] | None = None
         self._ended_90k: tuple[int, int] | None = None
+        self._fitting: tuple[Rung, ...] = ()
 
     async def __call__(self, item: Clip | Turn) -> Made | Turn:
         if isinstance(item, Turn):
@@ -72,13 +73,15 @@ class Transcoding:
         rungs: tuple[Rung, ...] = ()
         failed: Mapping[str, str] = {}
         if wanted and info and info.container is Container.TS:
-            rungs = fitting(wanted, info.video.height if info.video else None)
+            rungs = self._fitting = fitting(wanted, info.video.height if info.video else None)
             # Calls begin in the segments' order, and nothing above waits: what was noted last is the segment before.
             number, before = self._previous or (-1, None)
             previous = before if number == made.number - 1 and not made.discontinuity else None
             self._previous = (made.number, source)
             encoded, failed = await self._rungs(made, rungs, source, previous, info)
             files |= encoded
+        elif wanted and info is None and self._fitting:  # one segment that can't be read: a GAP in each rung, the ladder stays
+            rungs, failed = self._fitting, {rung.name: "the segment can't be read" for rung in self._fitting}
         elif wanted:
             failed = {"ladder": "a ladder is made of MPEG-TS only, in the clear or with AES-128 and keys=proxy"}
         entry = replace(entry, files=files, rungs=tuple(rung.name for rung in rungs))

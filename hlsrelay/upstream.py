@@ -245,7 +245,7 @@ class Upstream:
                 return Answer(answer.status_code, dict(answer.headers), bytes(body), str(answer.url), bool(answer.history))
         except TimeoutError:
             raise UpstreamError(f"{redacted(url)}: no whole answer within {deadline_s:.0f} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL, zlib.error, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, zlib.error, ValueError) as error:
             if refused := _refusal(error):
                 raise AddressRefused(f"{redacted(url)}: {refused}") from error
             raise UpstreamError(f"{redacted(url)}: {_told(error)}") from error
@@ -351,7 +351,7 @@ class Upstream:
             raise UpstreamError(f"{shown}: more than {MOST_REDIRECTS} redirects") from None
         except httpx.UnsupportedProtocol:
             raise AddressRefused(f"{shown}: redirected to something other than http or https") from None
-        except (httpx.HTTPError, httpx.InvalidURL, zlib.error, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, zlib.error, ValueError) as error:
             if refused := _refusal(error):
                 raise AddressRefused(f"{shown}: {refused}") from error
             raise UpstreamError(f"{shown}: {_told(error)}") from error
@@ -397,7 +397,7 @@ def _expander(encoding: str) -> Callable[[bytes, Callable[[bytes], object]], Non
     unzip = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib, by its header
 
     def expand(chunk: bytes, write: Callable[[bytes], object]) -> None:
-        while chunk:
+        while chunk and not unzip.eof:
             write(unzip.decompress(chunk, 64 << 10))
             chunk = unzip.unconsumed_tail
 
@@ -416,5 +416,8 @@ def _refusal(error: BaseException) -> str | None:
 
 
 def _told(error: BaseException) -> str:
+    """Return an error's text; aiohttp's own texts hold whole URLs, tokens included, so of those only the kind is told."""
+    if isinstance(error, aiohttp.ClientError):
+        return type(error).__name__
     text = str(error) or type(error).__name__
     return text.splitlines()[0][:200]

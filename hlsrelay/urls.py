@@ -15,11 +15,11 @@ def checked_url(text: str) -> str:
         parts = urlsplit(text.strip())
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigError(f"source {text!r} is no URL: {error}") from None
+        raise ConfigError(f"{redacted(text)!r} is no URL ({error})") from None
     if any(char.isspace() or ord(char) < 32 for char in text.strip()):
-        raise ConfigError(f"source {text!r} has a blank or control character in it: write them as %20")
+        raise ConfigError(f"{redacted(text)!r} has a blank or control character in it: write them as %20")
     if parts.scheme not in SCHEMES or not host:
-        raise ConfigError(f"source {text!r}: write an http:// or https:// URL of an HLS playlist")
+        raise ConfigError(f"{redacted(text)!r} can't be used: write an http:// or https:// URL")
     return text.strip()
 
 

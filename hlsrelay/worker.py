@@ -17,7 +17,7 @@ from hlsrelay.clock import Clock, Nudges
 from hlsrelay.desk import Tools
 from hlsrelay.embedded import EmbeddedRedis, ffmpeg_path
 from hlsrelay.encoder import Encoded, EncodeJob, Encoder, LocalEncoder
-from hlsrelay.errors import ConfigError, EncodeError, MissingProgram, RegistryUnavailable
+from hlsrelay.errors import ConfigError, EncodeError, HlsRelayError, MissingProgram, RegistryUnavailable
 from hlsrelay.fields import Registered, stream_of
 from hlsrelay.ladder import format_ladder
 from hlsrelay.log import Repeated
@@ -34,6 +34,7 @@ from hlsrelay.urls import redacted
 STALLED_TARGET_DURATIONS = 3.5
 """No new segment for this long: the source is stuck (hls-rules C)."""
 LAST_WORDS_S = 2.0
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 STATES = ("registered", "starting", "running", "stalled", "ended", "stopped", "failed")
 
 log = structlog.get_logger()
@@ -152,7 +153,7 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event) -> fl
             reporter.state("stopped" if stopped else "registered", node="")
             log.info("stream.stopped" if stopped else "stream.released", stream=stream.id)
         except BaseException as error:
-            reporter.state("failed", node="", reason=f"{type(error).__name__}: {error}")
+            reporter.state("failed", node="", reason=str(error) if isinstance(error, HlsRelayError) else type(error).__name__)
             raise
         finally:
             for task in (following, gone):
@@ -164,9 +165,20 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event) -> fl
 
 
 async def _relay(tools: Tools, reporter: Reporter) -> None:
-    async with aclosing(relay(tools)) as ticks:
-        async for tick in ticks:
-            reporter.tick(tick)
+    """Run the relay to its end. What nobody foresaw does not take the stream down for good: it is taken up from its record again."""
+    pause_s = SHORTEST_PAUSE_S
+    while True:
+        try:
+            async with aclosing(relay(tools)) as ticks:
+                async for tick in ticks:
+                    reporter.tick(tick)
+                    pause_s = SHORTEST_PAUSE_S if tick.made else pause_s
+            return
+        except Exception as error:
+            log.exception("relay.failed", again_in_s=pause_s)
+            reporter.fault("relay", f"{type(error).__name__}, a fault of hlsrelay: see its log; taken up again in {pause_s:.0f} s")
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 async def _follow(link: Link, wishes: Wishes, nudges: Nudges, reporter: Reporter, node: Node) -> None:

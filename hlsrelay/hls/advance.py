@@ -24,6 +24,8 @@ from hlsrelay.model import Candidate, Numbered, Position, Seen, Segment, Snapsho
 
 REMEMBERED = 64
 """How many of the source's last segments are kept to recognise a playlist by."""
+RECOGNISED_BY = 3
+"""As many segments in a row under the same names are the same, whatever their numbers."""
 SILENT_TARGET_DURATIONS = 1.5
 """A playlist unchanged for this long is suspect (RFC 8216 6.3.4)."""
 
@@ -61,14 +63,19 @@ def advance(
     if position.source != stream.source:
         fresh = _joined(position, load)
         return _new_generation(position, fresh, load, "source_changed") if fresh else Step(position)
+    known = {seen.sequence: seen for seen in position.recent}
+    shared = [segment for segment in snapshot.segments if segment.sequence in known]
+    newer = tuple(segment for segment in snapshot.segments if segment.sequence > position.last_sequence)
+    if any(_same(known[segment.sequence], segment, snapshot) for segment in shared):
+        return _emit(position, newer, load)
     newest = snapshot.segments[-1]
     if any((one.sequence, one.identity) == (newest.sequence, identity(newest)) for one in position.older):
         return Step(position, repairs=("stale_playlist",))
-    known = {seen.sequence: seen.identity for seen in position.recent}
-    shared = [segment for segment in snapshot.segments if segment.sequence in known]
-    newer = tuple(segment for segment in snapshot.segments if segment.sequence > position.last_sequence)
-    if any(known[segment.sequence] == identity(segment) for segment in shared):
-        return _emit(position, newer, load)
+    if shift := _renumbered(position, snapshot):
+        moved = tuple(replace(seen, sequence=seen.sequence - shift) for seen in position.recent)
+        position = replace(position, offset=position.offset + shift, recent=moved, candidate=None)
+        step = _emit(position, tuple(one for one in snapshot.segments if one.sequence > position.last_sequence), load)
+        return replace(step, repairs=("renumbered",))
     if not shared and len(newer) == len(snapshot.segments):
         return _after_hole(position, newer, load)
     return _doubt(position, load)
@@ -82,6 +89,23 @@ def live_edge(snapshot: Snapshot) -> tuple[Segment, ...]:
             break
         kept.append(segment)
     return tuple(reversed(kept))
+
+
+def _same(seen: Seen, segment: Segment, snapshot: Snapshot) -> bool:
+    """Return whether a listed segment is the one seen under its number: names may be used again, at another time of the programme."""
+    told, known = segment.program_date_time, seen.program_date_time
+    another_time = told is not None and known is not None and abs((told - known).total_seconds()) > snapshot.target_duration_s
+    return seen.identity == identity(segment) and not another_time
+
+
+def _renumbered(position: Position, snapshot: Snapshot) -> int:
+    """Return by how much the source's numbers fell, where it still lists our newest segments, in their order; 0 where it does not."""
+    ours = [seen.identity for seen in position.recent[-RECOGNISED_BY:]]
+    theirs = [identity(segment) for segment in snapshot.segments]
+    for index in range(len(theirs) - len(ours) + 1):
+        if len(ours) == RECOGNISED_BY and theirs[index : index + len(ours)] == ours:
+            return position.recent[-len(ours)].sequence - snapshot.segments[index].sequence
+    return 0
 
 
 def _joined(position: Position, load: _Load) -> tuple[Segment, ...]:
@@ -204,7 +228,7 @@ def _emit(position: Position, fresh: tuple[Segment, ...], load: _Load, *, cut: b
         position,
         generation=max(position.generation, load.generation),
         last_number=fresh[-1].sequence + position.offset,
-        recent=(*position.recent, *seen)[-REMEMBERED:],
+        recent=(*position.recent, *seen)[-REMEMBERED - len(seen) :],  # *upto* may take back all but the first
         advanced_at=load.now,
         next_program_date_time=when,
         ladder=load.stream.ladder,

@@ -25,6 +25,12 @@ DIGITS_OF_AN_INTEGER = 20
 """A decimal-integer is below 2^64 (RFC 8216 4.2); longer ones would not fit into file names and IVs."""
 YEARS = range(1990, 2200)
 """A PROGRAM-DATE-TIME outside of these is none: nobody could count on from it."""
+SHORTEST_EXTINF_S = 0.001
+LONGEST_TARGET_DURATION_S = 60
+"""A longer TARGETDURATION that no segment comes near is a mistake, such as milliseconds: everything would wait for it."""
+MOST_KEYS = 8
+MOST_TRACKS = 100
+MOST_SUBSTITUTED_CHARACTERS = 4 << 20
 LONGEST_EXTINF_S = 3600.0
 """A longer segment is a mistake of the source, not media."""
 
@@ -186,6 +192,8 @@ class _Reader:
             attributes=tuple(got.items()),
         )
         self.keys = {**self.keys, key.keyformat: key}
+        if len(self.keys) > MOST_KEYS:
+            raise PlaylistError(f"a segment has more than {MOST_KEYS} keys")
 
     def _map(self, line: str) -> None:
         got = attributes(line)
@@ -204,6 +212,7 @@ def _segment_of(state: dict[str, Any]) -> dict[str, Any]:
 def _mended(lines: list[str], reader: _Reader, *, whole: bool) -> Iterator[str]:
     """Yield the lines with what sources get wrong made right: EXTINF that is bad or missing, a last line cut off."""
     target = next((float(n[1]) for line in lines if line.startswith("#EXT-X-TARGETDURATION:") and (n := _NUMBER.match(line[22:]))), 0.0)
+    guess = target if 1 <= target <= LONGEST_TARGET_DURATION_S else 1.0
     multivariant = any(line.startswith("#EXT-X-STREAM-INF") for line in lines)
     awaited = False
     last_suffix: str | None = None
@@ -211,11 +220,11 @@ def _mended(lines: list[str], reader: _Reader, *, whole: bool) -> Iterator[str]:
         if line.startswith("#EXTINF"):
             duration, comma, title = line.partition(":")[2].partition(",")
             number = _NUMBER.match(duration)
-            if not number or not comma or not 0 < float(number[1]) <= LONGEST_EXTINF_S:
+            if not number or not comma or not SHORTEST_EXTINF_S <= float(number[1]) <= LONGEST_EXTINF_S:
                 reader.repaired("extinf_bad")
             length = float(number[1]) if number else 0.0
-            if not 0 < length <= LONGEST_EXTINF_S:
-                length = target or 1.0
+            if not SHORTEST_EXTINF_S <= length <= LONGEST_EXTINF_S:
+                length = guess
             awaited = True
             yield f"#EXTINF:{length!r},{title}"
         elif line and not line.startswith("#"):
@@ -226,7 +235,7 @@ def _mended(lines: list[str], reader: _Reader, *, whole: bool) -> Iterator[str]:
                 return
             if not awaited and not multivariant:
                 reader.repaired("extinf_missing")
-                yield f"#EXTINF:{target or 1.0!r},"
+                yield f"#EXTINF:{guess!r},"
             awaited, last_suffix = False, suffix
             if not multivariant:
                 yield _HERE
@@ -241,13 +250,16 @@ def _snapshot(data: dict[str, Any], reader: _Reader, url: str) -> Snapshot:
         raise PlaylistError("the playlist lists no segment")
     segments: list[Segment] = []
     for raw in listed:
-        segment = _segment(raw, reader.media_sequence + len(segments), segments[-1] if segments else None, url)
-        if segments and identity(segments[-1]) == identity(segment):
+        segments.append(_segment(raw, reader.media_sequence + len(segments), segments[-1] if segments else None, url))
+    if len(segments) > 1:
+        last, before = segments[-1], segments[-2]
+        if (last.uri, last.byterange) == (before.uri, before.byterange) and not last.discontinuity:  # a looped slate has one
             reader.repaired("duplicate_segment")
-            continue
-        segments.append(segment)
+            segments.pop()
     longest = max(math.floor(segment.duration_s + 0.5) for segment in segments)
     declared = reader.target_duration_s or 0
+    if declared > max(LONGEST_TARGET_DURATION_S, 10 * longest):
+        declared = 0
     if declared < max(1, longest):
         reader.repaired("target_duration_bad")
     return Snapshot(
@@ -283,7 +295,7 @@ def _segment(raw: dict[str, Any], sequence: int, previous: Segment | None, url: 
 
 def _with_iv(key: Key, sequence: int) -> Key:
     """No IV means the media sequence number is the IV (RFC 8216 5.2); ours differ from the source's, so write it out."""
-    if key.iv or key.method not in ("AES-128", "AES-256") or key.keyformat != "identity":
+    if key.iv or key.method not in ("AES-128", "AES-256", "SAMPLE-AES") or key.keyformat != "identity":
         return key
     iv = f"0x{sequence:032x}"
     return Key(key.method, key.uri, iv, key.keyformat, (*key.attributes, ("IV", iv)))
@@ -332,6 +344,8 @@ def _presentation(lines: list[str], url: str) -> Presentation:
     presentation = assembled(found, tuple(through))
     if not presentation.tracks:
         raise PlaylistError("the multivariant playlist names no variant")
+    if len(presentation.tracks) > MOST_TRACKS:
+        raise PlaylistError(f"the multivariant playlist names {len(presentation.tracks)} media playlists: {MOST_TRACKS} at most")
     return presentation
 
 
@@ -341,7 +355,8 @@ def _substituted(lines: list[str], url: str, imported: Mapping[str, str]) -> Ite
         yield from lines
         return
     variables: dict[str, str] = {}
-    query = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
+    query = _query(url)
+    left = MOST_SUBSTITUTED_CHARACTERS
     for line in lines:
         if line.startswith("#EXT-X-DEFINE:"):
             got = {name: value.strip('"') for name, value in attributes(line).items()}
@@ -354,12 +369,22 @@ def _substituted(lines: list[str], url: str, imported: Mapping[str, str]) -> Ite
                     variables[name] = values[name]
             yield line
         else:
-            yield _VARIABLE.sub(lambda found: variables.get(found[1], found[0]), line)
+            written = _VARIABLE.sub(lambda found: variables.get(found[1], found[0]), line)
+            left -= len(written)
+            if left < 0:
+                raise PlaylistError("the variables of EXT-X-DEFINE make the playlist too large")
+            yield written
+
+
+def _query(url: str) -> dict[str, str]:
+    """Return the parameters of a URL's query, without what would end a line or a quoted string of ours."""
+    pairs = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    return {name: re.sub('[\x00-\x1f\x7f"]', "", value) for name, value in pairs}
 
 
 def variables_of(body: bytes, url: str) -> dict[str, str]:
     """Return the variables that a multivariant playlist defines, for its media playlists to import."""
-    query = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
+    query = _query(url)
     found = [attributes(line) for line in body.decode("utf-8-sig", "replace").split("\n") if line.startswith("#EXT-X-DEFINE:")]
     named = {got["NAME"].strip('"'): got.get("VALUE", "").strip('"') for got in found if "NAME" in got}
     return named | {name: query[name] for got in found if (name := got.get("QUERYPARAM", "").strip('"')) in query}

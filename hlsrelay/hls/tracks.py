@@ -94,8 +94,8 @@ def _name(track: Track) -> str:
         case Kind.VARIANT:
             words = ["v" + lines, f"{track.bandwidth_bps // 1000}k"]
         case Kind.I_FRAMES:
-            words = ["iframes", lines]
+            words = ["iframes", lines or f"{track.bandwidth_bps // 1000}k"]
         case _:
-            words = [track.kind.value, track.attribute("LANGUAGE")]
+            words = [track.kind.value, track.attribute("LANGUAGE") or "und"]
     plain = [re.sub(r"[^A-Za-z0-9]+", "", word)[:16] for word in words]
     return "-".join(word for word in plain if word)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import hashlib
 import os
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -416,6 +417,50 @@ def test_time_stamps_that_wrap_are_no_discontinuity(tmp_path: Path) -> None:
         return ts_segment(*[picture(((1 << 33) + number * 360_000 + frame * 3600) % (1 << 33), idr=frame == 0) for frame in range(100)])
 
     assert scenario(tmp_path, lambda watch: relayed(watch, 90), Origin(content=content)).cuts() == []
+
+
+def test_nothing_stays_behind_of_segments_that_were_lost(tmp_path: Path) -> None:
+    def on_segment(request: httpx.Request) -> httpx.Response | None:
+        odd = request.url.path.endswith(("1.ts", "3.ts", "5.ts", "7.ts", "9.ts"))
+        return httpx.Response(200, content=b"<html>" + b"x" * 5000) if odd else None
+
+    async def play(watch: Watching) -> None:
+        await relayed(watch, 120)
+        assert list((watch.storage.folder / ".tmp").iterdir()) == []
+
+    assert len(scenario(tmp_path, play, Origin(fault=on_segment)).gaps()) >= 10
+
+
+def test_an_init_section_that_comes_back_after_a_break_is_there(tmp_path: Path) -> None:
+    origin = Origin()
+
+    def with_maps(request: httpx.Request) -> httpx.Response | None:
+        if not request.url.path.endswith(".m3u8"):
+            return None
+        lines = []
+        for item in origin.playlist().items:
+            name = "b" if 110 <= item.sequence < 140 else "a"
+            lines += [f'#EXT-X-MAP:URI="{name}.mp4"', *item.lines()]
+        head = ["#EXTM3U", "#EXT-X-VERSION:6", "#EXT-X-TARGETDURATION:4", f"#EXT-X-MEDIA-SEQUENCE:{origin.playlist().items[0].sequence}"]
+        return httpx.Response(200, text="\n".join([*head, *lines, ""]))
+
+    origin.fault = with_maps
+
+    async def play(watch: Watching) -> None:
+        for until_s in range(20, 320, 20):
+            asyncio.get_running_loop().call_at(float(until_s), lambda: every_map_is_there(watch))
+        await relayed(watch, 320.0)
+
+    def every_map_is_there(watch: Watching) -> None:
+        text = (watch.storage.read("source/index.m3u8") or b"").decode()
+        listed.update(names := set(re.findall(r'EXT-X-MAP:URI="([^"]+)"', text)))
+        missing.update(name for name in names if watch.storage.read(f"source/{name}") is None)
+
+    listed: set[str] = set()
+    missing: set[str] = set()
+    scenario(tmp_path, play, origin)
+    assert len(listed) == 3
+    assert missing == set()
 
 
 def test_a_public_source_is_asked_no_more_often_than_the_protocol_allows(tmp_path: Path) -> None:

@@ -170,6 +170,30 @@ def test_playlists_come_in_every_encoding_that_http_has(answer: bytes) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 banana\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: abc\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nx\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
+        b"",
+    ],
+    ids=["status line", "length", "chunk size", "header of 20 kB", "nothing"],
+)
+def test_what_is_no_http_is_a_failed_load_whose_error_holds_no_token(answer: bytes) -> None:
+    async def run() -> None:
+        async with server(lambda _: answer) as port, Upstream(LOOPBACK) as source:
+            with pytest.raises(UpstreamError) as caught:
+                await loaded(source, f"http://127.0.0.1:{port}/live.m3u8?token=secret")
+            assert "secret" not in str(caught.value)
+            with pytest.raises(SegmentLost) as lost:
+                await fetched(source, f"http://127.0.0.1:{port}/1.ts?token=secret", deadline_s=1.0)
+            assert "secret" not in str(lost.value)
+
+    asyncio.run(run())
+
+
 def test_a_compression_bomb_meets_the_limit_before_the_memory() -> None:
     bomb = gzip.compress(b"#EXTM3U\n" + b"\n" * (50 << 20))
 

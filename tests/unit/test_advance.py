@@ -195,6 +195,25 @@ def test_a_successor_goes_on_from_what_was_published_only() -> None:
     assert resumed.cuts() == []
 
 
+def test_a_source_that_only_counts_anew_is_followed_without_a_repeat_or_a_discontinuity() -> None:
+    history = History()
+    history.load(live(*(Listed(n, f"x{n}.ts") for n in range(100, 106))), 0)
+    history.load(live(*(Listed(n - 101, f"x{n}.ts") for n in range(101, 108))), 8)
+    history.load(live(*(Listed(n - 101, f"x{n}.ts") for n in range(103, 109))), 12)
+    assert history.names() == [f"x{n}.ts" for n in range(103, 109)]
+    assert history.cuts() == []
+    assert "renumbered" in history.repairs
+
+
+def test_names_that_a_restarted_encoder_uses_again_are_no_stale_playlist() -> None:
+    history = History()
+    history.load(live(*(Listed(n, f"x{n}.ts") for n in range(100, 106))), 0)
+    for turn in range(1, 120):
+        history.load(live(*(Listed(n, f"x{n}.ts") for n in range(max(0, turn - 5), turn + 1))), turn * 4)
+    assert history.names()[-1] == "x119.ts"
+    assert history.repairs.count("stale_playlist") <= 6
+
+
 def test_program_date_times_are_the_sources_or_run_on() -> None:
     history = History()
     history.load(live(Listed(1, pdt=at(1000)), 2, 3), 0)

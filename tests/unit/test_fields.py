@@ -99,7 +99,13 @@ _RUNGS = st.lists(
 
 @given(_RUNGS)
 def test_a_ladder_that_is_printed_reads_back_the_same(rungs: list[Rung]) -> None:
-    rungs = [rung for rung in rungs if rung.name != "source" and (rung.name not in BUILT_IN or rung == BUILT_IN[rung.name])]
+    rungs = [
+        rung
+        for rung in rungs
+        if rung.name != "source"
+        and not rung.name.startswith(("v", "audio-", "subtitles-", "iframes-"))
+        and (rung.name not in BUILT_IN or rung == BUILT_IN[rung.name])
+    ]
     once = parse_ladder(format_ladder(tuple(rungs)))
     assert set(once) == set(rungs)
     assert parse_ladder(format_ladder(once)) == once

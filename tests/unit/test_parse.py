@@ -65,6 +65,33 @@ def test_what_players_forgive_is_repaired_and_named(text: str, repair: str) -> N
     assert snapshot.target_duration_s == 4
 
 
+def test_a_looped_slate_is_no_duplicate() -> None:
+    slate = [Listed(n, "slate.ts", discontinuity=True) for n in (1, 2, 3)]
+    assert [segment.sequence for segment in live(0, *slate, 4).snapshot().segments] == [0, 1, 2, 3, 4]
+    by_query = live(*(Listed(n, f"seg.php?n={n}") for n in range(6))).snapshot()
+    assert len(by_query.segments) == 6
+
+
+def test_a_target_duration_in_milliseconds_is_none() -> None:
+    snapshot = live(1, 2, target="10000").snapshot()
+    assert snapshot.target_duration_s == 4
+    assert "target_duration_bad" in snapshot.repairs
+
+
+def test_no_query_can_write_a_line_of_ours() -> None:
+    text = '#EXTM3U\n#EXT-X-DEFINE:QUERYPARAM="q"\n#EXT-X-SESSION-DATA:DATA-ID="{$q}",VALUE="x"\n#EXT-X-STREAM-INF:BANDWIDTH=1\nv.m3u8\n'
+    found = parse(text.encode(), URL + "?q=1%22%0A%23EXT-X-STREAM-INF:BANDWIDTH=2%0Ahttp://evil.example/x.m3u8")
+    assert isinstance(found, Presentation)
+    assert len(found.tracks) == 1
+    assert all("\n" not in line for line in found.lines)
+
+
+def test_variables_cannot_blow_a_playlist_up() -> None:
+    text = '#EXTM3U\n#EXT-X-DEFINE:NAME="a",VALUE="' + "x" * 30_000 + '"\n' + "{$a}{$a}{$a}\n" * 2000
+    with pytest.raises(PlaylistError, match="EXT-X-DEFINE"):
+        parse(text.encode(), URL)
+
+
 def test_bom_and_crlf_are_no_trouble() -> None:
     text = "\ufeff" + live(1, 2).text().replace("\n", "\r\n")
     assert [segment.uri.rpartition("/")[2] for segment in parsed(text).segments] == ["1.ts", "2.ts"]
