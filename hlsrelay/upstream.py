@@ -223,7 +223,7 @@ class Upstream:
         """
         if urlsplit(url).scheme not in SCHEMES:
             raise AddressRefused(f"{redacted(url)}: only http and https are fetched")
-        body, received = bytearray(), 0
+        body = bytearray()
 
         def write(chunk: bytes) -> None:
             body.extend(chunk)
@@ -233,15 +233,7 @@ class Upstream:
         try:
             async with asyncio.timeout(deadline_s), self._ready().stream("GET", url, headers=dict(headers)) as answer:
                 expand = _expander(answer.headers.get("content-encoding", "identity").strip().lower())
-                async for chunk in answer.aiter_raw():
-                    received += len(chunk)
-                    if expand is None:
-                        write(chunk)
-                    else:
-                        expand(chunk, write)
-                declared = answer.headers.get("content-length")
-                if declared is not None and declared.isdecimal() and int(declared) != received:
-                    raise UpstreamError(f"{redacted(url)}: {received} of {declared} bytes")
+                await _read_whole(answer, expand, write, redacted(url))
                 return Answer(answer.status_code, dict(answer.headers), bytes(body), str(answer.url), bool(answer.history))
         except TimeoutError:
             raise UpstreamError(f"{redacted(url)}: no whole answer within {deadline_s:.0f} s") from None
@@ -336,16 +328,7 @@ class Upstream:
                     raise UpstreamError(f"{shown}: HTTP {answer.status_code}")
                 encoding = answer.headers.get("content-encoding", "identity").strip().lower()
                 expand = _expander(encoding) if decode or encoding not in ("", "identity") else None
-                received = 0
-                async for chunk in answer.aiter_raw():
-                    received += len(chunk)
-                    if expand is None:
-                        write(chunk)
-                    else:
-                        expand(chunk, write)
-                declared = answer.headers.get("content-length")
-                if declared is not None and declared.isdecimal() and int(declared) != received:
-                    raise UpstreamError(f"{shown}: {received} of {declared} bytes")
+                await _read_whole(answer, expand, write, shown)
                 return str(answer.url)
         except httpx.TooManyRedirects:
             raise UpstreamError(f"{shown}: more than {MOST_REDIRECTS} redirects") from None
@@ -379,6 +362,23 @@ class _TooLarge(UpstreamError):
 _FINAL = (AddressRefused, _TooLarge)
 
 
+Expander = Callable[[bytes, Callable[[bytes], object]], None]
+
+
+async def _read_whole(answer: httpx.Response, expand: Expander | None, write: Callable[[bytes], object], shown: str) -> None:
+    """Write an answer's body, decompressed. Raises UpstreamError where fewer or more bytes come than it declared."""
+    received = 0
+    async for chunk in answer.aiter_raw():
+        received += len(chunk)
+        if expand is None:
+            write(chunk)
+        else:
+            expand(chunk, write)
+    declared = answer.headers.get("content-length")
+    if declared is not None and declared.isdecimal() and int(declared) != received:
+        raise UpstreamError(f"{shown}: {received} of {declared} bytes")
+
+
 def _limited(body: bytearray, limit: int) -> Callable[[bytes], None]:
     def write(chunk: bytes) -> None:
         body.extend(chunk)
@@ -388,7 +388,7 @@ def _limited(body: bytearray, limit: int) -> Callable[[bytes], None]:
     return write
 
 
-def _expander(encoding: str) -> Callable[[bytes, Callable[[bytes], object]], None] | None:
+def _expander(encoding: str) -> Expander | None:
     """Return what decompresses an answer in bounded steps, so that a bomb meets the limit before it meets the memory."""
     if encoding in ("", "identity"):
         return None
