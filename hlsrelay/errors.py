@@ -57,10 +57,6 @@ class SegmentLost(HlsRelayError):
     """A segment could not be had whole within its deadline. It becomes a GAP, never a 404."""
 
 
-class LeaseLost(HlsRelayError):
-    """Somebody else relays this stream now: stop, and publish nothing more."""
-
-
 class ChildError(HlsRelayError):
     """A child process failed, hung or hit a limit; what it was, how it ended and its last words."""
 

@@ -88,7 +88,6 @@ class Snapshot:
     discontinuity_sequence: int = 0
     i_frames_only: bool = False
     ended: bool = False
-    independent_segments: bool = False
     repairs: tuple[str, ...] = ()
 
 

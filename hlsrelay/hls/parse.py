@@ -100,7 +100,6 @@ class _Reader:
     discontinuity_sequence: int = 0
     ended: bool = False
     i_frames_only: bool = False
-    independent: bool = False
     keys: dict[str, Key] = field(default_factory=dict)
     init: InitSection | None = None
 
@@ -128,8 +127,6 @@ class _Reader:
                 self.ended = True
             case "EXT-X-I-FRAMES-ONLY":
                 self.i_frames_only = True
-            case "EXT-X-INDEPENDENT-SEGMENTS":
-                self.independent = True
             case "EXT-X-KEY":
                 self._key(line)
             case "EXT-X-MAP":
@@ -269,7 +266,6 @@ def _snapshot(data: dict[str, Any], reader: _Reader, url: str) -> Snapshot:
         discontinuity_sequence=reader.discontinuity_sequence,
         i_frames_only=reader.i_frames_only,
         ended=reader.ended,
-        independent_segments=reader.independent,
         repairs=tuple(reader.repairs),
     )
 
