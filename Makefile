@@ -1,7 +1,7 @@
 # Everything sets itself up: Python 3.11 or newer with venv, and make, are all that a machine needs.
 # The work is in tools/setup.sh; the stamps in .venv/ say what is done, so that the second time is at once.
 
-.PHONY: help install run test lint lock clean
+.PHONY: help install run test nightly lint lock clean
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 export SOURCE LADDER HTTP DATA
@@ -13,6 +13,7 @@ help:
 	@echo '                          relay that live source'
 	@echo 'make install              make .venv with .venv/bin/hlsrelay'
 	@echo 'make test [ARGS=…]        run the tests (ARGS go to pytest)'
+	@echo 'make nightly              relay 20,000 random histories of a source, and hold them against the laws of numbering'
 	@echo 'make lint                 check types and style'
 	@echo 'make lock                 bring the locked dependencies up to date'
 	@echo 'make clean                remove what the above have made'
@@ -28,6 +29,9 @@ install: .venv/.installed .venv/.page
 .venv/.dev: requirements-dev.lock | .venv/.installed
 	@sh tools/setup.sh dev
 
+.venv/.strict: tests/npm/package-lock.json | .venv/.installed
+	@sh tools/setup.sh strict
+
 # The variables come through the environment: a URL may hold any character that the shell would take as its own.
 run: install
 	@set -- demo; \
@@ -37,9 +41,12 @@ run: install
 	[ -z "$$DATA" ] || set -- "$$@" --data "$$DATA"; \
 	exec .venv/bin/hlsrelay "$$@"
 
-test: install .venv/.dev
+test: install .venv/.dev .venv/.strict
 	@sh tools/setup.sh debian
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup -rs $(ARGS)
+
+nightly: install .venv/.dev
+	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -n 2 -rs tests/unit/test_histories.py $(ARGS)
 
 lint: install .venv/.dev
 	.venv/bin/ruff check
@@ -53,7 +60,8 @@ lock: .venv/.dev
 	echo 'setuptools>=77' | $(UV_COMPILE) pyproject.toml - -o requirements.lock
 	$(UV_COMPILE) -c requirements.lock --extra dev pyproject.toml -o requirements-dev.lock
 	cd hlsrelay/web_page && npm update --package-lock-only --ignore-scripts --no-audit --no-fund
+	cd tests/npm && npm update --package-lock-only --ignore-scripts --no-audit --no-fund
 
 clean:
-	rm -rf .venv build hlsrelay.egg-info hlsrelay/web_page/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build hlsrelay.egg-info hlsrelay/web_page/node_modules tests/npm/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find hlsrelay tests -name __pycache__ -type d -prune -exec rm -rf {} +

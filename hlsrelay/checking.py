@@ -7,6 +7,7 @@ fetched beside that, each segment once, and removed segments are asked for again
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -19,8 +20,10 @@ from urllib.parse import unquote, urlsplit
 from hlsrelay.clock import Clock
 from hlsrelay.errors import ConfigError, UpstreamError
 from hlsrelay.judge import Finding, Judge, MediaPlaylist, Multivariant, Resource, Severity, Span
-from hlsrelay.judge.reading import Listed
-from hlsrelay.media.probe import MediaError, MediaInfo, probe
+from hlsrelay.judge.reading import Listed, unquoted
+from hlsrelay.media.decrypt import can_decrypt, decrypted
+from hlsrelay.media.probe import Container, MediaError, MediaInfo, probe
+from hlsrelay.model import Key
 from hlsrelay.upstream import PLAYLIST_DEADLINE_S, SEGMENT_LIMIT_BYTES, Answer, TransportFactory, Upstream, http_transport
 from hlsrelay.urls import redacted
 
@@ -36,7 +39,11 @@ REMOVED_PROBED = 32
 """Removed segments that are asked for again, at most at a time: a sample is enough."""
 BEFORE_DUE_S = 1.0
 LEAVING_WITHIN_S = 2.0
+AFTER_THE_END_TARGET_DURATIONS = 2
+"""A playlist that ended while it was watched is looked at for so long after: what it says then is for ever."""
 MOST_PLAYLISTS = 32
+MOST_BESIDE = 64
+"""MAPs and keys that are kept."""
 
 Tell = Callable[[Finding], None]
 
@@ -200,11 +207,11 @@ class _Watch:
     judge: Judge = field(default_factory=Judge)
     _asked: set[Resource] = field(default_factory=set)
     _asked_again: set[Resource] = field(default_factory=set)
-    _inits: OrderedDict[Resource, asyncio.Task[bytes | None]] = field(default_factory=OrderedDict)
+    _had_beside: OrderedDict[Resource, asyncio.Task[tuple[int, bytes]]] = field(default_factory=OrderedDict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _failures: list[BaseException] = field(default_factory=list)
     _multivariant_s: dict[str, float] = field(default_factory=dict)
-    _ended_at_first: set[str] = field(default_factory=set)
+    _over_s: dict[str, float] = field(default_factory=dict)
     _loaded: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -237,7 +244,7 @@ class _Watch:
 
     async def aclose(self) -> None:
         """Leave nothing running."""
-        waiting = [*self._tasks, *self._inits.values()]
+        waiting = [*self._tasks, *self._had_beside.values()]
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -257,9 +264,9 @@ class _Watch:
         return min(self.place.longest_s, max(self.place.shortest_s, shortest_s))
 
     def _nothing_lives(self) -> bool:
-        """Return whether all playlists had ended when they were first seen."""
+        """Return whether all playlists had ended when they were first seen, or ended so long ago that their players have seen it."""
         media = {where for where in self._loaded if isinstance(self.judge.latest(where), MediaPlaylist)}
-        return bool(media) and media <= self._ended_at_first
+        return bool(media) and all(self._over_s.get(where, math.inf) <= self._now_s() for where in media)
 
     # Playlists ------------------------------------------------------------------------------------------------------------------------
 
@@ -306,8 +313,8 @@ class _Watch:
             return
         self._loaded.add(where)
         if isinstance(playlist, MediaPlaylist):
-            if first and playlist.ended:
-                self._ended_at_first.add(where)
+            if playlist.ended:
+                self._over_s.setdefault(where, at_s if first else at_s + AFTER_THE_END_TARGET_DURATIONS * playlist.target_duration_s)
             self._fetch(self.judge.fresh(where), first=first)
 
     # Media ----------------------------------------------------------------------------------------------------------------------------
@@ -346,7 +353,7 @@ class _Watch:
             size, broken, info = _size(answer, resource, whole), "", None
             if answer.status in (200, 206) and not answer.body:
                 broken = "empty"
-            elif whole and answer.status in (200, 206) and not segment.keys:
+            elif whole and answer.status in (200, 206):
                 info, broken = await self._probed(segment, answer.body)
             self.judge.media(
                 resource.uri,
@@ -360,27 +367,53 @@ class _Watch:
             )
 
     async def _probed(self, segment: Listed, body: bytes) -> tuple[MediaInfo | None, str]:
-        init = await self._init(segment.init) if segment.init else None
-        if segment.init and init is None:
-            return None, "its MAP can't be fetched"
+        """Return what a segment is, and what is wrong with it; neither where that can't be told from here."""
+        init: bytes | None = None
         try:
-            return probe(body, init), ""
+            if segment.keys:
+                body = await self._opened(segment, body)
+            if segment.init:
+                status, init = await self._beside(segment.init)
+                if status not in (200, 206):
+                    return None, f"its MAP can't be fetched: {_why(status)}"
+            info = probe(body, init)
+        except _OutOfReach:
+            return None, ""
         except MediaError as error:
             return None, str(error)
+        if segment.keys and info.container is Container.UNKNOWN:
+            return None, "its KEY does not open it"
+        return info, ""
 
-    async def _init(self, resource: Resource) -> bytes | None:
-        """Return the bytes of a MAP, fetched once; None where they can't be had."""
-        task = self._inits.get(resource)
+    async def _opened(self, segment: Listed, body: bytes) -> bytes:
+        """Return an AES-128 segment in the clear. Raises MediaError where its key is not there or is another's, _OutOfReach for DRM."""
+        (attributes, *others) = map(dict, segment.keys)
+        keyformat = unquoted(attributes.get("KEYFORMAT", "identity"))
+        key = Key(attributes.get("METHOD", ""), attributes.get("URI"), attributes.get("IV", hex(segment.sequence)), keyformat, ())
+        if others or not can_decrypt((key,)) or not key.uri or segment.init:
+            raise _OutOfReach
+        status, secret = await self._beside(Resource(key.uri))
+        if status in (404, 410):
+            raise MediaError(f"its KEY can't be fetched: {_why(status)}")
+        if status != 200:  # it may be for those only who have paid
+            raise _OutOfReach
+        return decrypted(body, key, secret)
+
+    async def _beside(self, resource: Resource) -> tuple[int, bytes]:
+        """Return status and bytes of a MAP or key, fetched once; the status is 0 where no answer came."""
+        task = self._had_beside.get(resource)
         if task is None:
-            task = self._inits[resource] = asyncio.create_task(self._fetch_init(resource))
+            task = self._had_beside[resource] = asyncio.create_task(self._fetch_beside(resource))
+            while len(self._had_beside) > MOST_BESIDE:
+                self._had_beside.popitem(last=False)[1].cancel()
         return await asyncio.shield(task)
 
-    async def _fetch_init(self, resource: Resource) -> bytes | None:
+    async def _fetch_beside(self, resource: Resource) -> tuple[int, bytes]:
         try:
             answer = await self.place.media(resource, True)
         except UpstreamError:
-            return None
-        return answer.body if answer.status in (200, 206) else None
+            return 0, b""
+        return answer.status, answer.body
 
     def _ask_again(self, *, at_the_end: bool) -> None:
         """Ask for removed segments shortly before they may go, or when the watch ends before that."""
@@ -404,12 +437,20 @@ class _Watch:
                 self.judge.media(resource.uri, answer.status, None, None, at_s, span=resource.span)
 
 
+class _OutOfReach(Exception):
+    """What is in a segment is not for us to know."""
+
+
 class _Refused(UpstreamError):
     """An answer that is no playlist."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
         self.status = status
+
+
+def _why(status: int) -> str:
+    return f"HTTP {status}" if status else "no answer"
 
 
 def _size(answer: Answer, resource: Resource, whole: bool) -> int | None:

@@ -139,14 +139,26 @@ def show(stream_id: StreamId, as_json: AsJson = False) -> None:
     commands.run_until_done(commands.show(stream_id, as_json))
 
 
-@app.command()
+CHECK_WORDS = """Each finding is one line: error (a rule is broken) or warning (advice not followed, or a doubt), the number of its rule,
+where, and what. At the end: how often each rule was met, what it says and where that stands, and a verdict.
+
+Exit codes: 0 no rule broken, warnings or not; 1 a rule is broken, or the playlist can't be loaded; 2 this is no playlist or folder."""
+
+
+@app.command(epilog=CHECK_WORDS)
 def check(
-    target: Annotated[str, typer.Argument(metavar="URL|FOLDER", help="A live playlist, or a folder that holds one.")],
-    seconds: Annotated[float, typer.Option(help="How long to watch.", min=0.0)] = 30.0,
+    target: Annotated[
+        str, typer.Argument(metavar="URL|FOLDER", help="A live playlist, multivariant or media, or a folder that holds one.")
+    ],
+    seconds: Annotated[
+        float, typer.Option(help="How long to watch; it ends sooner once all playlists have ended. Ctrl-C: the verdict now.", min=0.0)
+    ] = 30.0,
     no_media: Annotated[bool, typer.Option("--no-media", help="Ask for the first bytes of each segment only.")] = False,
-    as_json: AsJson = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: a line for each finding, notes too, and one for the verdict.")
+    ] = False,
 ) -> None:
-    """Watch a live playlist, ours or anyone's, and say which rules of live HLS it breaks. Exit code 1 if any."""
+    """Watch a live playlist, ours or anyone's, as a player does, and say which rules of live HLS it breaks."""
     from hlsrelay import commands
 
     commands.run_until_done(commands.check(target, seconds, not no_media, as_json))

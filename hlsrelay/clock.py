@@ -6,6 +6,7 @@ import asyncio
 import time
 import weakref
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 
 class Clock:
@@ -42,11 +43,13 @@ class Pacer:
     """Yields each time the source's playlist is due, as RFC 8216 6.3.4 paces a client.
 
     After a playlist that brought something new: one target duration after the *start* of that load, or the newest segment's
-    duration where that is less, so that windows of one or two segments are not missed. After one that did not: half of that.
-    A nudge makes the next one due at once (the operator changed something).
+    duration where that is less. After one that did not: half of that. Of a playlist of one or two segments always sooner: one that
+    comes late is pushed out early by the next. A nudge makes the next one due at once (the operator changed something).
     """
 
     SHORTEST_S = 0.25
+    FEW_LISTED = MappingProxyType({1: 0.25, 2: 0.5})
+    """What part of the usual time is waited, by how many segments are listed."""
     BEFORE_FIRST_S = 2.0
 
     def __init__(self, clock: Clock, nudges: Nudges) -> None:
@@ -72,10 +75,10 @@ class Pacer:
         self._due_s = started_s + self._wait_s
         return started_s
 
-    def loaded(self, *, changed: bool, target_duration_s: float, newest_s: float) -> None:
-        """Tell what the load that started last has brought."""
-        wait_s = max(self.SHORTEST_S, min(target_duration_s, newest_s))
-        self._again_after(wait_s if changed else max(self.SHORTEST_S, wait_s / 2))
+    def loaded(self, *, changed: bool, listed: int, target_duration_s: float, newest_s: float) -> None:
+        """Tell what the load that started last has brought, of a playlist of so many segments."""
+        part = self.FEW_LISTED.get(listed, 1.0 if changed else 0.5)
+        self._again_after(max(self.SHORTEST_S, part * min(target_duration_s, newest_s)))
 
     def failed(self) -> None:
         """Tell that the load that started last brought nothing usable: the usual pause, no faster."""

@@ -133,11 +133,12 @@ async def desire(stream_id: str, desired: str, as_json: bool) -> None:
 async def remove(stream_id: str, files: bool, data: Path | None, as_json: bool) -> None:
     """Forget a stream, and its files if asked to."""
     settings = load_settings(data=data)
+    folder = settings.data / "live" / checked_id(stream_id) if files else None
     async with _registry(settings) as registry:
         await fetched(registry, stream_id)
         await registry.delete(stream_id)
-    if files:
-        await _remove_files(settings.data / "live" / stream_id)
+    if folder:
+        await _remove_files(folder)
     typer.echo(json.dumps({"id": stream_id, "removed": True}) if as_json else f"{stream_id}: removed")
 
 

@@ -144,7 +144,8 @@ def encoder_argv(ffmpeg: Path, folder: Path, now: datetime, *, go_on: bool) -> l
         "-g", str(gop), "-keyint_min", str(gop), "-sc_threshold", "0",  # else the flash would put key frames between
         "-c:a", "aac", "-b:a", "128k", "-ac", "2",
         "-f", "hls", "-hls_time", str(SEGMENT_S), "-hls_list_size", str(LISTED_SEGMENTS),
-        "-hls_delete_threshold", "4",  # RFC 8216 6.2.2: what left the playlist stays for as long as the playlist is
+        # RFC 8216 6.2.2: what left the playlist stays for its own duration and that of the playlist, which may be one longer for a moment
+        "-hls_delete_threshold", str(LISTED_SEGMENTS + 2),
         "-hls_flags", "delete_segments+program_date_time+temp_file" + ("+append_list" if go_on else ""),
         # by the clock, so that the next run uses no number of this one again; one that goes on must not jump
         "-start_number", "0" if go_on else str(int(now.timestamp()) // SEGMENT_S),

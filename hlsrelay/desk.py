@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from hlsrelay.clock import Clock, Nudges, Pacer
 from hlsrelay.encoder import Encoder
 from hlsrelay.failover import Standing, considered, hold_s, primary_seen, progressed, stall_s, wanted
+from hlsrelay.hls.numbering import REMEMBERED, Agreed, Step, near
 from hlsrelay.hls.window import Progress
 from hlsrelay.ledger import Ledger
 from hlsrelay.model import (
+    SOURCE,
     ByteRange,
     Desired,
     Presentation,
@@ -31,8 +36,17 @@ class Source(Protocol):
     async def load(self, name: str) -> Snapshot:
         """Return the media playlist of a surveyed track. Raises UpstreamError."""
 
-    async def fetch(self, uri: str, byterange: ByteRange | None, restart: Restart, deadline_s: float) -> int:
-        """Fetch a segment whole. Raises SegmentLost."""
+    async def fetch(
+        self,
+        uri: str,
+        byterange: ByteRange | None,
+        restart: Restart,
+        deadline_s: float,
+        *,
+        whole: Callable[[], str] = ...,
+        most_bytes: int = ...,
+    ) -> int:
+        """Fetch a segment whole; *whole* names what is missing after an attempt. Raises SegmentLost."""
 
 
 class Control(Protocol):
@@ -45,12 +59,61 @@ class Control(Protocol):
 
 @dataclass
 class Agreement:
-    """What the tracks of one presentation decide together (RFC 8216 6.2.4): where they break off, and the target duration."""
+    """What the tracks of one presentation decide together (RFC 8216 6.2.4): where they break off, the target duration, who waits.
+
+    *ends* and *shown* tell by track where what is numbered and what is published ends, on our clock.
+    """
 
     generation: int = 1
+    since: datetime | None = None
     target_duration_s: int = 0
     discontinuities: int | None = None
-    """Where a track that comes later begins to count; None: as the source does."""
+    """Where a track that comes later begins to count, less its generation: each has a DISCONTINUITY. None: as the source does."""
+    ends: dict[str, datetime] = field(default_factory=dict)
+    shown: dict[str, datetime] = field(default_factory=dict)
+    clock: str = SOURCE
+    times: OrderedDict[int, datetime] = field(default_factory=OrderedDict)
+    """What the track *clock* says of the source's last numbers."""
+    moved: Nudges = field(default_factory=Nudges)
+
+    def known_to(self, track: str) -> Agreed:
+        """Return what numbering a segment of *track* must keep to."""
+        lead = max((end for name, end in self.ends.items() if name != track), default=None)
+        return Agreed(self.generation, self.since, lead, {} if track == self.clock else self.times)
+
+    def numbered(self, track: str, step: Step) -> None:
+        """A track has numbered what its playlist brought; it may have begun a generation."""
+        for one in step.fresh:
+            if one.position.generation > self.generation:
+                self.generation, self.since = one.position.generation, one.program_date_time
+            if track == self.clock:
+                self.told(one.segment.sequence, one.program_date_time)
+        if step.fresh:
+            self.ends[track] = step.position.next_program_date_time
+
+    def told(self, sequence: int, when: datetime) -> None:
+        """The track that sets the clock has this segment at that time."""
+        self.times[sequence] = when
+        while len(self.times) > REMEMBERED:
+            self.times.popitem(last=False)
+
+    def published(self, track: str, progress: Progress) -> None:
+        """A track has published all of *progress*."""
+        self.shown[track] = progress.position.next_program_date_time
+        self.moved.nudge()
+
+    def waits_for(self, track: str, end: datetime, stream: Stream) -> str:
+        """Return a track that would be left more than a target duration behind if *track* went on to *end*; empty if there is none."""
+        limit = end - timedelta(seconds=self.target_duration_s + 0.5)
+        others = (name for name, shown in self.shown.items() if name != track and shown < limit and near(shown, end, stream))
+        return next(others, "")
+
+    def behind(self, track: str, stream: Stream) -> bool:
+        """Return whether another track has a segment more of the same source."""
+        own, lead = self.ends.get(track), self.known_to(track).lead
+        return (
+            own is not None and lead is not None and near(own, lead, stream) and (lead - own).total_seconds() > self.target_duration_s / 2
+        )
 
 
 @dataclass(frozen=True)
@@ -80,6 +143,8 @@ class Choice:
         self._last = last
         self._standing: Standing | None = None
         self.target_duration_s = 0.0
+        self.surveys = 0
+        """Raised where the source is to be surveyed again: it lacks a track that it had."""
 
     @property
     def standing(self) -> Standing:
@@ -107,12 +172,26 @@ class Choice:
         patience_s, well_s = stall_s(stream, self.target_duration_s), hold_s(stream, self.target_duration_s)
         self._take(primary_seen(self.standing, newest, patience_s, well_s, self._tools.clock.monotonic_s()))
 
+    def survey_again(self) -> None:
+        """The source is not what was surveyed any more."""
+        self.surveys += 1
+        self._tools.nudges.nudge()
+
     def _take(self, standing: Standing) -> None:
         moved = self._standing is not None and standing.current != self._standing.current
         self._standing = standing
         if moved:
             self._last = standing.current
             self._tools.nudges.nudge()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at a track's playlist: a snapshot, or why there is none."""
+
+    stream: Stream
+    snapshot: Snapshot | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,6 +202,7 @@ class Desk:
     track: Track
     stream: Stream
     """The wishes that the source was surveyed for."""
+    surveys: int
     ledger: Ledger
     pacer: Pacer
     agreement: Agreement
@@ -131,9 +211,13 @@ class Desk:
     """Whether it is the presentation's only track: then a break found in the media needs nobody's agreement."""
     progress: Progress | None = None
     """Where the track was left."""
+    first_look: list[Look] = field(default_factory=list)
+    """The look that all tracks were given at once, before any began; taken out by the first to use it."""
+    digests: dict[int, str] = field(default_factory=dict)
+    """What was downloaded under our last numbers."""
 
     @property
     def followed(self) -> bool:
         """Whether the operator still wants what was surveyed, and wants it to run."""
         now = self.choice.stream
-        return now.desired is Desired.RUN and surveyed_for(now) == surveyed_for(self.stream)
+        return now.desired is Desired.RUN and surveyed_for(now) == surveyed_for(self.stream) and self.choice.surveys == self.surveys

@@ -11,16 +11,22 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
+from hlsrelay.clock import Clock
+from hlsrelay.cutting import Digest
 from hlsrelay.desk import Desk
 from hlsrelay.errors import SegmentLost
+from hlsrelay.hls.numbering import REMEMBERED
 from hlsrelay.hls.window import FEWEST_ENTRIES
+from hlsrelay.media.decrypt import can_decrypt, decrypted
 from hlsrelay.media.probe import Container, MediaError, probe
+from hlsrelay.media.whole import cut_off, lasts_s
 from hlsrelay.model import (
     InitSection,
     Key,
     KeyPolicy,
     MediaFile,
     Numbered,
+    Slice,
     Turn,
 )
 from hlsrelay.storage import LocalStorage
@@ -33,12 +39,21 @@ _SUFFIX = {
     Container.AC3: "ac3",
     Container.VTT: "vtt",
 }
+KEY_BYTES = {"AES-128": 16, "AES-256": 32}
+"""The methods that encrypt files as a whole, and how long their keys are."""
+INIT_LIMIT_BYTES = 1 << 20
+KEY_LIMIT_BYTES = 4 << 10
+"""Both are kept in memory."""
+REFETCHED = "segment_refetched"
 _SAFE_SUFFIXES = {"ts", "m4s", "mp4", "aac", "mp3", "ac3", "ec3", "vtt"}
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A segment on disk, byte for byte, published name and all; *lost* says why there is none."""
+    """A segment on disk, byte for byte, published name and all; *lost* says why there is none, *repairs* what it took to have it.
+
+    *init* is the init section in the clear, None where nobody here can read it.
+    """
 
     numbered: Numbered
     file: MediaFile | None = None
@@ -46,15 +61,25 @@ class Clip:
     keys: tuple[Key, ...] = ()
     secrets: tuple[bytes, ...] = ()
     lost: str = ""
+    repairs: tuple[str, ...] = ()
 
 
 class Downloading:
-    """Fetches segments (and their init sections, once each) to where they will be served from."""
+    """Fetches segments (and their init sections, once each) to where they will be served from.
+
+    A segment, with all that it needs, has DEADLINE_TARGET_DURATIONS: what is finished behind it waits for that long, and players hold
+    no more than three.
+    """
+
+    DEADLINE_TARGET_DURATIONS = 1.5
+    SHORTEST_DEADLINE_S = 2.25
 
     def __init__(self, desk: Desk) -> None:
         self._tools = desk.tools
         self._name = desk.track.name
         self._beside = _Beside(desk)
+        self._digests = desk.digests
+        self._lengths = _Lengths(desk.tools.clock)
 
     async def __call__(self, item: Numbered | Turn) -> Clip | Turn:
         if isinstance(item, Turn):
@@ -62,30 +87,78 @@ class Downloading:
         segment = item.segment
         if segment.gap:
             return Clip(item, lost="a gap of the source")
-        deadline_s = max(2.0 * item.target_duration_s, 6.0)
+        if item.slice and not item.slice.path:
+            return Clip(item, lost="too long, and it could not be had to be cut")
+        until_s = self._tools.clock.monotonic_s() + max(self.DEADLINE_TARGET_DURATIONS * item.target_duration_s, self.SHORTEST_DEADLINE_S)
         try:
-            init = await self._beside.init(segment.init, item.number, deadline_s) if segment.init else None
-            keys = [
-                await self._beside.key(key, item, f"key-{item.number}-{index}.key", deadline_s) for index, key in enumerate(segment.keys)
-            ]
+            keys = await self._beside.keys(segment.keys, item, "key", until_s)
+            init_keys = await self._beside.keys(segment.init.keys, item, "initkey", until_s) if segment.init else ()
+            init = await self._beside.init(segment.init, item.number, until_s) if segment.init else None
+            plain_init = _plain(init, init_keys) if init else None
             temp = self._tools.storage.temp(f"{self._name}-{item.number}")
             with _Growing(self._tools.storage, temp) as file:
-                size = await self._tools.upstream.fetch(segment.uri, segment.byterange, file.restart, deadline_s)
-            suffix = _suffix(file.head, segment.uri, encrypted=bool(segment.keys))
-            self._tools.storage.commit(temp, f"{self._name}/{item.number}.{suffix}")
+                if item.slice:
+                    size = self._sliced(item.slice, file, last=not item.more)
+                else:
+                    size = await self._whole(item, file, plain_init, until_s)
+                    self._digests[item.number] = file.digest.text
+                    self._digests.pop(item.number - REMEMBERED, None)
+                suffix = _suffix(file.head, segment.uri)
+                self._tools.storage.commit(temp, f"{self._name}/{item.number}.{suffix}")
         except SegmentLost as error:
-            return self._lost(item, str(error))
+            return Clip(item, lost=str(error))
         except OSError as error:
-            return self._lost(item, f"can't be stored: {error.strerror}")
-        key_uris = tuple(extra.uri for _, extra in keys if extra)
-        secrets = tuple(extra.body for _, extra in keys if extra)
-        published = MediaFile(f"{item.number}.{suffix}", size, init.uri if init else None, key_uris)
-        return Clip(item, published, init.body if init else None, tuple(key for key, _ in keys), secrets)
+            return Clip(item, lost=f"can't be stored: {error.strerror}")
+        published = MediaFile(
+            f"{item.number}.{suffix}",
+            size,
+            init_uri=init.uri if init else None,
+            key_uris=tuple(dict.fromkeys(one.file.uri for one in (*keys, *init_keys) if one.file)),
+            init_keys=tuple(one.key for one in init_keys) if init else None,
+        )
+        self._beside.listed(item.number, published)
+        secrets = tuple(one.file.body for one in keys if one.file)
+        repairs = (REFETCHED,) if file.attempts > 1 else ()
+        return Clip(item, published, plain_init, tuple(one.key for one in keys), secrets, repairs=repairs)
 
-    def _lost(self, item: Numbered, reason: str) -> Clip:
-        with suppress(OSError):
-            self._tools.storage.temp(f"{self._name}-{item.number}").unlink(missing_ok=True)
-        return Clip(item, lost=reason)
+    async def _whole(self, item: Numbered, file: _Growing, init: bytes | None, until_s: float) -> int:
+        """Fetch a segment and return its length in bytes. Raises SegmentLost.
+
+        What comes is looked at: servers give what an encoder still writes, or their error pages, as if nothing were wrong.
+        """
+        segment, fetch = item.segment, self._tools.upstream.fetch
+        expected_s = 0.0 if item.i_frames_only or segment.byterange else segment.duration_s
+        meter = self._lengths.meter(expected_s)
+
+        def missing() -> str:
+            if not segment.keys and (page := _text_page(file.head)):
+                return page
+            if segment.byterange:
+                return ""  # as long as the playlist says, to the byte
+            encrypted = any(key.method in KEY_BYTES for key in segment.keys)
+            if cut := cut_off(file.read, file.size, encrypted=encrypted):
+                return cut
+            short = "" if encrypted or not expected_s else meter(lasts_s(file.read, file.size, init), file.digest.text)
+            if short:
+                file.set_aside()
+            return short
+
+        try:
+            return await fetch(segment.uri, segment.byterange, file.restart, until_s - self._tools.clock.monotonic_s(), whole=missing)
+        except SegmentLost:
+            if not file.take_back():
+                raise
+            return file.size  # shorter than EXTINF says, and better than nothing
+
+    def _sliced(self, piece: Slice, file: _Growing, *, last: bool) -> int:
+        """Write a slice of a segment that was fetched to be cut; returns its length in bytes."""
+        path = self._tools.storage.temp(piece.path)
+        with path.open("rb") as whole:
+            whole.seek(piece.start)
+            file.restart()(piece.head + whole.read(piece.end - piece.start))
+        if last:
+            path.unlink()
+        return len(piece.head) + piece.end - piece.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,91 +169,241 @@ class _Extra:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A key as players of ours get it, and its file where we serve it."""
+
+    key: Key
+    file: _Extra | None = None
+
+
 class _Beside:
-    """Fetches what segments need beside themselves, once each, and publishes it in the track's folder."""
+    """Fetches what segments need beside themselves, once each, and publishes it in the track's folder.
+
+    The same content keeps its file, whatever URI the source gives it next: tokens rotate, and a MAP or a KEY that is new by its name
+    alone would make players begin anew. A file that none of the last entries lists may have left the playlist, and the disk.
+    """
 
     MOST = 16
+    WRONG_KEYS = 3
+    WRONG_KEY_PAUSE_S = 1.0
 
     def __init__(self, desk: Desk) -> None:
         self._tools = desk.tools
         self._name = desk.track.name
         self._had: OrderedDict[InitSection, asyncio.Task[_Extra]] = OrderedDict()
-        self._used: dict[InitSection, int] = {}
+        self._files: dict[str, tuple[bytes, int]] = {}
+        """What is in which file, and the newest number that lists it."""
+        for entry in desk.progress.entries[-FEWEST_ENTRIES:] if desk.progress else ():
+            file = entry.files.get(self._name)
+            for uri in (file.init_uri, *file.key_uris) if file else ():
+                if uri and (body := self._tools.storage.read(f"{self._name}/{uri}")):
+                    self._files[uri] = body, entry.number
 
-    async def init(self, section: InitSection, number: int, deadline_s: float) -> _Extra:
+    def listed(self, number: int, file: MediaFile) -> None:
+        """Take note that the entry *number* needs what *file* names."""
+        for uri in (file.init_uri, *file.key_uris):
+            if uri in self._files:
+                body, before = self._files[uri]
+                self._files[uri] = body, max(before, number)
+
+    async def init(self, section: InitSection, number: int, until_s: float) -> _Extra:
         """Return an init section. Raises SegmentLost."""
-        return await self._once(section, number, f"init-{number}.mp4", deadline_s)
+        return await self._once(replace(section, keys=()), number, f"init-{number}.mp4", until_s)
 
-    async def key(self, key: Key, item: Numbered, name: str, deadline_s: float) -> tuple[Key, _Extra | None]:
-        """Return *key* as players of ours get it, and its file where we serve it. Raises SegmentLost.
+    async def keys(self, keys: tuple[Key, ...], item: Numbered, prefix: str, until_s: float) -> tuple[_Given, ...]:
+        """Return *keys* as players of ours get them. Raises SegmentLost.
 
         Only identity keys have a format that is known to us; keys of DRM systems are theirs to hand out.
         """
-        if key.keyformat != "identity" or not key.uri or not key.uri.startswith(("http:", "https:")):
-            return key, None
-        if item.stream.keys is KeyPolicy.ORIGIN:
-            return key, None
-        extra = await self._once(InitSection(key.uri), item.number, name, deadline_s)
-        return replace(key, uri=extra.uri), extra
+        given = []
+        for index, key in enumerate(keys):
+            ours = item.stream.keys is KeyPolicy.PROXY and key.keyformat == "identity"
+            if not ours or not key.uri or not key.uri.startswith(("http:", "https:")):
+                given.append(_Given(key))
+                continue
+            name = f"{prefix}-{item.number}-{index}.key"
+            file = await self._once(InitSection(key.uri), item.number, name, until_s, key)
+            ours_said = tuple((said, f'"{file.uri}"' if said == "URI" else value) for said, value in key.attributes)  # no token of theirs
+            given.append(_Given(replace(key, uri=file.uri, attributes=ours_said), file))
+        return tuple(given)
 
-    async def _once(self, section: InitSection, number: int, name: str, deadline_s: float) -> _Extra:
-        """Return the file, fetched again where nothing has used it for so long that it may have left the playlist, and the disk."""
+    async def _once(self, section: InitSection, number: int, name: str, until_s: float, key: Key | None = None) -> _Extra:
+        """Return the file, fetched where it is not had or may be gone."""
         task = self._had.get(section)
-        if number - self._used.get(section, number) >= FEWEST_ENTRIES:
+        if task is not None and task.done() and (task.cancelled() or task.exception() or not self._stays(task.result().uri, number)):
             task = None
-        self._used[section] = max(number, self._used.get(section, number))
-        if task is None or (task.done() and (task.cancelled() or task.exception())):
-            task = self._had[section] = asyncio.ensure_future(self._fetched(section, name, deadline_s))
+        if task is None:
+            task = self._had[section] = asyncio.ensure_future(self._fetched(section, number, name, until_s, key))
             while len(self._had) > self.MOST:
-                self._used.pop(self._had.popitem(last=False)[0], None)
+                self._had.popitem(last=False)
+        self._had.move_to_end(section)
         return await asyncio.shield(task)
 
-    async def _fetched(self, section: InitSection, name: str, deadline_s: float) -> _Extra:
+    def _stays(self, uri: str, number: int) -> bool:
+        """Return whether a file is still listed by the time that the entry *number* is."""
+        return uri in self._files and number - self._files[uri][1] < FEWEST_ENTRIES
+
+    async def _fetched(self, section: InitSection, number: int, name: str, until_s: float, key: Key | None) -> _Extra:
         body = bytearray()
+        length, what, limit = (KEY_BYTES.get(key.method), "key", KEY_LIMIT_BYTES) if key else (None, "init section", INIT_LIMIT_BYTES)
 
         def restart() -> Callable[[bytes], object]:
             body.clear()
             return body.extend
 
-        await self._tools.upstream.fetch(section.uri, section.byterange, restart, deadline_s)
-        self._tools.storage.write(f"{self._name}/{name}", bytes(body))
-        return _Extra(name, bytes(body))
+        for attempt in range(1, self.WRONG_KEYS + 1):
+            left_s = max(0.0, until_s - self._tools.clock.monotonic_s())
+            try:
+                await self._tools.upstream.fetch(section.uri, section.byterange, restart, left_s, most_bytes=limit)
+            except SegmentLost as error:
+                raise SegmentLost(f"its {what}: {error}") from error
+            if length in (None, len(body)):
+                break
+            if attempt == self.WRONG_KEYS:  # a page that says why not, most likely: to decrypt with it would give noise
+                raise SegmentLost(f"the key has {len(body)} bytes, not {length}")
+            await asyncio.sleep(self.WRONG_KEY_PAUSE_S)
+        had = bytes(body)
+        self._files = {uri: file for uri, file in self._files.items() if self._stays(uri, number)}
+        for uri, (known, _) in self._files.items():
+            if known == had and uri.rpartition(".")[2] == name.rpartition(".")[2]:
+                return _Extra(uri, had)
+        self._tools.storage.write(f"{self._name}/{name}", had)
+        self._files[name] = had, number
+        return _Extra(name, had)
+
+
+def _plain(init: _Extra, keys: tuple[_Given, ...]) -> bytes | None:
+    """Return the init section in the clear, for whoever looks into the segment; players get it as it came."""
+    if not any(one.key.method in KEY_BYTES for one in keys):  # SAMPLE-AES and its like leave init sections alone
+        return init.body
+    if len(keys) != 1 or keys[0].file is None or not can_decrypt((keys[0].key,)):
+        return None
+    try:
+        return decrypted(init.body, keys[0].key, keys[0].file.body)
+    except MediaError:
+        return None
 
 
 class _Growing:
-    """A file that an attempt at a download fills, from its beginning each time; its first bytes are kept to tell what it is."""
+    """A file that an attempt at a download fills, from its beginning each time; its digest holds its first bytes.
 
-    HEAD = 64 << 10
+    A context manager: what was not moved away by its end is removed.
+    """
 
     def __init__(self, storage: LocalStorage, path: Path) -> None:
+        self._storage, self._path = storage, path
         self._file: BinaryIO = storage.open_temp(path)
-        self.head = b""
+        self._aside: tuple[Digest, int] | None = None
+        self.digest, self.size = Digest(), 0
+        self.attempts = 0
 
     def __enter__(self) -> _Growing:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        for path in (self._path, self._second):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    @property
+    def _second(self) -> Path:
+        return self._path.with_name(f"{self._path.name}-aside")
+
+    @property
+    def head(self) -> bytes:
+        """The first bytes, which tell what it is."""
+        return self.digest.head
+
+    def read(self, at: int, length: int) -> bytes:
+        """Return what is in it."""
+        with self._path.open("rb") as file:
+            file.seek(at)
+            return file.read(length)
 
     def restart(self) -> Callable[[bytes], object]:
+        self.attempts += 1
         self._file.seek(0)
         self._file.truncate()
-        self.head = b""
+        self.digest, self.size = Digest(), 0
         return self._write
 
+    def set_aside(self) -> None:
+        """Keep what it is now, should nothing better come."""
+        self._file.close()
+        self._path.replace(self._second)
+        self._aside = self.digest, self.size
+        self._file = self._storage.open_temp(self._path)
+
+    def take_back(self) -> bool:
+        """Be what was set aside; returns whether there is anything."""
+        if self._aside is None:
+            return False
+        self._second.replace(self._path)
+        self.digest, self.size = self._aside
+        return True
+
     def _write(self, chunk: bytes) -> None:
-        if len(self.head) < self.HEAD:
-            self.head += chunk[: self.HEAD - len(self.head)]
+        self.digest.update(chunk)
+        self.size += len(chunk)
         self._file.write(chunk)
 
 
-def _suffix(head: bytes, uri: str, *, encrypted: bool) -> str:
-    """Return the published name's suffix: by content, else what the source calls it if players know that. Raises SegmentLost."""
+class _Lengths:
+    """Holds media against EXTINF: a segment may be listed while it is still written, and served as far as it is, packet by packet.
+
+    What does not grow any more is all that there is, and the source says what is not so: where that is usual, nobody waits for it.
+    """
+
+    LEAST_SHARE, LESS_SURE_SHARE, LESS_SURE_S = 0.5, 0.75, 1.0
+    """Short is less than the first part of EXTINF, or less than the second where so much is missing: some sources round EXTINF up."""
+    GROWN_SHARE = 0.9
+    """Short is less than this of what was short before."""
+    STILL_S = 1.5
+    USUAL = 3
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._wrong = 0
+
+    def meter(self, expected_s: float) -> Callable[[float | None, str], str]:
+        """Return what, told the length and the digest of what an attempt at one segment brought, says what is missing."""
+        seen: dict[str, float] = {}
+
+        def missing(found_s: float | None, digest: str) -> str:
+            if found_s is None:
+                return ""
+            missing_s = expected_s - found_s
+            least = self.LESS_SURE_SHARE if missing_s > self.LESS_SURE_S else self.LEAST_SHARE
+            if found_s >= (self.GROWN_SHARE if seen else least) * expected_s:
+                self._wrong = 0
+                return ""
+            now_s = self._clock.monotonic_s()
+            if now_s - seen.setdefault(digest, now_s) >= self.STILL_S:
+                self._wrong += 1
+                return ""
+            return "" if self._wrong >= self.USUAL else f"{found_s:.1f} s of media, where EXTINF says {expected_s:.1f}"
+
+        return missing
+
+
+def _container(head: bytes) -> Container:
     try:
-        container = probe(head).container
+        return probe(head).container
     except MediaError:
-        container = Container.UNKNOWN
-    if container is Container.UNKNOWN and not encrypted and head.lstrip()[:1] in (b"<", b"{", b"#"):
-        raise SegmentLost(f"a text page, not media: it begins {head.lstrip()[:24]!r}")
+        return Container.UNKNOWN
+
+
+def _text_page(head: bytes) -> str:
+    """Return what shows that this is no media; empty where it may be."""
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text[:1] not in (b"<", b"{", b"#") or _container(head) is not Container.UNKNOWN:
+        return ""
+    return f"a text page, not media: it begins {text[:24]!r}"
+
+
+def _suffix(head: bytes, uri: str) -> str:
+    """Return the published name's suffix: by content, else what the source calls it if players know that."""
     theirs = PurePosixPath(urlsplit(uri).path).suffix.lower().removeprefix(".")
-    return _SUFFIX.get(container) or (theirs if theirs in _SAFE_SUFFIXES else "ts")
+    return _SUFFIX.get(_container(head)) or (theirs if theirs in _SAFE_SUFFIXES else "ts")

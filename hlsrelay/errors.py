@@ -45,6 +45,10 @@ class UpstreamError(HlsRelayError):
     """The source did not give a usable playlist this time: the last good one stays and the next tick tries again."""
 
 
+class TrackGone(UpstreamError):
+    """The source has no longer a track that it had: it is to be surveyed again."""
+
+
 class PlaylistError(UpstreamError):
     """The source answered, but what it sent is no HLS playlist that can be relayed."""
 

@@ -18,7 +18,8 @@ OPERATOR_FIELDS: Mapping[str, str] = {
     "backup": "further URLs of the same programme, blanks between, to fail over to in this order (default: none)",
     "stall": "seconds without anything new after which the next source is taken, 1 to 3600 (default: 3 target durations, at least 5)",
     "hold": "seconds that the primary must have been well before it is taken back, 1 to 86400 (default: 10 target durations, at least 30)",
-    "headers": 'HTTP headers for the source, as a JSON object such as {"Referer": "https://example.com/"} (default: none)',
+    "headers": 'HTTP headers, as a JSON object such as {"Referer": "https://example.com/"}: User-Agent, Referer, Origin and Accept… '
+    "for every host that is asked, all others for the source's own scheme, host and port only (default: none)",
     "proxy": "HTTP proxy to reach the source through, such as http://user:password@10.0.0.1:3128 (default: none)",
     "desired": "run or stop (default: run)",
     "ladder": "rungs to make: 1080p, 720p, 480p, 360p, audio, or name:height:kbps, comma between (default: none, pass-through)",
@@ -67,7 +68,7 @@ def stream_of(stream_id: str, fields: Mapping[str, str]) -> Stream:
     except ValueError:
         raise ConfigError(f"desired is '{fields['desired']}': write run or stop") from None
     return Stream(
-        id=stream_id,
+        id=checked_id(stream_id),  # whoever writes to Redis may write any: it becomes a folder
         source=checked_url(fields["source"]),
         desired=desired,
         ladder=parse_ladder(fields.get("ladder", "")),

@@ -62,6 +62,10 @@ class LocalLedger:
             return None
         return published.segments[-1].sequence + 1 if isinstance(published, Snapshot) else None
 
+    def forget(self) -> None:
+        """Remove the record: whoever comes next begins anew."""
+        self._storage.remove([self._path])
+
     def record(self, progress: Progress) -> None:
         """See Ledger."""
         self._storage.write(self._path, _PROGRESS.dump_json(progress))

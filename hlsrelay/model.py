@@ -8,7 +8,7 @@ Entry     what our playlists list under that number     (stages make it; hls.win
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -28,14 +28,6 @@ class ByteRange:
 
 
 @dataclass(frozen=True, slots=True)
-class InitSection:
-    """EXT-X-MAP: the resource, absolute URI, that players must read before the segment."""
-
-    uri: str
-    byterange: ByteRange | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Key:
     """EXT-X-KEY as the source wrote it, its URI made absolute. *attributes* keeps order and quotes."""
 
@@ -44,6 +36,18 @@ class Key:
     iv: str | None
     keyformat: str
     attributes: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InitSection:
+    """EXT-X-MAP: the resource, absolute URI, that players must read before the segment.
+
+    *keys* are those that stood before it: they may be others than the segment's (RFC 8216 4.3.2.4).
+    """
+
+    uri: str
+    byterange: ByteRange | None = None
+    keys: tuple[Key, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +77,31 @@ class Segment:
     gap: bool = False
     tags: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
+    time: datetime | None = None
+    """Its PROGRAM-DATE-TIME, written or counted from one that is (RFC 8216 4.3.2.6); None where the playlist has none."""
+    era: int = 0
+    """Its discontinuity sequence number at the source, its own DISCONTINUITY counted (RFC 8216 6.2.1)."""
+    query: str = ""
+    """What of its URI's query tells it from other segments of its playlist, where path and byte range do not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A piece of a segment that is longer than the target duration: its bytes *start* to *end* of the file *path*, behind *head*."""
+
+    path: str
+    start: int
+    end: int
+    duration_s: float
+    head: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """One load of a source's media playlist. Never empty: a playlist without a segment is a failed load.
 
-    *discontinuity_sequence* is that of the first segment, its own DISCONTINUITY not counted (RFC 8216 6.2.2).
+    *discontinuity_sequence* is that of the first segment, its own DISCONTINUITY not counted (RFC 8216 6.2.2). *dateranges* are all
+    EXT-X-DATERANGE lines: they belong to the playlist, whichever segment they stand before (rfc8216bis 4.4.5).
     """
 
     segments: tuple[Segment, ...]
@@ -89,6 +111,7 @@ class Snapshot:
     i_frames_only: bool = False
     ended: bool = False
     repairs: tuple[str, ...] = ()
+    dateranges: tuple[str, ...] = ()
 
 
 class Kind(StrEnum):
@@ -182,28 +205,45 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A source's segment that has a number of ours, and what it is recognised by when the source lists it again."""
+    """A source's segment that has a number of ours, and what it is recognised by when the source lists it again.
+
+    *digest* is that of its content, empty until it is downloaded. *program_date_time* is None where the source told none; *written* is
+    the one that stood at this very segment.
+    """
 
     sequence: int
     identity: str
     program_date_time: datetime | None = None
+    number: int = 0
+    digest: str = ""
+    written: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A playlist that does not fit our numbering: seen since when, its newest segment then and now."""
+    """A playlist that does not fit our numbering: seen since when, its newest segment then and now.
+
+    *known*: it lists only what we have relayed, as a stale edge does, or a restarted encoder that uses its names again. *resembles*: it
+    does not fit, but its names are some of ours.
+    """
 
     since: datetime
     first_newest: str
     newest: str
+    known: bool = False
+    resembles: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
     """Where numbering stands: all that a successor needs to give the next segment the right number.
 
-    *listed* is how many segments the source listed when we last took one; *older* is what *recent* was in earlier generations.
+    *listed* is how many segments the source listed when it last listed ours, at *listed_at*; *older* is what *recent* was in earlier
+    generations.
     *dated*: the times are the source's PROGRAM-DATE-TIMEs, not ours; that never changes between two DISCONTINUITYs.
+    *given_up* counts the GAPs at the end that the source may yet bring: it was silent, and the other tracks went on. *era* and *init* are
+    of the last segment: its discontinuity sequence number at the source, its init section. *jumped_number*: where the times last jumped.
+    *past_sequence*: the first of the source's numbers of this generation that went by, relayed or not.
     """
 
     source: str
@@ -218,23 +258,31 @@ class Position:
     candidate: Candidate | None = None
     older: tuple[Seen, ...] = ()
     dated: bool = False
+    segment_s: float = 0.0
+    given_up: int = 0
+    era: int = 0
+    init: str = ""
+    jumped_number: int = -(10**6)
+    listed_at: datetime | None = None
+    past_sequence: int = 0
 
     @property
     def last_sequence(self) -> int:
-        """The source's number of the newest segment that got one of ours."""
+        """The source's number that our last one stands for."""
         return self.last_number - self.offset
 
-    def upto(self, number: int, next_program_date_time: datetime) -> Position:
-        """Return the position as it is once *number* is published and the ones after it are not."""
-        if number == self.last_number:
-            return self
-        recent = tuple(seen for seen in self.recent if seen.sequence <= number - self.offset)
-        return replace(self, last_number=number, recent=recent, next_program_date_time=next_program_date_time, candidate=None)
+    @property
+    def seen_sequence(self) -> int:
+        """The source's number of the newest segment that it listed and we numbered."""
+        return self.last_sequence - self.given_up
 
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """A source's segment under our number; *position* is where numbering stands after the load that brought it."""
+    """A source's segment under our number; *position* is where numbering stands once that is published.
+
+    *slice* is the piece of the segment that it is; *more*: others follow, and players see all of them at once.
+    """
 
     number: int
     segment: Segment
@@ -245,6 +293,13 @@ class Numbered:
     position: Position
     discontinuity_sequence: int = 0
     i_frames_only: bool = False
+    slice: Slice | None = None
+    more: bool = False
+
+    @property
+    def duration_s(self) -> float:
+        """How long it lasts: the segment, or the slice of it."""
+        return self.slice.duration_s if self.slice else self.segment.duration_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,18 +314,25 @@ class Traits:
 
 @dataclass(frozen=True, slots=True)
 class MediaFile:
-    """A published file. *uri* is relative to the folder of the rendition that lists it."""
+    """A published file. *uri* is relative to the folder of the rendition that lists it.
+
+    *init_keys* are those of the init section; None: those of the segment.
+    """
 
     uri: str
     size_bytes: int
     init_uri: str | None = None
     key_uris: tuple[str, ...] = ()
     traits: Traits | None = None
+    init_keys: tuple[Key, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One number of our playlists. *rungs* are the ladder's names in force; a rendition that *files* does not name has a GAP."""
+    """One number of our playlists. *rungs* are the ladder's names in force; a rendition that *files* does not name has a GAP.
+
+    *gaps* tells the URI that the GAP is listed under: nobody fetches it, but what is listed never changes.
+    """
 
     number: int
     duration_s: float
@@ -281,6 +343,7 @@ class Entry:
     title: str = ""
     tags: tuple[str, ...] = ()
     keys: tuple[Key, ...] = ()
+    gaps: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,12 @@ from hlsrelay.clock import Pacer
 from hlsrelay.desk import Choice, Desk, Tools
 from hlsrelay.downloading import Downloading
 from hlsrelay.errors import ConfigError, UpstreamError
+from hlsrelay.hls.numbering import noted
 from hlsrelay.hls.window import Progress, slide
 from hlsrelay.house import House
 from hlsrelay.joints import in_order, merged
 from hlsrelay.model import Desired, Made, Presentation, Stream, Turn
-from hlsrelay.stages import loaded, numbered, publish, swept, watched_primary
+from hlsrelay.stages import in_step, loaded, looked, numbered, publish, swept, watched_primary
 from hlsrelay.transcoding import Transcoding
 
 DOWNLOADS_AHEAD = 3
@@ -49,11 +50,12 @@ async def relay(tools: Tools, encodes_ahead: int = 4) -> AsyncGenerator[Tick, No
                 yield Tick(None, turn=Turn(stream, error=error))
                 continue
             desks = house.furnished(presentation, stream)
+            await looked(desks)
             tracks = [relay_track(desk, encodes_ahead) for desk in desks]
             async with aclosing(merged([*tracks, watched_primary(house.choice, tools)])) as ticks:
                 async for tick in ticks:
                     if tick is not None:
-                        yield replace(tick, error=tick.error or house.shown(tick.track, tick.progress, tick.made))
+                        yield replace(tick, error=house.shown(tick.track, tick.progress, tick.made, tick.error))
     house.closed()
 
 
@@ -84,7 +86,11 @@ async def relay_track(desk: Desk, encodes_ahead: int) -> AsyncGenerator[Tick, No
             try:
                 if isinstance(item, Made):
                     progress = entered(progress, item, desk)
+                    if item.numbered.more:  # players see the slices of a segment at once: a successor begins it again
+                        continue
+                    await in_step(progress, item, desk)
                     progress = publish(progress, desk.ledger, tools)
+                    desk.agreement.published(desk.track.name, progress)
                 elif progress and item.ended and not progress.ended:
                     progress = publish(replace(progress, ended=True), desk.ledger, tools)
                 elif progress:
@@ -105,9 +111,11 @@ async def relay_track(desk: Desk, encodes_ahead: int) -> AsyncGenerator[Tick, No
 def entered(progress: Progress | None, made: Made, desk: Desk) -> Progress:
     """Return *progress* with what was made in its window."""
     new, agreement = made.numbered, desk.agreement
+    agreement.target_duration_s = agreement.target_duration_s or new.target_duration_s
     if progress is None:
-        agreement.target_duration_s = max(agreement.target_duration_s, new.target_duration_s)
-        count = new.discontinuity_sequence if agreement.discontinuities is None else agreement.discontinuities
+        count = new.discontinuity_sequence
+        if agreement.discontinuities is not None:
+            count = agreement.discontinuities + new.position.generation
         progress = Progress(
             new.position,
             agreement.target_duration_s,
@@ -116,4 +124,8 @@ def entered(progress: Progress | None, made: Made, desk: Desk) -> Progress:
             discontinuity_sequence=count,
             i_frames_only=new.i_frames_only,
         )
-    return slide(progress, made.entry, new.position, new.stream.window_s, desk.tools.clock.utc_now())
+    progress = replace(progress, target_duration_s=max(progress.target_duration_s, agreement.target_duration_s))
+    position = noted(new.position, desk.digests)
+    progress = slide(progress, made.entry, position, new.stream.window_s, desk.tools.clock.utc_now())
+    agreement.target_duration_s = progress.target_duration_s
+    return progress

@@ -8,13 +8,19 @@ through untouched. The look-ahead of `in_order` is what lets the loader go on wh
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
 
 from hlsrelay.clock import Pacer
-from hlsrelay.desk import Choice, Desk, Tools
-from hlsrelay.errors import ConfigError, UpstreamError
-from hlsrelay.hls.advance import advance
+from hlsrelay.cutting import Cutting
+from hlsrelay.desk import Choice, Desk, Look, Tools
+from hlsrelay.errors import ConfigError, TrackGone, UpstreamError
+from hlsrelay.hls.advance import SILENT_TARGET_DURATIONS
+from hlsrelay.hls.dateranges import carried
+from hlsrelay.hls.numbering import REMEMBERED, Load, Step, given_up
 from hlsrelay.hls.parse import identity
 from hlsrelay.hls.render import media_playlist
 from hlsrelay.hls.window import Progress, expired
@@ -22,38 +28,75 @@ from hlsrelay.ledger import Ledger
 from hlsrelay.model import (
     SOURCE,
     Desired,
+    Made,
     Numbered,
     Snapshot,
-    Stream,
     Turn,
 )
 
 END_HOLD_TARGET_DURATIONS = 3
 """An encoder that restarts may write ENDLIST and go on: players wait this long before they give up, so ours is held back as long."""
+FIRST_LOOK_S = 5.0
+CATCH_UP_TARGET_DURATIONS = 1.5
+LONGEST_HOLD_TARGET_DURATIONS = 2.5
+"""Players hold three target durations: a track that others can't keep up with goes on alone before theirs run dry."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """One turn's look at the source: a snapshot, or why there is none."""
+async def looked(desks: list[Desk]) -> None:
+    """Look at all tracks at once before any begins: they agree on the target duration, and on a clock (RFC 8216 6.2.4)."""
 
-    stream: Stream
-    snapshot: Snapshot | None = None
-    error: str = ""
-
-
-async def loaded(desk: Desk) -> AsyncGenerator[Load, None]:
-    """Yield the track's playlist each time it is due, until the operator wants the stream stopped or another source."""
-    async for _ in desk.pacer:
-        if not desk.followed:
-            return
-        stream = desk.choice.stream
+    async def look(desk: Desk) -> None:
         try:
-            snapshot = await desk.tools.upstream.load(desk.track.name)
-        except UpstreamError as error:
-            desk.pacer.failed()
-            yield Load(stream, error=str(error))
+            async with asyncio.timeout(FIRST_LOOK_S):
+                snapshot = await desk.tools.upstream.load(desk.track.name)
+        except (UpstreamError, TimeoutError) as error:
+            desk.first_look.append(Look(desk.stream, error=str(error) or "no playlist in time"))
         else:
-            yield Load(stream, snapshot)
+            desk.first_look.append(Look(desk.stream, snapshot))
+
+    await asyncio.gather(*(look(desk) for desk in desks))
+    found = {desk.track.name: one.snapshot for desk in desks for one in desk.first_look if one.snapshot}
+    agreement = desks[0].agreement
+    if not agreement.target_duration_s:
+        agreement.target_duration_s = max((snapshot.target_duration_s for snapshot in found.values()), default=0)
+    dated = next((name for name, snapshot in found.items() if snapshot.segments[-1].time), None)
+    if dated and SOURCE not in agreement.ends:
+        agreement.clock = SOURCE if SOURCE in found and found[SOURCE].segments[-1].time else dated
+        for segment in found[agreement.clock].segments[-REMEMBERED:]:
+            if segment.time:
+                agreement.told(segment.sequence, segment.time)
+                agreement.ends.setdefault(agreement.clock, segment.time)
+                agreement.ends[agreement.clock] = segment.time + timedelta(seconds=segment.duration_s)
+
+
+async def loaded(desk: Desk) -> AsyncGenerator[Look, None]:
+    """Yield the track's playlist each time it is due, until the operator wants the stream stopped or another source.
+
+    Another source begins at one moment for all tracks: one that has a segment less than the others first catches up.
+    """
+    agreement, name = desk.agreement, desk.track.name
+    left_s: float | None = None
+    async for now_s in desk.pacer:
+        stream = desk.choice.stream
+        if not desk.followed:
+            left_s = now_s if left_s is None else left_s
+            catches_up = stream.desired is Desired.RUN and agreement.behind(name, desk.stream)
+            if not catches_up or now_s - left_s >= CATCH_UP_TARGET_DURATIONS * agreement.target_duration_s:
+                return
+            stream = desk.stream
+        if desk.first_look:
+            look = desk.first_look.pop()
+        else:
+            try:
+                look = Look(stream, await desk.tools.upstream.load(name))
+            except TrackGone as error:
+                desk.choice.survey_again()
+                look = Look(stream, error=str(error))
+            except UpstreamError as error:
+                look = Look(stream, error=str(error))
+        if look.snapshot is None:
+            desk.pacer.failed()
+        yield look
 
 
 async def watched_primary(choice: Choice, tools: Tools) -> AsyncGenerator[None, None]:
@@ -76,26 +119,58 @@ async def watched_primary(choice: Choice, tools: Tools) -> AsyncGenerator[None, 
     yield
 
 
-async def numbered(loads: AsyncIterator[Load], desk: Desk) -> AsyncGenerator[Numbered | Turn, None]:
+async def numbered(looks: AsyncIterator[Look], desk: Desk) -> AsyncGenerator[Numbered | Turn, None]:
     """Yield each new segment under its number, then the Turn of its load."""
     position = desk.progress.position if desk.progress else None
-    first_number = None if desk.progress else desk.ledger.first_free_number()
-    clock, agreement = desk.tools.clock, desk.agreement
+    clock, agreement, name = desk.tools.clock, desk.agreement, desk.track.name
+    cutting = Cutting(desk)
     ended_s: float | None = None
-    async for load in loads:
-        if (snapshot := load.snapshot) is None:
-            yield Turn(load.stream, error=load.error)
+    newest, moved_s = "", clock.monotonic_s()
+    async for look in looks:
+        snapshot, step = look.snapshot, Step(position) if position else None
+        if snapshot is not None:
+            step = await cutting.step(position, snapshot, look.stream)
+            desk.pacer.loaded(
+                changed=bool(step.fresh),
+                listed=len(snapshot.segments),
+                target_duration_s=snapshot.target_duration_s,
+                newest_s=snapshot.segments[-1].duration_s,
+            )
+            mark = f"{snapshot.segments[-1].sequence} {identity(snapshot.segments[-1])}"
+            newest, moved_s = mark, moved_s if mark == newest else clock.monotonic_s()
+        silent = clock.monotonic_s() - moved_s >= SILENT_TARGET_DURATIONS * agreement.target_duration_s
+        if step and not step.fresh and silent and step.position.source == look.stream.source:
+            seen = snapshot or Snapshot((), agreement.target_duration_s, 0)
+            fallen = given_up(step.position, Load(seen, look.stream, clock.utc_now(), agreement.known_to(name)))
+            step = replace(fallen, repairs=(*step.repairs, *fallen.repairs))
+        said = (*snapshot.repairs, *cutting.repairs) if snapshot else ()
+        repairs = (*said, *step.repairs) if step else said
+        if step:
+            position = step.position
+            agreement.numbered(name, step)
+            for one in carried(step.fresh, look.snapshot):
+                yield one
+        if snapshot is None:
+            yield Turn(look.stream, error=look.error, repairs=repairs)
             continue
-        step = advance(position, snapshot, load.stream, clock.utc_now(), first_number=first_number, generation=agreement.generation)
-        position = step.position
-        agreement.generation = max(agreement.generation, position.generation)
-        desk.pacer.loaded(changed=bool(step.fresh), target_duration_s=snapshot.target_duration_s, newest_s=snapshot.segments[-1].duration_s)
-        for one in step.fresh:
-            yield one
         now_s = clock.monotonic_s()
-        ended_s = None if not snapshot.ended or step.fresh else now_s if ended_s is None else ended_s
+        ended_s = None if not snapshot.ended or (step and step.fresh) else now_s if ended_s is None else ended_s
         ended = ended_s is not None and now_s - ended_s >= END_HOLD_TARGET_DURATIONS * snapshot.target_duration_s
-        yield Turn(load.stream, repairs=(*snapshot.repairs, *step.repairs), ended=ended)
+        yield Turn(look.stream, repairs=repairs, ended=ended)
+
+
+async def in_step(progress: Progress, made: Made, desk: Desk) -> None:
+    """Wait until no other track would be left more than a target duration behind (A20), as long as that can be waited for."""
+    clock, agreement, name = desk.tools.clock, desk.agreement, desk.track.name
+    end = progress.position.next_program_date_time
+    patience = timedelta(seconds=LONGEST_HOLD_TARGET_DURATIONS * progress.target_duration_s)
+    until = made.numbered.position.advanced_at + patience
+    moved = agreement.moved.listen()
+    while desk.followed and agreement.waits_for(name, end, made.numbered.stream) and (left := until - clock.utc_now()) > timedelta(0):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(left.total_seconds(), 0.5)):
+                await moved.wait()
+        moved.clear()
 
 
 def publish(progress: Progress, ledger: Ledger, tools: Tools) -> Progress:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from hlsrelay.errors import ResourceBusy
+from hlsrelay.fields import checked_id
 from hlsrelay.model import SOURCE
 
 LEDGER = ".ledger.json"
@@ -36,10 +37,10 @@ def live_dir(data: Path) -> Path:
 
 
 class LocalStorage:
-    """One stream's folder, in the hands of one process: a context manager that holds its lock."""
+    """One stream's folder, in the hands of one process: a context manager that holds its lock. Raises ConfigError for a bad id."""
 
     def __init__(self, live: Path, stream_id: str) -> None:
-        self.folder = live / stream_id
+        self.folder = live / checked_id(stream_id)
         self.stream_id = stream_id
         self.playlists: dict[str, bytes] = {}
         """What was published last, by path relative to the stream's folder: the web server answers from here."""
@@ -117,9 +118,10 @@ class LocalStorage:
         return [SOURCE] * (self.folder / LEDGER).exists() + sorted(named)
 
     def remove(self, paths: Iterable[str]) -> None:
-        """Remove files; one that is gone already is fine."""
+        """Remove files and playlists; one that is gone already is fine."""
         for path in paths:
             (self.folder / path).unlink(missing_ok=True)
+            self.playlists.pop(path, None)
 
     def sweep(self, known: set[str]) -> int:
         """Remove segments that *known* does not name: what a crash left between two steps. Returns how many."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,9 @@ class Transcoding:
         self._previous: tuple[int, Path] | None = None
         self._ended_90k: tuple[int, int] | None = None
         self._fitting: tuple[Rung, ...] = ()
+        self._plain: deque[Path] = deque()
+        for left in self._tools.storage.temp("").glob(f"plain@{self._name}@*"):  # by the pipeline before, which is closed
+            left.unlink(missing_ok=True)
 
     async def __call__(self, item: Clip | Turn) -> Made | Turn:
         if isinstance(item, Turn):
@@ -51,7 +55,7 @@ class Transcoding:
         made, segment = item.numbered, item.numbered.segment
         entry = Entry(
             number=made.number,
-            duration_s=segment.duration_s,
+            duration_s=made.duration_s,
             discontinuity=made.discontinuity,
             program_date_time=made.program_date_time,
             files={},
@@ -64,11 +68,12 @@ class Transcoding:
         wanted = made.stream.ladder if self._name == SOURCE else ()
         source, info = Path(), None
         if wanted or self._alone or made.discontinuity or self._traits.codecs is None:
-            source, info = self._probed(item)
+            source, info = self._probed(item, keeps=bool(wanted))
         broken = self._alone and not made.discontinuity and self._jumps(made.number, info)
-        repairs: tuple[str, ...] = ()
+        repairs = item.repairs
         if broken:
-            made, entry, repairs = replace(made, discontinuity=True), replace(entry, discontinuity=True), ("time_stamps_jumped",)
+            made, entry = replace(made, discontinuity=True), replace(entry, discontinuity=True)
+            repairs = (*repairs, "time_stamps_jumped")
         files = {self._name: replace(item.file, traits=self._traits)}
         rungs: tuple[Rung, ...] = ()
         failed: Mapping[str, str] = {}
@@ -103,8 +108,8 @@ class Transcoding:
         jump = (info.video.first_pts_90k - before[1] + PTS_MODULUS // 2) % PTS_MODULUS - PTS_MODULUS // 2
         return abs(jump) > LARGEST_TIME_STAMP_STEP_S * 90_000
 
-    def _probed(self, clip: Clip) -> tuple[Path, MediaInfo | None]:
-        """Return what the clip is and where it lies in the clear: AES-128 is decrypted into a file of its own, for the encoder."""
+    def _probed(self, clip: Clip, *, keeps: bool) -> tuple[Path, MediaInfo | None]:
+        """Return what the clip is and where it lies: where the encoder *keeps* to it, AES-128 is decrypted into a file of its own."""
         storage = self._tools.storage
         assert clip.file is not None
         name = f"{self._name}/{clip.file.uri}"
@@ -115,14 +120,22 @@ class Transcoding:
                 if not can_decrypt(clip.keys) or not clip.secrets:
                     return path, None
                 data = decrypted(data, clip.keys[0], clip.secrets[0])
-                path = storage.temp(f"plain-{clip.numbered.number}")
-                path.write_bytes(data)
-                storage.temp(f"plain-{clip.numbered.number - KEPT_PLAIN}").unlink(missing_ok=True)
+                if keeps:
+                    path = self._kept(data, clip.numbered.number)
             info = probe(data, clip.init)
         except (MediaError, OSError):
             return path, None
         self._traits = _traits(info)
         return path, info
+
+    def _kept(self, plain: bytes, number: int) -> Path:
+        """Write a segment in the clear to where the encoder finds it, and forget the oldest."""
+        path = self._tools.storage.temp(f"plain@{self._name}@{number}")
+        self._plain.append(path)
+        path.write_bytes(plain)
+        if len(self._plain) > KEPT_PLAIN:
+            self._plain.popleft().unlink(missing_ok=True)
+        return path
 
     async def _rungs(
         self, made: Numbered, rungs: tuple[Rung, ...], source: Path, previous: Path | None, info: MediaInfo
@@ -138,7 +151,7 @@ class Transcoding:
             source=source,
             previous=previous,
             info=info,
-            duration_s=made.segment.duration_s,
+            duration_s=made.duration_s,
             outputs=temps,
             rungs=rungs,
         )

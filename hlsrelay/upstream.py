@@ -1,117 +1,47 @@
 """Read a live source over HTTP, as a careful player would: whole answers or a named error, and never an address it may not reach.
 
-The only module that imports httpx and tenacity. httpx's own connection pool leaks on cancelled requests, so its requests go
-through aiohttp; each stream has a small client of its own (one cookie jar, one pool). Timeouts of both libraries are per
-read and never fire on a drip, so `asyncio.timeout` stands round the whole of each request.
+The only module, beside `transport`, that imports httpx. Timeouts of the HTTP libraries are per read and never fire on a drip, so
+`asyncio.timeout` stands round the whole of each request.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import socket
-import ssl
-import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, Self
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Self
 from urllib.parse import urlsplit
 
 import aiohttp
 import httpx
 import tenacity
-from httpx_aiohttp import AiohttpTransport
 
 from hlsrelay import __version__
-from hlsrelay.errors import AddressRefused, ConfigError, PlaylistError, SegmentLost, UpstreamError
-from hlsrelay.hls.parse import parse, variables_of
+from hlsrelay.addresses import AddressPolicy, RefusedSocket
+from hlsrelay.cookies import BoundedJar
+from hlsrelay.errors import AddressRefused, ConfigError, PlaylistError, SegmentLost, TrackGone, UpstreamError
+from hlsrelay.expanding import BadEncoding, Expander
+from hlsrelay.hls.parse import parse
 from hlsrelay.hls.tracks import chosen, media_playlist_alone
+from hlsrelay.hls.variables import variables_of
 from hlsrelay.model import ByteRange, Presentation, Restart, Snapshot, Stream, Track
 from hlsrelay.settings import Network
+from hlsrelay.transport import Guarded, TransportFactory, http_transport
 from hlsrelay.urls import SCHEMES, redacted
+
+__all__ = ["PLAYLIST_DEADLINE_S", "SEGMENT_LIMIT_BYTES", "Answer", "TransportFactory", "Upstream", "http_transport", "wires"]
 
 PLAYLIST_LIMIT_BYTES = 1 << 20
 SEGMENT_LIMIT_BYTES = 64 << 20
 MOST_REDIRECTS = 5
 PLAYLIST_DEADLINE_S = 8.0
+SHORTEST_PLAYLIST_DEADLINE_S = 2.0
+PLAYLIST_DEADLINE_TARGET_DURATIONS = 2.0
+"""Players hold three target durations: a load that takes longer than this is better begun anew."""
 STALE_CHILD_STATUS = (401, 403, 404, 410)
 """A child playlist that answers so may have moved: ask the multivariant playlist again (hls-rules B29)."""
-
-_NEVER = (IPv4Address("169.254.169.254"), IPv6Address("fd00:ec2::254"))  # cloud metadata
-
-TransportFactory = Callable[["AddressPolicy", str], httpx.AsyncBaseTransport]
-"""Makes a transport that keeps to a policy, through an HTTP proxy unless that is empty."""
-
-
-class AddressPolicy:
-    """Which addresses a stream's requests may reach. Checked where sockets are made, so no redirect or literal gets past it.
-
-    Public addresses always; others only inside *allowed*, and only for a source whose own host is there: a public source never
-    leads into a private network. Metadata addresses never.
-    """
-
-    def __init__(self, allowed: tuple[Network, ...] = ()) -> None:
-        self._allowed = allowed
-        self._private_source: bool | None = None
-
-    def check(self, address: str) -> None:
-        """Raise AddressRefused unless *address* (an IP address) may be reached."""
-        ip = ip_address(address.partition("%")[0])
-        if isinstance(ip, IPv6Address):
-            ip = ip.ipv4_mapped or _embedded_ipv4(ip) or ip
-        if ip in _NEVER:
-            raise AddressRefused(f"{ip} is a metadata address: never a source")
-        if ip.is_global and not ip.is_multicast:
-            if self._private_source is None:
-                self._private_source = False
-            return
-        if not any(ip in network for network in self._allowed):
-            span = f"{ip}/{ip.max_prefixlen}"
-            raise AddressRefused(f"{ip} is not a public address: to allow it set HLSRELAY_ALLOW_NETWORKS={span} (or a wider range)")
-        if self._private_source is None:  # the first connection is to the URL that the operator wrote
-            self._private_source = True
-        if not self._private_source:
-            raise AddressRefused(f"{ip} is not a public address, and this source is: it may not lead there")
-
-    def make_socket(self, info: tuple[Any, ...]) -> socket.socket:
-        """aiohttp's socket factory: *info* is one getaddrinfo result."""
-        family, kind, protocol, _, address = info
-        try:
-            self.check(address[0])
-        except AddressRefused as error:
-            raise _RefusedSocket(str(error)) from error
-        made = socket.socket(family, kind, protocol)
-        made.setblocking(False)
-        return made
-
-
-class _RefusedSocket(OSError):
-    """AddressRefused, in the only family that aiohttp lets through."""
-
-
-def _embedded_ipv4(ip: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address inside NAT64 (64:ff9b::/96) and 6to4 addresses: both may lead back into a private network."""
-    if ip.packed[:12] == bytes.fromhex("0064ff9b") + bytes(8):
-        return IPv4Address(ip.packed[12:])
-    return ip.sixtofour
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """One context for all streams: each costs about 1 MiB."""
-    return httpx.create_ssl_context(trust_env=False)
-
-
-def http_transport(policy: AddressPolicy, proxy: str) -> httpx.AsyncBaseTransport:
-    """Return the real transport, of one stream. Call it inside the running loop.
-
-    Through a proxy the only address that is connected to is the proxy's, which is the operator's own: where it leads is its business.
-    """
-    factory = None if proxy else policy.make_socket
-    connector = aiohttp.TCPConnector(ssl=_tls(), limit=8, keepalive_timeout=30, socket_factory=factory)
-    session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
-    return AiohttpTransport(verify=False, trust_env=False, client=session, proxy=httpx.Proxy(proxy) if proxy else None)
+SURVEYED_AGAIN = "source_surveyed_again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +81,12 @@ class Upstream:
         """
         if self._stream is None or wires(stream) != wires(self._stream):
             await self.aclose()
+        return await self._surveyed(stream, PLAYLIST_DEADLINE_S)
+
+    async def _surveyed(self, stream: Stream, deadline_s: float) -> Presentation:
         self._stream = stream
         source = stream.source
-        body, url = await self._body(source)
+        body, url = await self._body(source, deadline_s)
         playlist = parse(body, url)
         if isinstance(playlist, Snapshot):
             found = media_playlist_alone(source)
@@ -167,38 +100,62 @@ class Upstream:
         """Return the media playlist of the surveyed track *name*. Raises UpstreamError.
 
         An answer with the same bytes as the last one gives the same object, unparsed. Where a playlist is gone from where it was, the
-        multivariant playlist is asked again (tokens expire); where it fails, the next load tries the next of its redundant copies.
+        multivariant playlist is asked again (tokens expire), which is a repair; where it fails, the next load tries the next of its
+        redundant copies.
         """
         track = self._tracks.get(name)
         if track is None:
-            raise UpstreamError(f"the source has no track '{name}' any more")
-        turn = self._turns.get(name, 0)
+            raise TrackGone(f"the source has no track '{name}' any more")
+        turn, deadline_s = self._turns.get(name, 0), self._patience_s(name)
         try:
-            return await self._media(name, track.uris[turn % len(track.uris)])
+            return await self._media(name, track.uris[turn % len(track.uris)], deadline_s)
         except UpstreamError as error:
             self._turns[name] = turn + 1
             if not isinstance(error, _StaleChild) or self._stream is None:
                 raise
             try:
-                await self.survey(self._stream)
+                await self._surveyed(self._stream, deadline_s)
             except ConfigError as changed:  # the wish fitted what the source had before
                 raise UpstreamError(str(changed)) from changed
             if name not in self._tracks:
-                raise UpstreamError(f"the source has no track '{name}' any more") from error
+                raise TrackGone(f"the source has no track '{name}' any more") from error
             uris = self._tracks[name].uris
-            return await self._media(name, uris[turn % len(uris)])
+            snapshot = await self._media(name, uris[turn % len(uris)], deadline_s)
+            return replace(snapshot, repairs=(*snapshot.repairs, SURVEYED_AGAIN))
 
-    async def fetch(self, uri: str, byterange: ByteRange | None, restart: Restart, deadline_s: float) -> int:
+    def _patience_s(self, name: str) -> float:
+        """Return how long a load of the track *name* may take: players of short segments have little to live on."""
+        last = self._last.get(name)
+        if last is None:
+            return PLAYLIST_DEADLINE_S
+        patience_s = PLAYLIST_DEADLINE_TARGET_DURATIONS * last[2].target_duration_s
+        return min(PLAYLIST_DEADLINE_S, max(SHORTEST_PLAYLIST_DEADLINE_S, patience_s))
+
+    async def fetch(
+        self,
+        uri: str,
+        byterange: ByteRange | None,
+        restart: Restart,
+        deadline_s: float,
+        *,
+        whole: Callable[[], str] = str,
+        most_bytes: int = SEGMENT_LIMIT_BYTES,
+    ) -> int:
         """Fetch a segment whole and return its length in bytes; raises SegmentLost once *deadline_s* has passed.
 
         *restart* is called before each attempt and gives what its bytes go to: an attempt that failed half way leaves nothing in
-        the next one.
+        the next one. *whole* is called after an attempt that brought what was declared, and names what is missing all the same:
+        then that one has failed too.
         """
         last: list[str] = []
+        until_s = asyncio.get_running_loop().time() + deadline_s
 
         async def attempt() -> int:
             try:
-                return await self._once(uri, byterange, restart())
+                length = await self._once(uri, byterange, restart(), _Pace(deadline_s, until_s, again=bool(last)), most_bytes)
+                if missing := whole():
+                    raise UpstreamError(f"{redacted(uri)}: {missing}")
+                return length
             except UpstreamError as error:
                 last.append(str(error))
                 raise
@@ -221,8 +178,6 @@ class Upstream:
 
         For whoever watches a server rather than relays it; an answer larger than *most_bytes* is an error.
         """
-        if urlsplit(url).scheme not in SCHEMES:
-            raise AddressRefused(f"{redacted(url)}: only http and https are fetched")
         body = bytearray()
 
         def write(chunk: bytes) -> None:
@@ -231,16 +186,11 @@ class Upstream:
                 raise _TooLarge(f"{redacted(url)}: larger than {most_bytes >> 10} KiB")
 
         try:
-            async with asyncio.timeout(deadline_s), self._ready().stream("GET", url, headers=dict(headers)) as answer:
-                expand = _expander(answer.headers.get("content-encoding", "identity").strip().lower())
-                await _read_whole(answer, expand, write, redacted(url))
+            async with asyncio.timeout(deadline_s), self._asked(url, headers) as answer:
+                await _read_whole(answer, write, redacted(url), most_bytes)
                 return Answer(answer.status_code, dict(answer.headers), bytes(body), str(answer.url), bool(answer.history))
         except TimeoutError:
             raise UpstreamError(f"{redacted(url)}: no whole answer within {deadline_s:.0f} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, zlib.error, ValueError) as error:
-            if refused := _refusal(error):
-                raise AddressRefused(f"{redacted(url)}: {refused}") from error
-            raise UpstreamError(f"{redacted(url)}: {_told(error)}") from error
 
     async def aclose(self) -> None:
         """Close all connections and forget what was learnt; the next load starts anew."""
@@ -250,22 +200,17 @@ class Upstream:
         if client is not None:
             await client.aclose()
 
-    def _auth(self, url: str) -> httpx.BasicAuth | None:
-        """Return the credentials of the source's URL, for its own host only: segments may lie elsewhere."""
-        if self._stream is None:
-            return None
-        source, target = httpx.URL(self._stream.source), httpx.URL(url)
-        if not source.userinfo or (source.scheme, source.netloc) != (target.scheme, target.netloc):
-            return None
-        return httpx.BasicAuth(source.username, source.password)
-
-    def _ready(self) -> httpx.AsyncClient:
+    def _ready(self, url: str) -> httpx.AsyncClient:
+        """Return the client; without a stream, *url* is what somebody wrote who may know where it leads."""
         if self._client is None:
-            headers = {"user-agent": f"hlsrelay/{__version__}", "accept": "*/*"}
-            headers |= {name.lower(): value for name, value in (self._stream.headers if self._stream else ())}
+            stream, jar = self._stream, BoundedJar()
+            source = httpx.URL(stream.source if stream else url)
+            policy = AddressPolicy(self._allowed, source.raw_host.decode())
+            transport = self._transport(policy, stream.proxy if stream else "")
             self._client = httpx.AsyncClient(
-                transport=self._transport(AddressPolicy(self._allowed), self._stream.proxy if self._stream else ""),
-                headers=headers,
+                transport=Guarded(transport, policy, jar, source, stream.headers if stream else ()),
+                headers={"user-agent": f"hlsrelay/{__version__}", "accept": "*/*"},
+                cookies=jar,
                 timeout=httpx.Timeout(PLAYLIST_DEADLINE_S),
                 follow_redirects=True,
                 max_redirects=MOST_REDIRECTS,
@@ -273,29 +218,29 @@ class Upstream:
             )
         return self._client
 
-    async def _media(self, name: str, url: str) -> Snapshot:
-        body, final_url = await self._body(url, child=self._stream is not None and url != self._stream.source)
+    async def _media(self, name: str, url: str, deadline_s: float) -> Snapshot:
+        body, final_url = await self._body(url, deadline_s, child=self._stream is not None and url != self._stream.source)
         last = self._last.get(name)
         if last and last[0] == body and last[1] == final_url:
             return last[2]
-        playlist = parse(body, final_url, self._variables)
+        playlist = parse(body, final_url, self._variables, last[2] if last else None)
         if isinstance(playlist, Presentation):
             raise PlaylistError(f"{redacted(url)} is a multivariant playlist where a media playlist should be")
         self._last[name] = (body, final_url, playlist)
         return playlist
 
-    async def _body(self, url: str, *, child: bool = False) -> tuple[bytes, str]:
+    async def _body(self, url: str, deadline_s: float, *, child: bool = False) -> tuple[bytes, str]:
         """Return a playlist's bytes, decompressed, and the URL they came from."""
         body = bytearray()
         headers = {"Accept-Encoding": "gzip, deflate"}
         try:
-            async with asyncio.timeout(PLAYLIST_DEADLINE_S):
-                final_url = await self._get(url, headers, _limited(body, PLAYLIST_LIMIT_BYTES), decode=True, child=child)
+            async with asyncio.timeout(deadline_s):
+                final_url = await self._get(url, headers, _limited(body, PLAYLIST_LIMIT_BYTES), PLAYLIST_LIMIT_BYTES, child=child)
         except TimeoutError:
-            raise UpstreamError(f"{redacted(url)}: no whole answer within {PLAYLIST_DEADLINE_S:.0f} s") from None
+            raise UpstreamError(f"{redacted(url)}: no whole answer within {deadline_s:.0f} s") from None
         return bytes(body), final_url
 
-    async def _once(self, uri: str, byterange: ByteRange | None, write: Callable[[bytes], object]) -> int:
+    async def _once(self, uri: str, byterange: ByteRange | None, write: Callable[[bytes], object], pace: _Pace, most_bytes: int) -> int:
         headers = {"Accept-Encoding": "identity"}
         if byterange:
             headers["Range"] = f"bytes={byterange.offset}-{byterange.offset + byterange.length - 1}"
@@ -304,37 +249,61 @@ class Upstream:
         def counted(chunk: bytes) -> None:
             nonlocal length
             length += len(chunk)
-            if length > SEGMENT_LIMIT_BYTES:
-                raise _TooLarge(f"{redacted(uri)}: larger than {SEGMENT_LIMIT_BYTES >> 20} MiB")
+            if length > most_bytes:
+                raise _TooLarge(f"{redacted(uri)}: larger than {_size(most_bytes)}")
+            pace.has(length)
             write(chunk)
 
-        await self._get(uri, headers, counted, decode=False)
+        try:
+            async with pace.limit:
+                await self._get(uri, headers, counted, most_bytes, answered=pace.answered)
+        except TimeoutError:
+            raise UpstreamError(f"{redacted(uri)}: too slow, {length} bytes so far") from None
         if length == 0:
             raise UpstreamError(f"{redacted(uri)}: empty")
         if byterange and length != byterange.length:
             raise UpstreamError(f"{redacted(uri)}: {length} bytes for a range of {byterange.length}")
         return length
 
-    async def _get(self, url: str, headers: dict[str, str], write: Callable[[bytes], object], *, decode: bool, child: bool = False) -> str:
-        """Write the body of *url*'s answer and return the URL it came from. Raises UpstreamError for all but a whole 200 or 206."""
-        if urlsplit(url).scheme not in SCHEMES:
-            raise AddressRefused(f"{redacted(url)}: only http and https are relayed")
+    async def _get(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        write: Callable[[bytes], object],
+        most_bytes: int,
+        *,
+        child: bool = False,
+        answered: Callable[[int | None], object] | None = None,
+    ) -> str:
+        """Write the body of *url*'s answer and return the URL it came from. Raises UpstreamError for all but a whole 200 or 206.
+
+        *answered* hears the length that the answer declares, before its body comes.
+        """
+        shown = redacted(url)
+        async with self._asked(url, headers) as answer:
+            if child and answer.status_code in STALE_CHILD_STATUS:
+                raise _StaleChild(f"{shown}: HTTP {answer.status_code}")
+            if answer.status_code != (206 if "Range" in headers else 200):
+                raise UpstreamError(f"{shown}: HTTP {answer.status_code}")
+            if answered:
+                answered(_declared(answer))
+            await _read_whole(answer, write, shown, most_bytes)
+            return _without_user(str(answer.url))
+
+    @asynccontextmanager
+    async def _asked(self, url: str, headers: Mapping[str, str]) -> AsyncGenerator[httpx.Response, None]:
+        """Give the answer for *url*, its body still to be read. Raises UpstreamError for whatever goes wrong in the block with HTTP."""
         shown = redacted(url)
         try:
-            async with self._ready().stream("GET", _without_user(url), headers=headers, auth=self._auth(url)) as answer:
-                if child and answer.status_code in STALE_CHILD_STATUS:
-                    raise _StaleChild(f"{shown}: HTTP {answer.status_code}")
-                if answer.status_code != (206 if "Range" in headers else 200):
-                    raise UpstreamError(f"{shown}: HTTP {answer.status_code}")
-                encoding = answer.headers.get("content-encoding", "identity").strip().lower()
-                expand = _expander(encoding) if decode or encoding not in ("", "identity") else None
-                await _read_whole(answer, expand, write, shown)
-                return str(answer.url)
+            if urlsplit(url).scheme not in SCHEMES:
+                raise AddressRefused("only http and https are relayed")
+            async with self._ready(url).stream("GET", _without_user(url), headers=dict(headers)) as answer:
+                yield answer
+        except (AddressRefused, BadEncoding) as error:
+            raise type(error)(f"{shown}: {error}") from error
         except httpx.TooManyRedirects:
             raise UpstreamError(f"{shown}: more than {MOST_REDIRECTS} redirects") from None
-        except httpx.UnsupportedProtocol:
-            raise AddressRefused(f"{shown}: redirected to something other than http or https") from None
-        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, zlib.error, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, ValueError) as error:
             if refused := _refusal(error):
                 raise AddressRefused(f"{shown}: {refused}") from error
             raise UpstreamError(f"{shown}: {_told(error)}") from error
@@ -362,21 +331,79 @@ class _TooLarge(UpstreamError):
 _FINAL = (AddressRefused, _TooLarge)
 
 
-Expander = Callable[[bytes, Callable[[bytes], object]], None]
+class _Pace:
+    """Ends an attempt that eats the deadline for nothing: asking again may give the same at once.
+
+    A body that would be whole by the deadline at the rate that it comes at goes on, and so does one that declares no length and keeps
+    to LEAST_BYTES_PER_S; else it gets BODY_SHARE of the deadline. Servers may think for long before they answer: that ends only in
+    time for another attempt, the first time.
+    """
+
+    ANSWER_SHARE, BODY_SHARE = 0.8, 1 / 3
+    SHORTEST_S = 1.5
+    LEAST_BYTES_PER_S = 1024.0
+
+    def __init__(self, deadline_s: float, until_s: float, *, again: bool) -> None:
+        self._until_s = until_s
+        self._grace_s = max(self.SHORTEST_S, deadline_s * self.BODY_SHARE)
+        self._declared: int | None = None
+        self._first: tuple[float, int] | None = None
+        self.limit = asyncio.timeout(None if again else deadline_s * self.ANSWER_SHARE)
+
+    def answered(self, declared: int | None) -> None:
+        """The answer has begun, and declares that many bytes."""
+        self._declared = declared
+        self.limit.reschedule(asyncio.get_running_loop().time() + self._grace_s)
+
+    def has(self, length: int) -> None:
+        """So many bytes have come."""
+        now_s = asyncio.get_running_loop().time()
+        if self._first is None:
+            self._first = now_s, length
+            self._go_on(now_s, self._grace_s / 2)
+            return
+        began_s, begun_with = self._first
+        came, took_s = length - begun_with, now_s - began_s
+        if self._declared is None:
+            well = came >= self.LEAST_BYTES_PER_S * took_s
+        else:
+            well = (self._declared - length) * took_s <= came * (self._until_s - now_s)
+        if well:
+            self._go_on(now_s, self._grace_s)
+        if took_s >= self._grace_s:
+            self._first = now_s, length  # what went well before says nothing of now
+
+    def _go_on(self, now_s: float, for_s: float) -> None:
+        if now_s + 0.75 * for_s > (self.limit.when() or 0.0):  # not for each chunk: timers cost
+            self.limit.reschedule(now_s + for_s)
 
 
-async def _read_whole(answer: httpx.Response, expand: Expander | None, write: Callable[[bytes], object], shown: str) -> None:
-    """Write an answer's body, decompressed. Raises UpstreamError where fewer or more bytes come than it declared."""
+async def _read_whole(answer: httpx.Response, write: Callable[[bytes], object], shown: str, most_bytes: int) -> None:
+    """Write an answer's body, expanded. Raises UpstreamError where fewer or more bytes come than it declared, or compression ends early."""
+    encoding = answer.headers.get("content-encoding", "identity").strip().lower()
+    expander = None if encoding in ("", "identity") else Expander(encoding, most_bytes)
     received = 0
     async for chunk in answer.aiter_raw():
         received += len(chunk)
-        if expand is None:
+        if expander is None:
             write(chunk)
         else:
-            expand(chunk, write)
-    declared = answer.headers.get("content-length")
-    if declared is not None and declared.isdecimal() and int(declared) != received:
+            expander.feed(chunk, write)
+    declared = _declared(answer)
+    if declared not in (None, received):
         raise UpstreamError(f"{shown}: {received} of {declared} bytes")
+    if expander is not None:
+        expander.finish()
+
+
+def _declared(answer: httpx.Response) -> int | None:
+    """Return the length of an answer's body as its header says, None where that says nothing."""
+    text = answer.headers.get("content-length", "")
+    return int(text) if text.isdecimal() else None
+
+
+def _size(limit: int) -> str:
+    return f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
 
 
 def _limited(body: bytearray, limit: int) -> Callable[[bytes], None]:
@@ -388,28 +415,14 @@ def _limited(body: bytearray, limit: int) -> Callable[[bytes], None]:
     return write
 
 
-def _expander(encoding: str) -> Expander | None:
-    """Return what decompresses an answer in bounded steps, so that a bomb meets the limit before it meets the memory."""
-    if encoding in ("", "identity"):
-        return None
-    if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise UpstreamError(f"Content-Encoding {encoding!r} was not asked for")
-    unzip = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib, by its header
-
-    def expand(chunk: bytes, write: Callable[[bytes], object]) -> None:
-        while chunk and not unzip.eof:
-            write(unzip.decompress(chunk, 64 << 10))
-            chunk = unzip.unconsumed_tail
-
-    return expand
-
-
 def _refusal(error: BaseException) -> str | None:
     """Return the refusal that the connection error came from; several addresses may have been tried."""
     seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, _RefusedSocket):
+    passed: set[int] = set()  # chains of exceptions can be rings
+    while seen is not None and id(seen) not in passed:
+        if isinstance(seen, RefusedSocket):
             return str(seen)
+        passed.add(id(seen))
         seen = seen.__cause__ or seen.__context__
     text = str(error)
     return text if "not a public address" in text or "metadata address" in text else None
@@ -417,7 +430,8 @@ def _refusal(error: BaseException) -> str | None:
 
 def _told(error: BaseException) -> str:
     """Return an error's text; aiohttp's own texts hold whole URLs, tokens included, so of those only the kind is told."""
-    if isinstance(error, aiohttp.ClientError):
-        return type(error).__name__
+    for one in (error, error.__cause__):
+        if isinstance(one, aiohttp.ClientResponseError | aiohttp.InvalidURL) or (one is error and isinstance(one, aiohttp.ClientError)):
+            return type(one).__name__
     text = str(error) or type(error).__name__
-    return text.splitlines()[0][:200]
+    return "".join(char if char.isprintable() else "?" for char in text[:200])

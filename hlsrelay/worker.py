@@ -194,6 +194,8 @@ async def _follow(link: Link, wishes: Wishes, nudges: Nudges, reporter: Reporter
                     nudges.nudge()
             except ConfigError as error:
                 reporter.fault("field", str(error))
+            else:
+                reporter.well("field")
 
 
 async def _last_words(link: Link) -> None:
@@ -231,11 +233,20 @@ class Reporter:
             log.warning(f"{event}.failed", stream=self._id, reason=text)
             self._link.report(last_error=f"{_stamp(self._clock.utc_now())} {event}: {text}")
 
+    def well(self, event: str) -> None:
+        """Report that what went wrong does so no more: when it does again, that is news."""
+        if (repeated := self._faults.pop(event, None)) is not None:
+            log.info(f"{event}.recovered", stream=self._id, failures=repeated.count)
+
     def tick(self, tick: Tick) -> None:
         """Report one step of the relay."""
-        if tick.error:
-            self.fault("publish", tick.error)
         main = tick.track in ("", SOURCE)
+        publishing = "publish" if main else f"publish {tick.track}"
+        if tick.error:
+            self.fault(publishing, tick.error)
+        elif tick.made:
+            self.well(publishing)
+            self.well("relay")
         if tick.made:
             self._counted(tick.made, "" if main else f"{tick.track} ")
             if main:
@@ -254,6 +265,9 @@ class Reporter:
         for rung, reason in made.failed.items():
             self._metrics.rung_gaps.labels(self._id, rung).inc()
             self.fault(f"rung {rung}", reason)
+        if not made.lost:
+            for event in [one for one in self._faults if one.startswith("rung ") and one.removeprefix("rung ") not in made.failed]:
+                self.well(event)
         if not tick.error:
             self.state("running")
             self._link.report(last_sequence=str(made.entry.number), lag=f"{lag_s:.2f}")
@@ -261,7 +275,8 @@ class Reporter:
     def _counted(self, made: Made, track: str) -> None:
         self._metrics.segments.labels(self._id, "gap" if made.lost else "whole").inc()
         self._metrics.bytes_in.labels(self._id).inc(made.received_bytes)
-        self._repaired(made.repairs)
+        had_been_there = bool(made.lost) and not made.numbered.segment.gap
+        self._repaired((*made.repairs, "segment_lost") if had_been_there else made.repairs)
         if made.lost:
             log.warning("segment.lost", stream=self._id, track=track.strip(), number=made.entry.number, reason=made.lost)
             self._link.report(last_error=f"{_stamp(self._clock.utc_now())} segment {track}{made.entry.number}: {made.lost}")
@@ -276,11 +291,11 @@ class Reporter:
     def _turned(self, turn: Turn, track: str) -> None:
         event = f"load {track}".removesuffix(f" {SOURCE}").strip()
         self._metrics.loads.labels(self._id, "failed" if turn.error else "good").inc()
-        self._repaired(turn.repairs)
+        self._repaired((*turn.repairs, "load_failed") if turn.error else turn.repairs)
         if turn.error:
             self.fault(event, turn.error)
-        elif event in self._faults:
-            log.info("load.recovered", stream=self._id, track=track, failures=self._faults.pop(event).count)
+        else:
+            self.well(event)
         silent_s = self._clock.monotonic_s() - self._made_s if self._made_s is not None else 0.0
         if self._state == "running" and silent_s > STALLED_TARGET_DURATIONS * self.target_duration_s:
             self.state("stalled")

@@ -10,7 +10,8 @@ from datetime import datetime
 import httpx
 import respx
 
-from hlsrelay.upstream import AddressPolicy, TransportFactory
+from hlsrelay.addresses import AddressPolicy
+from hlsrelay.upstream import TransportFactory
 from tests.playlists import URL, Listed, Playlist, at
 
 BASE = URL.rpartition("/")[0]

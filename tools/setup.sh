@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sets up what the Makefile needs, one part at a time: runtime | page | dev | debian.
+# Sets up what the Makefile needs, one part at a time: runtime | page | dev | strict | debian.
 # Ends with 0 only when the part is usable; a part that hlsrelay can do without only leaves a line.
 set -eu
 cd "$(dirname "$0")/.."
@@ -82,10 +82,15 @@ embedded_redis() {
     fi
 }
 
+# Fetch a folder's locked npm packages.
+fetch_npm() {
+    (cd "$1" && npm ci --omit=dev --ignore-scripts --no-audit --no-fund --fetch-retries=1) >.venv/npm.log 2>&1 </dev/null
+}
+
 page() {
     if ! command -v npm >/dev/null; then
         say "npm is not here, so the web page plays with the browser's own HLS (Safari, Chromium); the rest is the same"
-    elif (cd hlsrelay/web_page && npm ci --omit=dev --ignore-scripts --no-audit --no-fund --fetch-retries=1) >.venv/npm.log 2>&1 </dev/null; then
+    elif fetch_npm hlsrelay/web_page; then
         touch .venv/.page
     else
         say "npm could not fetch the web page's player (see .venv/npm.log): it plays with the browser's own HLS (Safari, Chromium)"
@@ -96,6 +101,17 @@ dev() {
     say "fetching what tests and checks need"
     install_locked requirements-dev.lock
     touch .venv/.dev
+}
+
+# The parser of playlists that others wrote, for the tests to hold ours against. Without it those tests are skipped.
+strict() {
+    if ! command -v npm >/dev/null; then
+        say "npm is not here: the tests that need hls-parser are skipped"
+    elif fetch_npm tests/npm; then
+        touch .venv/.strict
+    else
+        say "npm could not fetch hls-parser (see .venv/npm.log): the tests that need it are skipped"
+    fi
 }
 
 # What the acceptance tests run beside hlsrelay. Tests whose program is missing are skipped.
@@ -127,6 +143,6 @@ missing_programs() {
 }
 
 case ${1:-} in
-runtime | page | dev | debian) "$1" ;;
-*) die "usage: sh tools/setup.sh runtime|page|dev|debian" ;;
+runtime | page | dev | strict | debian) "$1" ;;
+*) die "usage: sh tools/setup.sh runtime|page|dev|strict|debian" ;;
 esac

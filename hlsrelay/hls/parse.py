@@ -9,72 +9,86 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import parse_qsl, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from m3u8 import parser as m3u8_parser
 
 from hlsrelay.errors import PlaylistError
-from hlsrelay.hls.tracks import assembled
-from hlsrelay.model import ByteRange, InitSection, Key, Kind, Part, Presentation, Segment, Snapshot
+from hlsrelay.hls.dateranges import MOST_DATERANGES
+from hlsrelay.hls.multivariant import NOT_CARRIED, presentation
+from hlsrelay.hls.naming import told_apart
+from hlsrelay.hls.spelling import respelt
+from hlsrelay.hls.variables import CONTROL, attributes, substituted
+from hlsrelay.model import ByteRange, InitSection, Key, Part, Presentation, Segment, Snapshot
 
 DIGITS_OF_AN_INTEGER = 20
 """A decimal-integer is below 2^64 (RFC 8216 4.2); longer ones would not fit into file names and IVs."""
-YEARS = range(1990, 2200)
-"""A PROGRAM-DATE-TIME outside of these is none: nobody could count on from it."""
+YEARS = range(1970, 2200)
+"""A PROGRAM-DATE-TIME outside of these is none: nobody could count on from it. Packagers without a clock begin with 1970."""
 SHORTEST_EXTINF_S = 0.001
 LONGEST_TARGET_DURATION_S = 60
 """A longer TARGETDURATION that no segment comes near is a mistake, such as milliseconds: everything would wait for it."""
 MOST_KEYS = 8
-MOST_TRACKS = 100
-MOST_SUBSTITUTED_CHARACTERS = 4 << 20
+MOST_ATTRIBUTES = 32
+"""Of a key: each segment that it holds for repeats them."""
+MOST_LINES, MOST_SEGMENTS = 60_000, 20_000
+"""Reading one takes about 40 us, while all other streams wait."""
+LONGEST_LINE = 64 << 10
+LONGEST_URI = 8 << 10
+"""Longer ones no server takes; records of ours repeat them. Keys of DRM systems may hold data in theirs."""
+MOST_TAG_CHARACTERS = 32 << 10
+"""Tags to carry through, for one segment. What comes after is dropped: every playlist and record of ours repeats them."""
+DIGITS_OF_A_SKIP = 9
 LONGEST_EXTINF_S = 3600.0
 """A longer segment is a mistake of the source, not media."""
 
-_ATTRIBUTE = re.compile(r'([A-Z0-9-]+)=("[^"]*"|[^",]*)')
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029]")
-_VARIABLE = re.compile(r"\{\$([A-Za-z0-9_-]+)\}")
-_NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)")
+_NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)(?=[\s,]|$)")
+"""A number, and nothing behind it that would make it another one, as in 1e9."""
 _HERE = "#EXT-X-HLSRELAY-URI-FOLLOWS"
 """A tag of our own, put before each URI line: m3u8 shows its hook the tags only, and keys and maps may come after EXTINF."""
 
-# Tags of the playlist's head, and low-latency tags: ours differ, so the source's are not carried through.
-_NOT_CARRIED = {
-    "EXTM3U", "EXT-X-VERSION", "EXT-X-TARGETDURATION", "EXT-X-MEDIA-SEQUENCE", "EXT-X-DISCONTINUITY-SEQUENCE", "EXT-X-ENDLIST",
-    "EXT-X-PLAYLIST-TYPE", "EXT-X-I-FRAMES-ONLY", "EXT-X-INDEPENDENT-SEGMENTS", "EXT-X-START", "EXT-X-DEFINE", "EXT-X-ALLOW-CACHE",
-    "EXT-X-SERVER-CONTROL", "EXT-X-PART-INF", "EXT-X-PART", "EXT-X-SKIP", "EXT-X-PRELOAD-HINT", "EXT-X-RENDITION-REPORT",
-    "EXT-X-CONTENT-STEERING", "EXT-X-I-FRAME-STREAM-INF", "EXT-X-MEDIA", "EXT-X-SESSION-DATA", "EXT-X-SESSION-KEY",
-    "EXTINF", "EXT-X-BYTERANGE", "EXT-X-DISCONTINUITY", "EXT-X-KEY", "EXT-X-MAP", "EXT-X-PROGRAM-DATE-TIME", "EXT-X-GAP",
-}  # fmt: skip
 
-
-def parse(body: bytes, url: str, variables: Mapping[str, str] | None = None) -> Snapshot | Presentation:
+def parse(body: bytes, url: str, variables: Mapping[str, str] | None = None, before: Snapshot | None = None) -> Snapshot | Presentation:
     """Return the playlist that *body*, loaded from *url* (after redirects), holds.
 
-    *variables* are those that the multivariant playlist defines, for EXT-X-DEFINE:IMPORT.
+    *variables* are those that the multivariant playlist defines, for EXT-X-DEFINE:IMPORT. *before* is what the playlist said last:
+    what a delta update leaves out is taken from there, as far as it goes.
     Raises PlaylistError where it is no playlist, or holds nothing to relay.
     """
     text = body.decode("utf-8-sig", errors="replace")
     if not text.lstrip().startswith("#EXTM3U"):
         raise PlaylistError(f"not an HLS playlist: it begins {text.lstrip()[:24]!r}, not #EXTM3U")
-    reader = _Reader(url)
-    lines = [_CONTROL.sub("", line).strip() for line in text.split("\n")]
-    lines = list(_substituted(lines, url, variables or {}))
+    reader = _Reader(url, before)
+    if body.startswith(BOM_UTF8):
+        reader.repaired("byte_order_mark")
+    if text.count("\n") > MOST_LINES:
+        raise PlaylistError(f"the playlist has more than {MOST_LINES} lines")
+    lines = [CONTROL.sub("", line).strip() for line in text.split("\n")]
+    _check_size(lines)
+    lines = list(_newest_dateranges(map(respelt, substituted(lines, url, variables or {})), reader))
     try:
         data = m3u8_parser.parse("\n".join(_mended(lines, reader, whole=text.endswith("\n"))), custom_tags_parser=reader.tag)
         if any(line.startswith("#EXT-X-STREAM-INF") for line in lines):
-            return _presentation(lines, url)
+            return presentation(lines, url)
         return _snapshot(data, reader, url)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-        raise PlaylistError(f"broken HLS playlist: {type(error).__name__}: {error}") from error
+        raise PlaylistError(f"broken HLS playlist: {type(error).__name__}: {str(error)[:200]}") from error
 
 
-def attributes(line: str) -> dict[str, str]:
-    """Return a tag's attribute list (RFC 8216 4.2), quotes kept; what is no attribute is passed over."""
-    return dict(_ATTRIBUTE.findall(line.partition(":")[2]))
+def _check_size(lines: list[str]) -> None:
+    """Raise PlaylistError for lines and URIs that no honest source has: what we keep would grow by them."""
+    uris = [line for line in lines if line and not line.startswith("#")]
+    if len(uris) > MOST_SEGMENTS:
+        raise PlaylistError(f"the playlist lists {len(uris)} segments: {MOST_SEGMENTS} at most")
+    for kind, found, most in (("URI", uris, LONGEST_URI), ("line", lines, LONGEST_LINE)):
+        longest = max(map(len, found), default=0)
+        if longest > most:
+            raise PlaylistError(f"the playlist has a {kind} of {longest} characters: {most} at most")
 
 
 def unquoted(value: str | None) -> str | None:
@@ -83,10 +97,13 @@ def unquoted(value: str | None) -> str | None:
 
 
 def identity(segment: Segment) -> str:
-    """Return what stays the same when a source lists *segment* again: path and byte range, never the query (tokens rotate)."""
-    parts = urlsplit(segment.uri)
+    """Return what stays the same when a source lists *segment* again: path and byte range, never a token.
+
+    Of the query it keeps what tells the segment from others of its playlist, where nothing else does (hls.naming).
+    """
+    path = urlsplit(segment.uri).path
     span = f"@{segment.byterange.offset}+{segment.byterange.length}" if segment.byterange else ""
-    return parts.path + span
+    return path + (f"?{segment.query}" if segment.query else "") + span
 
 
 @dataclass
@@ -94,6 +111,7 @@ class _Reader:
     """The hook that m3u8 calls for each tag: reads the tags that a relay must not lose or misread."""
 
     url: str
+    before: Snapshot | None = None
     repairs: list[str] = field(default_factory=list)
     target_duration_s: int | None = None
     media_sequence: int = 0
@@ -102,6 +120,9 @@ class _Reader:
     i_frames_only: bool = False
     keys: dict[str, Key] = field(default_factory=dict)
     init: InitSection | None = None
+    skipped: int = 0
+    part: Part | None = None
+    dateranges: list[str] = field(default_factory=list)
 
     def repaired(self, name: str) -> None:
         if name not in self.repairs:
@@ -122,7 +143,8 @@ class _Reader:
                 if data["segments"]:
                     self.repaired("media_sequence_late")
             case "EXT-X-DISCONTINUITY-SEQUENCE":
-                self.discontinuity_sequence = int(value) if value.strip().isdecimal() else 0
+                number_of = value.strip()
+                self.discontinuity_sequence = int(number_of) if number_of.isdecimal() and len(number_of) <= DIGITS_OF_AN_INTEGER else 0
             case "EXT-X-ENDLIST":
                 self.ended = True
             case "EXT-X-I-FRAMES-ONLY":
@@ -135,10 +157,12 @@ class _Reader:
                 self._segment(name, value, state)
             case "EXT-X-PART":
                 self._part(line, state)
+            case "EXT-X-SKIP":
+                self._skip(line)
             case "EXT-X-HLSRELAY-URI-FOLLOWS":
                 _segment_of(state)["in_force"] = (tuple(self.keys.values()), self.init)
-            case _ if name.startswith("EXT") and name not in _NOT_CARRIED:
-                _segment_of(state).setdefault("tags", []).append(line)
+            case _ if name.startswith("EXT") and name not in NOT_CARRIED:
+                self._carried(line, state)
         return True
 
     def _segment(self, name: str, value: str, state: dict[str, Any]) -> None:
@@ -163,16 +187,52 @@ class _Reader:
                 except ValueError:
                     self.repaired("program_date_time_bad")
 
+    def _carried(self, line: str, state: dict[str, Any]) -> None:
+        segment = _segment_of(state)
+        segment["tags_length"] = segment.get("tags_length", 0) + len(line)
+        if segment["tags_length"] > MOST_TAG_CHARACTERS:
+            self.repaired("tags_too_many")
+            return
+        segment.setdefault("tags", []).append(line)
+        if line.startswith("#EXT-X-DATERANGE:"):
+            self.dateranges.append(line)
+
     def _part(self, line: str, state: dict[str, Any]) -> None:
+        """Keep a part for the segment that it is a piece of: the next one listed (rfc8216bis 4.4.4.9). The newest may have none yet."""
         got = attributes(line)
-        if "URI" in got and (duration := _NUMBER.match(got.get("DURATION", ""))):
-            part = Part(
-                uri=urljoin(self.url, got["URI"].strip('"')),
-                duration_s=float(duration[1]),
-                independent=got.get("INDEPENDENT") == "YES",
-                gap=got.get("GAP") == "YES",
-            )
-            _segment_of(state).setdefault("held_parts", []).append(part)
+        if "URI" not in got or not (duration := _NUMBER.match(got.get("DURATION", ""))):
+            return
+        uri = urljoin(self.url, got["URI"].strip('"'))
+        before = self.part if self.part and self.part.uri == uri else None
+        self.part = Part(
+            uri=uri,
+            duration_s=float(duration[1]),
+            independent=got.get("INDEPENDENT") == "YES",
+            byterange=_span(unquoted(got.get("BYTERANGE")), before.byterange if before else None),
+            gap=got.get("GAP") == "YES",
+        )
+        _segment_of(state).setdefault("held_parts", []).append(self.part)
+
+    def _skip(self, line: str) -> None:
+        """Read that this is a delta update (rfc8216bis 4.4.5.2), as a cache may answer with: we never ask for one.
+
+        What was in force at the end of what it leaves out is known from before, if at all.
+        """
+        count = attributes(line).get("SKIPPED-SEGMENTS", "")
+        if not count.isdecimal() or len(count) > DIGITS_OF_A_SKIP:
+            self.repaired("skip_bad")
+            return
+        self.repaired("delta_update")
+        self.skipped = int(count)
+        last = next((one for one in reversed(self.before.segments if self.before else ()) if one.sequence < self.first_sequence), None)
+        if last is not None:
+            self.init = self.init or last.init
+            self.keys = self.keys or {key.keyformat: _without_implied_iv(key, last.sequence) for key in last.keys}
+
+    @property
+    def first_sequence(self) -> int:
+        """The number of the first segment that is listed and not skipped."""
+        return self.media_sequence + self.skipped
 
     def _key(self, line: str) -> None:
         got = attributes(line)
@@ -189,16 +249,29 @@ class _Reader:
             attributes=tuple(got.items()),
         )
         self.keys = {**self.keys, key.keyformat: key}
-        if len(self.keys) > MOST_KEYS:
-            raise PlaylistError(f"a segment has more than {MOST_KEYS} keys")
+        if len(self.keys) > MOST_KEYS or len(got) > MOST_ATTRIBUTES:
+            raise PlaylistError(f"a segment has more than {MOST_KEYS} keys, or a key more than {MOST_ATTRIBUTES} attributes")
 
     def _map(self, line: str) -> None:
         got = attributes(line)
         uri = unquoted(got.get("URI"))
         if uri:
-            length, _, offset = (unquoted(got.get("BYTERANGE")) or "").partition("@")
-            span = ByteRange(int(length), int(offset or 0)) if length else None
-            self.init = InitSection(urljoin(self.url, uri), span)
+            if any(_lacks_iv(key) for key in self.keys.values()):
+                self.repaired("map_iv_missing")
+            keys = tuple(_with_iv(key, 0) for key in self.keys.values())  # one is required (RFC 8216 4.3.2.5); hls.js too takes 0
+            self.init = InitSection(urljoin(self.url, uri), _span(unquoted(got.get("BYTERANGE"))), keys)
+
+
+def _newest_dateranges(lines: Iterable[str], reader: _Reader) -> Iterator[str]:
+    """Yield *lines* without the EXT-X-DATERANGEs that are too many: the last ones stay."""
+    kept = list(lines)
+    excess = sum(line.startswith("#EXT-X-DATERANGE:") for line in kept) - MOST_DATERANGES
+    if excess > 0:
+        reader.repaired("dateranges_too_many")
+    for line in kept:
+        if line.startswith("#EXT-X-DATERANGE:") and (excess := excess - 1) >= 0:
+            continue
+        yield line
 
 
 def _segment_of(state: dict[str, Any]) -> dict[str, Any]:
@@ -242,17 +315,15 @@ def _mended(lines: list[str], reader: _Reader, *, whole: bool) -> Iterator[str]:
 
 
 def _snapshot(data: dict[str, Any], reader: _Reader, url: str) -> Snapshot:
-    listed = [segment for segment in data["segments"] if segment.get("uri")]
-    if not listed:
+    segments, discontinuity_sequence = _left_out(reader)
+    for index, raw in enumerate(segment for segment in data["segments"] if segment.get("uri")):
+        segments.append(_segment(raw, reader.first_sequence + index, segments[-1] if segments else None, url))
+    if not segments:
         raise PlaylistError("the playlist lists no segment")
-    segments: list[Segment] = []
-    for raw in listed:
-        segments.append(_segment(raw, reader.media_sequence + len(segments), segments[-1] if segments else None, url))
-    if len(segments) > 1:
-        last, before = segments[-1], segments[-2]
-        if (last.uri, last.byterange) == (before.uri, before.byterange) and not last.discontinuity:  # a looped slate has one
-            reader.repaired("duplicate_segment")
-            segments.pop()
+    if _ends_twice(segments):
+        reader.repaired("duplicate_segment")
+        segments.pop()
+    segments = list(_counted(told_apart(segments), discontinuity_sequence))
     longest = max(math.floor(segment.duration_s + 0.5) for segment in segments)
     declared = reader.target_duration_s or 0
     if declared > max(LONGEST_TARGET_DURATION_S, 10 * longest):
@@ -262,12 +333,52 @@ def _snapshot(data: dict[str, Any], reader: _Reader, url: str) -> Snapshot:
     return Snapshot(
         segments=tuple(segments),
         target_duration_s=max(1, declared, longest),
-        media_sequence=reader.media_sequence,
-        discontinuity_sequence=reader.discontinuity_sequence,
+        media_sequence=segments[0].sequence,
+        discontinuity_sequence=discontinuity_sequence,
         i_frames_only=reader.i_frames_only,
         ended=reader.ended,
         repairs=tuple(reader.repairs),
+        dateranges=tuple(reader.dateranges),
     )
+
+
+def _ends_twice(segments: list[Segment]) -> bool:
+    """Return whether the newest segment is listed twice, and is no slate or empty subtitle that is shown again and again."""
+    if len(segments) < 2 or segments[-1].discontinuity:
+        return False
+    last, before = segments[-1], segments[-2]
+    dated_apart = None not in (last.program_date_time, before.program_date_time) and last.program_date_time != before.program_date_time
+    return (
+        (last.uri, last.byterange, last.init) == (before.uri, before.byterange, before.init)
+        and [(key.method, key.uri) for key in last.keys] == [(key.method, key.uri) for key in before.keys]
+        and not dated_apart
+        and sum(one.uri == last.uri and one.byterange == last.byterange for one in segments) == 2
+    )
+
+
+def _left_out(reader: _Reader) -> tuple[list[Segment], int]:
+    """Return the segments that a delta update left out and we know, up to the first it lists, and the first one's era before it."""
+    before, sequence = reader.before, reader.discontinuity_sequence
+    known = [one for one in before.segments if reader.media_sequence <= one.sequence < reader.first_sequence] if before else []
+    if not known or known[-1].sequence != reader.first_sequence - 1:
+        return [], sequence
+    known[0] = replace(known[0], program_date_time=known[0].time)
+    return known, known[0].era - known[0].discontinuity
+
+
+def _counted(segments: list[Segment], discontinuity_sequence: int) -> Iterator[Segment]:
+    """Yield *segments* with the times and the discontinuity sequence numbers that the written ones imply."""
+    first = next((index for index, one in enumerate(segments) if one.program_date_time), None)
+    when = None
+    if first is not None and (told := segments[first].program_date_time):
+        when = told - timedelta(seconds=sum(one.duration_s for one in segments[:first]))
+    era = discontinuity_sequence
+    for segment in segments:
+        era += segment.discontinuity
+        when = segment.program_date_time or when
+        yield replace(segment, time=when, era=era)
+        if when is not None:
+            when += timedelta(seconds=segment.duration_s)
 
 
 def _segment(raw: dict[str, Any], sequence: int, previous: Segment | None, url: str) -> Segment:
@@ -289,98 +400,32 @@ def _segment(raw: dict[str, Any], sequence: int, previous: Segment | None, url: 
     )
 
 
+def _lacks_iv(key: Key) -> bool:
+    return not key.iv and key.method in ("AES-128", "AES-256", "SAMPLE-AES") and key.keyformat == "identity"
+
+
 def _with_iv(key: Key, sequence: int) -> Key:
     """No IV means the media sequence number is the IV (RFC 8216 5.2); ours differ from the source's, so write it out."""
-    if key.iv or key.method not in ("AES-128", "AES-256", "SAMPLE-AES") or key.keyformat != "identity":
+    if not _lacks_iv(key):
         return key
     iv = f"0x{sequence:032x}"
     return Key(key.method, key.uri, iv, key.keyformat, (*key.attributes, ("IV", iv)))
 
 
+def _without_implied_iv(key: Key, sequence: int) -> Key:
+    """Undo `_with_iv`."""
+    if key.attributes[-1:] != (("IV", f"0x{sequence:032x}"),):
+        return key
+    return Key(key.method, key.uri, None, key.keyformat, key.attributes[:-1])
+
+
 def _byterange(text: str | None, uri: str, previous: Segment | None) -> ByteRange | None:
-    if not text:
+    return _span(text, previous.byterange if previous and previous.uri == uri else None)  # RFC 8216 4.3.2.2
+
+
+def _span(text: str | None, follows: ByteRange | None = None) -> ByteRange | None:
+    """Read `<length>[@<offset>]`; without an offset it *follows*, or begins the resource."""
+    length, _, offset = (text or "").partition("@")
+    if not length:
         return None
-    length, _, offset = text.partition("@")
-    if offset:
-        return ByteRange(int(length), int(offset))
-    follows = previous.byterange if previous and previous.uri == uri else None  # RFC 8216 4.3.2.2
-    return ByteRange(int(length), follows.offset + follows.length if follows else 0)
-
-
-_KINDS = {"AUDIO": Kind.AUDIO, "VIDEO": Kind.VIDEO, "SUBTITLES": Kind.SUBTITLES}
-_GOES_THROUGH = ("#EXT-X-SESSION-DATA:", "#EXT-X-SESSION-KEY:", "#EXT-X-INDEPENDENT-SEGMENTS", "#EXT-X-START:")
-"""EXT-X-CONTENT-STEERING is not among them: it would point players past us."""
-
-
-def _presentation(lines: list[str], url: str) -> Presentation:
-    """Read a multivariant playlist: m3u8 keeps neither the order nor the spelling of attributes, and both go through."""
-    found: list[tuple[Kind, str, tuple[tuple[str, str], ...]]] = []
-    through: list[str] = []
-    waiting: tuple[tuple[str, str], ...] | None = None
-    for line in lines:
-        got = tuple((name, value) for name, value in _ATTRIBUTE.findall(line.partition(":")[2]))
-        uri = dict(got).get("URI", "").strip('"')
-        rest = tuple(pair for pair in got if pair[0] != "URI")
-        if line.startswith("#EXT-X-STREAM-INF"):
-            waiting = got
-        elif line and not line.startswith("#"):
-            if waiting is not None:
-                found.append((Kind.VARIANT, urljoin(url, line), waiting))
-            waiting = None
-        elif line.startswith("#EXT-X-I-FRAME-STREAM-INF:") and uri:
-            found.append((Kind.I_FRAMES, urljoin(url, uri), rest))
-        elif line.startswith("#EXT-X-MEDIA:"):
-            kind = _KINDS.get(dict(got).get("TYPE", ""))
-            if uri and kind:
-                found.append((kind, urljoin(url, uri), rest))
-            else:  # closed captions, or media that is inside the variants
-                through.append(line)
-        elif line.startswith(_GOES_THROUGH):
-            through.append(line.replace(f'"{uri}"', f'"{urljoin(url, uri)}"') if uri else line)
-    presentation = assembled(found, tuple(through))
-    if not presentation.tracks:
-        raise PlaylistError("the multivariant playlist names no variant")
-    if len(presentation.tracks) > MOST_TRACKS:
-        raise PlaylistError(f"the multivariant playlist names {len(presentation.tracks)} media playlists: {MOST_TRACKS} at most")
-    return presentation
-
-
-def _substituted(lines: list[str], url: str, imported: Mapping[str, str]) -> Iterator[str]:
-    """Replace the variables of EXT-X-DEFINE (rfc8216bis 4.3): players of ours see none of them."""
-    if not any(line.startswith("#EXT-X-DEFINE:") for line in lines):
-        yield from lines
-        return
-    variables: dict[str, str] = {}
-    query = _query(url)
-    left = MOST_SUBSTITUTED_CHARACTERS
-    for line in lines:
-        if line.startswith("#EXT-X-DEFINE:"):
-            got = {name: value.strip('"') for name, value in attributes(line).items()}
-            if "NAME" in got:
-                variables[got["NAME"]] = got.get("VALUE", "")
-            for source, values in (("IMPORT", imported), ("QUERYPARAM", query)):
-                if (name := got.get(source)) is not None:
-                    if name not in values:
-                        raise PlaylistError(f"EXT-X-DEFINE names a variable that isn't there: {name!r}")
-                    variables[name] = values[name]
-            yield line
-        else:
-            written = _VARIABLE.sub(lambda found: variables.get(found[1], found[0]), line)
-            left -= len(written)
-            if left < 0:
-                raise PlaylistError("the variables of EXT-X-DEFINE make the playlist too large")
-            yield written
-
-
-def _query(url: str) -> dict[str, str]:
-    """Return the parameters of a URL's query, without what would end a line or a quoted string of ours."""
-    pairs = parse_qsl(urlsplit(url).query, keep_blank_values=True)
-    return {name: re.sub('[\x00-\x1f\x7f"]', "", value) for name, value in pairs}
-
-
-def variables_of(body: bytes, url: str) -> dict[str, str]:
-    """Return the variables that a multivariant playlist defines, for its media playlists to import."""
-    query = _query(url)
-    found = [attributes(line) for line in body.decode("utf-8-sig", "replace").split("\n") if line.startswith("#EXT-X-DEFINE:")]
-    named = {got["NAME"].strip('"'): got.get("VALUE", "").strip('"') for got in found if "NAME" in got}
-    return named | {name: query[name] for got in found if (name := got.get("QUERYPARAM", "").strip('"')) in query}
+    return ByteRange(int(length), int(offset) if offset else follows.offset + follows.length if follows else 0)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from hlsrelay.hls.variables import attributes
 from hlsrelay.hls.window import Progress, as_listed
-from hlsrelay.model import Entry, Key, Kind, MediaFile, Presentation, Rendition, Track
+from hlsrelay.model import Entry, Key, KeyPolicy, Kind, MediaFile, Presentation, Rendition, Track
 
-_GROUP_ID = re.compile(r'GROUP-ID="([^"]*)"')
 _MUST_EXIST = ("AUDIO", "VIDEO", "SUBTITLES")
+_OF_THE_BYTES = ("#EXT-X-BITRATE",)
+"""Tags that are true of the source's own files only."""
 _RENDITION_GROUPS = (*_MUST_EXIST, "CLOSED-CAPTIONS")
+Groups = set[tuple[str, str]]
+"""TYPE and GROUP-ID: a group of audio and one of subtitles may have one name (RFC 8216 4.3.4.1.1)."""
 
 
 def media_playlist(progress: Progress, name: str) -> str:
     """Return the media playlist of the rendition *name*: every entry of the window, a GAP where it has no file."""
     head = [
-        "#EXTM3U",
-        f"#EXT-X-VERSION:{_version(progress, name)}",
         f"#EXT-X-TARGETDURATION:{progress.target_duration_s}",
         f"#EXT-X-MEDIA-SEQUENCE:{progress.entries[0].number if progress.entries else 0}",
         f"#EXT-X-DISCONTINUITY-SEQUENCE:{progress.discontinuity_sequence}",
@@ -29,50 +30,71 @@ def media_playlist(progress: Progress, name: str) -> str:
         head.append("#EXT-X-I-FRAMES-ONLY")
     head += progress.dateranges
     tail = ["#EXT-X-ENDLIST"] if progress.ended else []
-    return "\n".join([*head, *_body(progress, name), *tail, ""])
+    lines = [*head, *_body(progress, name), *tail]
+    return "\n".join(["#EXTM3U", f"#EXT-X-VERSION:{_version(lines)}", *lines, ""])
 
 
-def multivariant_playlist(presentation: Presentation, published: Mapping[str, Progress]) -> str:
+def multivariant_playlist(presentation: Presentation, published: Mapping[str, Progress], keys: KeyPolicy = KeyPolicy.PROXY) -> str:
     """Return the playlist of all that is published: the source's tracks under their own attributes, URIs ours, and the ladder's rungs.
 
     What the source says of a variant stays as it says it; what it does not say is read from the media, and bitrates are measured
-    [A 9.1, 9.2, 9.14, 9.15]. Rungs play with the renditions of the variant that they are made from.
+    [A 9.1, 9.2, 9.14, 9.15]. Rungs play with the renditions of the variant that they are made from. An EXT-X-SESSION-KEY, which is but
+    a hint to load early, is left out where players have the key from us.
     """
     tracks = [track for track in presentation.tracks if track.name in published]
-    lines = [line for line in presentation.lines if not line.startswith("#EXT-X-MEDIA:")]
+    lines = [line for line in presentation.lines if not line.startswith("#EXT-X-MEDIA:") and not _is_proxied(line, keys)]
     media = [line for line in presentation.lines if line.startswith("#EXT-X-MEDIA:")]
     for track in tracks:
         if track.kind not in (Kind.VARIANT, Kind.I_FRAMES):
             media.append("#EXT-X-MEDIA:" + _attributes({**dict(track.attributes), "URI": f'"{track.name}/index.m3u8"'}))
-    groups = {found[1] for line in media if (found := _GROUP_ID.search(line))}
+    groups = {(said.get("TYPE", ""), said.get("GROUP-ID", "").strip('"')) for said in map(attributes, media)}
     variants = []
     for track in tracks:
         if track.kind is Kind.VARIANT:
-            beside = _loudest(track, tracks, published)
+            company = _company(track, tracks, published)
             for rendition in published[track.name].renditions:
                 if rendition.listed and rendition.total_s:  # what has no media yet has no bitrate to tell
-                    said = _stream_inf(track, as_listed(published[track.name], rendition), beside, groups)
+                    said = _stream_inf(track, as_listed(published[track.name], rendition), company, groups)
                     variants += [f"#EXT-X-STREAM-INF:{said}", f"{rendition.name}/index.m3u8"]
         elif track.kind is Kind.I_FRAMES:
-            attributes = {**dict(track.attributes), "URI": f'"{track.name}/index.m3u8"'}
-            variants.append("#EXT-X-I-FRAME-STREAM-INF:" + _attributes(attributes))
-    version = 4 if media or any(track.kind is Kind.I_FRAMES for track in tracks) else 3
-    return "\n".join(["#EXTM3U", f"#EXT-X-VERSION:{version}", *lines, *media, *variants, ""])
+            variants.append("#EXT-X-I-FRAME-STREAM-INF:" + _i_frame_stream_inf(track, published[track.name], groups))
+    lines += [*media, *variants]
+    return "\n".join(["#EXTM3U", f"#EXT-X-VERSION:{_version(lines)}", *lines, ""])
 
 
-def _loudest(variant: Track, tracks: list[Track], published: Mapping[str, Progress]) -> tuple[int, int]:
-    """Peak and average of the costliest renditions that play with *variant*: its BANDWIDTH counts them (RFC 8216 4.3.4.2)."""
+def _is_proxied(line: str, keys: KeyPolicy) -> bool:
+    """Whether *line* would point players past us, to a key of the source's that our media playlists give them a copy of."""
+    if not line.startswith("#EXT-X-SESSION-KEY:") or keys is KeyPolicy.ORIGIN:
+        return False
+    named = {name: value.strip('"') for name, value in attributes(line).items()}
+    return named.get("KEYFORMAT", "identity") == "identity" and named.get("URI", "").lower().startswith(("http:", "https:"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Company:
+    """The renditions that play with a variant: the bitrates of the costliest, and all codecs; None where one's are not known."""
+
+    peak_bps: int = 0
+    average_bps: int = 0
+    codecs: tuple[str, ...] | None = ()
+
+
+def _company(variant: Track, tracks: list[Track], published: Mapping[str, Progress]) -> _Company:
+    """BANDWIDTH counts the costliest of each group, CODECS names all of them (RFC 8216 4.3.4.2)."""
     peak_bps = average_bps = 0
+    codecs: list[str | None] = []
     for name, kind in (("AUDIO", Kind.AUDIO), ("VIDEO", Kind.VIDEO)):
         group = variant.attribute(name)
         found = [
-            published[track.name].renditions[0]
+            as_listed(published[track.name], published[track.name].renditions[0])
             for track in tracks
             if group and track.kind is kind and track.attribute("GROUP-ID") == group and published[track.name].renditions
         ]
         peak_bps += max((one.peak_bps for one in found), default=0)
         average_bps += max((_average_bps(one) for one in found), default=0)
-    return peak_bps, average_bps
+        codecs += [one.traits.codecs for one in found]
+    known = tuple(codec for each in codecs if each for codec in each.split(","))
+    return _Company(peak_bps, average_bps, known if all(codecs) else None)
 
 
 def _average_bps(rendition: Rendition) -> int:
@@ -83,86 +105,111 @@ def _attributes(attributes: Mapping[str, str]) -> str:
     return ",".join(f"{name}={value}" for name, value in attributes.items())
 
 
-def _stream_inf(track: Track, rendition: Rendition, beside: tuple[int, int], groups: set[str]) -> str:
+def _stream_inf(track: Track, rendition: Rendition, company: _Company, groups: Groups) -> str:
     traits = rendition.traits
     average_bps = _average_bps(rendition)
+    said = {name: value for name, value in track.attributes if name not in ("BANDWIDTH", "AVERAGE-BANDWIDTH")}
+    beside = company.codecs
+    if rendition.name != track.name:  # a rung: a picture of its own, the variant's renditions
+        said = {name: value for name, value in said.items() if name in _RENDITION_GROUPS}
+        beside = (_audio_codecs(track) if company.peak_bps else ()) or beside
+    # All of them or none: players take what CODECS does not name for what is not there.
+    codecs = ",".join(dict.fromkeys((*traits.codecs.split(","), *beside))) if traits.codecs and beside is not None else ""
     attributes = {
-        "BANDWIDTH": str(max(rendition.peak_bps, average_bps) + beside[0]),
-        "AVERAGE-BANDWIDTH": str(average_bps + beside[1]),
-        "CODECS": f'"{traits.codecs}"' if traits.codecs else "",
+        "BANDWIDTH": str(max(rendition.peak_bps, average_bps) + company.peak_bps),
+        "AVERAGE-BANDWIDTH": str(average_bps + company.average_bps),
+        "CODECS": f'"{codecs}"' if codecs else "",
         "RESOLUTION": f"{traits.width}x{traits.height}" if traits.width and traits.height else "",
         "FRAME-RATE": f"{traits.frame_rate:.3f}" if traits.frame_rate else "",
     }
-    said = {name: value for name, value in track.attributes if name not in ("BANDWIDTH", "AVERAGE-BANDWIDTH")}
-    if rendition.name != track.name:  # a rung: a picture of its own, the variant's renditions
-        said = {name: value for name, value in said.items() if name in _RENDITION_GROUPS}
-        if traits.codecs and (audio := _audio_codecs(track)) and beside[0]:
-            attributes["CODECS"] = f'"{traits.codecs},{audio}"'
-    said = {name: value for name, value in said.items() if name not in _MUST_EXIST or value.strip('"') in groups}
-    return _attributes({**{name: value for name, value in attributes.items() if value}, **said})
+    return _attributes({**{name: value for name, value in attributes.items() if value}, **_in_groups(said, groups)})
 
 
-def _audio_codecs(track: Track) -> str:
+def _i_frame_stream_inf(track: Track, progress: Progress, groups: Groups) -> str:
+    measured_bps = max((one.peak_bps for one in progress.renditions), default=0)
+    said = _in_groups(dict(track.attributes), groups)
+    return _attributes({"BANDWIDTH": str(measured_bps), **said, "URI": f'"{track.name}/index.m3u8"'})
+
+
+def _in_groups(said: Mapping[str, str], groups: Groups) -> dict[str, str]:
+    """Return *said* without the groups that nothing is published of."""
+    return {name: value for name, value in said.items() if name not in _MUST_EXIST or (name, value.strip('"')) in groups}
+
+
+def _audio_codecs(track: Track) -> tuple[str, ...]:
     """The codecs of a variant that are no video: those of its audio renditions."""
     video = ("avc", "hvc", "hev", "dvh", "av01", "vp0", "mp4v")
-    return ",".join(word.strip() for word in track.attribute("CODECS").split(",") if word and not word.strip().startswith(video))
+    return tuple(word.strip() for word in track.attribute("CODECS").split(",") if word and not word.strip().startswith(video))
 
 
 def _body(progress: Progress, name: str) -> Iterator[str]:
     keys: tuple[Key, ...] = ()
-    init_uri: str | None = None
-    for index, entry in enumerate(progress.entries):
+    init: tuple[str, tuple[Key, ...]] | None = None
+    for entry in progress.entries:
         file = entry.files.get(name)
         if entry.discontinuity:
             yield "#EXT-X-DISCONTINUITY"
-        yield from entry.tags
-        wanted = _keys_of(entry, file) if file and _is_pass_through(progress.track, name, file) else ()
-        if file and wanted != keys:
-            yield from _keys(wanted, keys)
-            keys = wanted
-        if file and file.init_uri != init_uri and file.init_uri:
-            yield f'#EXT-X-MAP:URI="{file.init_uri}"'
-            init_uri = file.init_uri
+        yield from (tag for tag in entry.tags if name == progress.track or not tag.startswith(_OF_THE_BYTES))
+        if file:
+            own, of_init = _keys_of(entry, file) if _is_pass_through(progress.track, name, file) else ((), ())
+            if file.init_uri and (file.init_uri, of_init) != init:  # a KEY covers the MAPs after it too [RFC 8216 4.3.2.4]
+                yield from _keys(of_init, keys)
+                yield f'#EXT-X-MAP:URI="{file.init_uri}"'
+                keys, init = of_init, (file.init_uri, of_init)
+            yield from _keys(own, keys)
+            keys = own
         yield f"#EXT-X-PROGRAM-DATE-TIME:{_date_time(entry.program_date_time)}"
         if file is None:
             yield "#EXT-X-GAP"
         yield f"#EXTINF:{decimal(entry.duration_s)},{entry.title}"
-        yield file.uri if file else _gap_uri(progress.entries, index, name)
+        yield file.uri if file else entry.gaps.get(name, f"{entry.number}.ts")
 
 
-def _keys_of(entry: Entry, file: MediaFile) -> tuple[Key, ...]:
-    """The entry's keys; one that lies in the track's folder is named from where the segment is listed."""
+def _keys_of(entry: Entry, file: MediaFile) -> tuple[tuple[Key, ...], tuple[Key, ...]]:
+    """The keys of the segment and of its init section; one that lies in the track's folder is named from where the segment is listed."""
     home = file.uri.rpartition("/")[0]
-    return tuple(replace(key, uri=f"{home}/{key.uri}") if home and key.uri and ":" not in key.uri else key for key in entry.keys)
+    both = (entry.keys, entry.keys if file.init_keys is None else file.init_keys)
+    own, of_init = (
+        tuple(replace(key, uri=f"{home}/{key.uri}") if home and key.uri and ":" not in key.uri else key for key in keys) for keys in both
+    )
+    return own, of_init
 
 
 def _is_pass_through(track: str, name: str, file: MediaFile) -> bool:
     return name == track or file.uri.startswith(f"../{track}/")
 
 
-def _gap_uri(entries: tuple[Entry, ...], index: int, name: str) -> str:
-    """A GAP's URI is never fetched; it keeps the suffix of its neighbours because ffmpeg refuses odd ones."""
-    files = (entry.files.get(name) for entry in entries)
-    suffix = next((file.uri.rpartition(".")[2] for file in files if file), "ts")
-    return f"{entries[index].number}.{suffix}"
-
-
 def _keys(wanted: tuple[Key, ...], before: tuple[Key, ...]) -> Iterator[str]:
+    if wanted == before:
+        return
     if {key.keyformat for key in before} - {key.keyformat for key in wanted}:
         yield "#EXT-X-KEY:METHOD=NONE"  # else the format that went would go on [RFC 8216 6.2.3]
     for key in wanted:
         yield "#EXT-X-KEY:" + _attributes({**dict(key.attributes), **({"URI": f'"{key.uri}"'} if key.uri else {})})
 
 
-def _version(progress: Progress, name: str) -> int:
-    """The lowest version that the tags need (RFC 8216 7)."""
-    files = [file for entry in progress.entries if (file := entry.files.get(name))]
-    if any(file.init_uri for file in files):
-        return 5 if progress.i_frames_only else 6
-    keys = [key for entry in progress.entries for key in entry.keys]
-    if any(key.keyformat != "identity" or key.method.startswith("SAMPLE-AES") for key in keys):
-        return 5
-    return 4 if progress.i_frames_only else 3
+def _version(lines: Iterable[str]) -> int:
+    """The lowest version that the tags need (RFC 8216 7, rfc8216bis 8)."""
+    needed, init = 1, 6
+    for line in lines:
+        tag, _, value = line.partition(":")
+        match tag:
+            case "#EXTINF" if "." in value.partition(",")[0]:
+                needed = max(needed, 3)
+            case "#EXT-X-I-FRAMES-ONLY":
+                needed, init = max(needed, 4), 5
+            case "#EXT-X-KEY" | "#EXT-X-SESSION-KEY":
+                named = attributes(line)
+                needed = max(needed, 2) if "IV" in named else needed
+                if {"KEYFORMAT", "KEYFORMATVERSIONS"} & named.keys() or named.get("METHOD", "").startswith("SAMPLE-AES"):
+                    needed = max(needed, 5)
+            case "#EXT-X-MAP":
+                needed = max(needed, init)
+            case "#EXT-X-MEDIA" if 'INSTREAM-ID="SERVICE' in line:
+                needed = max(needed, 7)
+        if "REQ-" in value and any(name.startswith("REQ-") for name in attributes(line)):
+            needed = max(needed, 12)
+    return needed
 
 
 def decimal(value: float) -> str:

@@ -11,12 +11,12 @@ All renditions share one window: the same numbers, the same discontinuities; one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from itertools import takewhile
+from datetime import datetime, timedelta
+from itertools import islice, takewhile
 
-from hlsrelay.hls.parse import attributes
+from hlsrelay.hls import dateranges
 from hlsrelay.model import SOURCE, Entry, Kind, MediaFile, Position, Rendition, Traits
 
 FEWEST_ENTRIES = 6
@@ -49,6 +49,10 @@ class Progress:
     i_frames_only: bool = False
     dateranges: tuple[str, ...] = ()
     """EXT-X-DATERANGE lines that stood before entries that left, and reach over some that stay (A13)."""
+    daterange_ids: tuple[str, ...] = ()
+    """Which of their IDs were used for what, lately: none is used again."""
+    listed_us: int | None = None
+    """How long the entries last together, to the microsecond as EXTINF tells it; None: nobody has counted."""
     format: int = 1
 
     @property
@@ -58,43 +62,63 @@ class Progress:
 
 
 def slide(progress: Progress, entry: Entry, position: Position, window_s: float, now: datetime) -> Progress:
-    """Return *progress* with *entry* at its end, and what is older than *window_s* off its head."""
+    """Return *progress* with *entry* at its end, and what is older than *window_s* off its head.
+
+    What it looks at does not grow with the window: a day's has thousands of entries.
+
+    The target duration grows with an entry that nobody could cut to it: players get over that more easily than over a loss.
+    """
     if progress.entries and entry.number != progress.entries[-1].number + 1:
         raise AssertionError(f"entry {entry.number} after {progress.entries[-1].number}")
     if progress.ended and progress.entries:
         entry = replace(entry, discontinuity=True)  # the source said ENDLIST and came back
     entry, entries, renditions = _settled(progress, entry)
+    head, entries, entry, ids = _with_dateranges(progress, entries, entry)
+    entries = (*entries, entry)
+    before_us = sum(map(_length_us, progress.entries)) if progress.listed_us is None else progress.listed_us
     grown = replace(
         progress,
-        position=position.upto(entry.number, entry.program_date_time + timedelta(seconds=entry.duration_s)),
+        listed_us=before_us + _length_us(entry),
+        position=position,
         target_duration_s=max(progress.target_duration_s, round_half_up(entry.duration_s)),
-        entries=(*entries, entry),
-        renditions=tuple(_measured(one, (*entries, entry), progress.target_duration_s) for one in renditions),
+        entries=entries,
+        dateranges=head,
+        daterange_ids=ids,
+        renditions=tuple(_measured(one, entries, progress.target_duration_s) for one in renditions),
         ended=False,
     )
     return _trimmed(grown, window_s, now)
 
 
-def followed(progress: Progress, main: Progress, window_s: float, now: datetime) -> Progress:
-    """Return *progress*, of a track that the source no longer has, with the newest entry of *main* under its next number.
+def _with_dateranges(
+    progress: Progress, entries: tuple[Entry, ...], entry: Entry
+) -> tuple[tuple[str, ...], tuple[Entry, ...], Entry, tuple[str, ...]]:
+    if not dateranges.among(entry.tags):
+        return progress.dateranges, entries, entry, progress.daterange_ids
+    begins = entries[0].program_date_time if entries else entry.program_date_time
+    tags, ids = dateranges.admitted(entry.tags, progress.dateranges, entries, progress.daterange_ids, begins)
+    head, (*entries_left, entry) = dateranges.bounded(progress.dateranges, (*entries, replace(entry, tags=tags)))
+    return head, tuple(entries_left), entry, ids
+
+
+def followed(progress: Progress, main: Progress, newest: Entry, window_s: float, now: datetime) -> Progress:
+    """Return *progress*, of a track that the source no longer has, with the entry *newest* of *main* under its next number.
 
     Players that chose the track once never ask what else there is: they go on with the main variant's segments, or with a GAP where
     the track was something else.
     """
-    newest = main.entries[-1]
     file = newest.files.get(main.track) if progress.kind is Kind.VARIANT else None
-    stand_in = (
-        {progress.track: MediaFile(f"../{main.track}/{file.uri}", file.size_bytes, _beside(main.track, file.init_uri))} if file else {}
-    )
+    stand_in = {progress.track: _standing_in(file, main.track)} if file else {}
     number = progress.entries[-1].number + 1 if progress.entries else progress.position.last_number + 1
     changed = progress.position.source != ""
-    entry = replace(newest, number=number, files=stand_in, rungs=(), discontinuity=newest.discontinuity or changed)
+    entry = replace(newest, number=number, files=stand_in, gaps={}, rungs=(), discontinuity=newest.discontinuity or changed)
     position = replace(progress.position, source="", last_number=number, generation=main.position.generation)
     return slide(progress, entry, position, window_s, now)
 
 
-def _beside(track: str, uri: str | None) -> str | None:
-    return f"../{track}/{uri}" if uri else None
+def _standing_in(file: MediaFile, home: str) -> MediaFile:
+    """The file as a rendition beside its own lists it."""
+    return replace(file, uri=f"../{home}/{file.uri}", init_uri=f"../{home}/{file.init_uri}" if file.init_uri else None, key_uris=())
 
 
 def expired(progress: Progress, now: datetime) -> tuple[Progress, tuple[str, ...]]:
@@ -116,62 +140,38 @@ def round_half_up(duration_s: float) -> int:
 
 
 def _trimmed(progress: Progress, window_s: float, now: datetime) -> Progress:
-    longest_s = sum(entry.duration_s for entry in progress.entries)
-    least_s = max(window_s, FEWEST_TARGET_DURATIONS * progress.target_duration_s)
+    longest_us = stays_us = progress.listed_us or 0
+    least_us = round(max(window_s, FEWEST_TARGET_DURATIONS * progress.target_duration_s) * 1_000_000)
     leaving = 0
-    stays_s = longest_s
-    for entry in progress.entries[:-FEWEST_ENTRIES]:
-        if stays_s - entry.duration_s < least_s:
+    for entry in islice(progress.entries, max(0, len(progress.entries) - FEWEST_ENTRIES)):
+        if stays_us - _length_us(entry) < least_us:
             break
-        stays_s -= entry.duration_s
+        stays_us -= _length_us(entry)
         leaving += 1
     if not leaving:
         return progress
     left, stay = progress.entries[:leaving], progress.entries[leaving:]
-    still_used = {path for entry in stay for path in _paths(entry)}
+    # An init section outlives its first entry. What the next few don't use is used no more: see downloading.
+    still_used = {path for entry in stay[:FEWEST_ENTRIES] for path in _paths(entry)}
     retired = tuple(
         Retired(
-            tuple(path for path in _paths(entry) if path not in still_used),  # an init section outlives its first entry
-            now + timedelta(seconds=entry.duration_s + longest_s),
+            tuple(path for path in _paths(entry) if path not in still_used),
+            now + timedelta(seconds=entry.duration_s, microseconds=longest_us),
         )
         for entry in left
     )
     return replace(
         progress,
         entries=stay,
-        dateranges=_in_force((*progress.dateranges, *(tag for entry in left for tag in entry.tags)), stay),
+        listed_us=stays_us,
+        dateranges=dateranges.in_force(progress.dateranges, left, stay),
         discontinuity_sequence=progress.discontinuity_sequence + sum(entry.discontinuity for entry in left),
         retired=(*progress.retired, *retired),
     )
 
 
-def _in_force(tags: Iterable[str], stay: tuple[Entry, ...]) -> tuple[str, ...]:
-    """Return the DATERANGEs among *tags* that reach over an entry that stays, the newest of each ID (RFC 8216 4.3.2.7)."""
-    said_again = {_daterange_id(tag) for entry in stay for tag in entry.tags}
-    newest = {_daterange_id(tag): tag for tag in tags if _daterange_id(tag)}
-    begins = stay[0].program_date_time
-    return tuple(tag for name, tag in newest.items() if name not in said_again and _daterange_end(tag, begins) > begins)
-
-
-def _daterange_id(tag: str) -> str:
-    return attributes(tag).get("ID", "") if tag.startswith("#EXT-X-DATERANGE:") else ""
-
-
-def _daterange_end(tag: str, now: datetime) -> datetime:
-    """Return when a DATERANGE ends: as it says, or later than *now* while it says nothing, for a day at most."""
-    got = {name: value.strip('"') for name, value in attributes(tag).items()}
-    try:
-        if "END-DATE" in got:
-            return _aware(datetime.fromisoformat(got["END-DATE"]))
-        start = _aware(datetime.fromisoformat(got.get("START-DATE", "")))
-        length_s = got.get("DURATION") or got.get("PLANNED-DURATION")
-        return start + (timedelta(seconds=float(length_s)) if length_s else timedelta(days=1))
-    except (ValueError, OverflowError):
-        return now  # nobody can tell what it maps to
-
-
-def _aware(when: datetime) -> datetime:
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
+def _length_us(entry: Entry) -> int:
+    return round(entry.duration_s * 1_000_000)
 
 
 def _paths(entry: Entry) -> tuple[str, ...]:
@@ -188,8 +188,9 @@ def _settled(progress: Progress, entry: Entry) -> tuple[Entry, tuple[Entry, ...]
     another name for the nearest one that stays. A new rung lists that one's files for the time before it came, because renditions
     must not begin more than a target duration apart (RFC 8216 6.2.4). Encodings differ across the change: a DISCONTINUITY for all.
     """
+    entries = progress.entries
     if not entry.files:
-        return entry, progress.entries, progress.renditions
+        return _with_gaps(entry, entries[-1:], progress.renditions), entries, progress.renditions
     made = (progress.track, *entry.rungs)
     before = {one.name: one for one in progress.renditions}
     come = [name for name in made if name not in before]
@@ -202,10 +203,20 @@ def _settled(progress: Progress, entry: Entry) -> tuple[Entry, tuple[Entry, ...]
     )
     heights = {one.name: one.traits.height or 0 for one in renditions}
     entry = replace(entry, files={**entry.files, **_stand_ins(entry, gone, heights)})
-    entries = progress.entries
     if come:
-        entries = tuple(replace(old, files={**old.files, **_stand_ins(old, come, heights)}) for old in entries)
-    return entry, entries, renditions
+        new = tuple(one for one in renditions if one.name in come)
+        listing = (replace(old, files={**old.files, **_stand_ins(old, come, heights)}) for old in entries)
+        entries = tuple(_with_gaps(old, (entry,), new) for old in listing)
+    return _with_gaps(entry, entries[-1:], renditions), entries, renditions
+
+
+def _with_gaps(entry: Entry, beside: Sequence[Entry], renditions: Iterable[Rendition]) -> Entry:
+    """Return *entry* with a URI for each GAP. It keeps the suffix of what is listed *beside* it, because ffmpeg refuses odd ones."""
+    gaps = {}
+    for name in (one.name for one in renditions if one.name not in entry.files):
+        uris = (file.uri if (file := other.files.get(name)) else other.gaps.get(name, "") for other in beside)
+        gaps[name] = f"{entry.number}.{next(filter(None, uris), '.ts').rpartition('.')[2]}"
+    return replace(entry, gaps={**entry.gaps, **gaps}) if gaps else entry
 
 
 def _stand_ins(entry: Entry, names: Iterable[str], heights: dict[str, int]) -> dict[str, MediaFile]:
@@ -217,7 +228,7 @@ def _stand_ins(entry: Entry, names: Iterable[str], heights: dict[str, int]) -> d
     for name in names:
         below = [one for one in own if heights.get(one[0], 0) <= heights.get(name, 0)]
         home, file = max(below, key=lambda one: heights.get(one[0], 0)) if below else min(own, key=lambda one: heights.get(one[0], 0))
-        stand_ins[name] = MediaFile(f"../{home}/{file.uri}", file.size_bytes, _beside(home, file.init_uri), traits=file.traits)
+        stand_ins[name] = _standing_in(file, home)
     return stand_ins
 
 
@@ -226,10 +237,10 @@ def _measured(rendition: Rendition, entries: tuple[Entry, ...], target_duration_
     newest = entries[-1].files.get(rendition.name)
     if newest is None or _stands_in(newest):
         return rendition
-    own = tuple(takewhile(lambda entry: not _stands_in(entry.files.get(rendition.name)), reversed(entries)))
+    own = takewhile(lambda entry: not _stands_in(entry.files.get(rendition.name)), reversed(entries))
     return replace(
         rendition,
-        traits=newest.traits or rendition.traits,
+        traits=newest.traits if newest.traits and newest.traits != Traits() else rendition.traits,  # what can't be read tells nothing
         peak_bps=max(rendition.peak_bps, _peak_of_runs(own, rendition.name, target_duration_s)),
         total_bits=rendition.total_bits + newest.size_bytes * 8,
         total_s=rendition.total_s + entries[-1].duration_s,
@@ -237,20 +248,24 @@ def _measured(rendition: Rendition, entries: tuple[Entry, ...], target_duration_
 
 
 def as_listed(progress: Progress, rendition: Rendition) -> Rendition:
-    """Return *rendition* with the bitrate, the codecs and the size that cover what it lists of another one, as long as it does (A21)."""
-    lent = [file for entry in progress.entries if (file := entry.files.get(rendition.name)) and _stands_in(file)]
-    if not lent:
-        return rendition
-    backwards = progress.entries[::-1]
-    peaks = (_peak_of_runs(backwards[index:], rendition.name, progress.target_duration_s) for index in range(len(backwards)))
-    every = [rendition.traits, *dict.fromkeys(file.traits for file in lent if file.traits)]
+    """Return *rendition* with the codecs of all that it lists, and a bitrate and a size that cover what it lists of another one (A21)."""
+    files = [file for entry in progress.entries if (file := entry.files.get(rendition.name))]
+    every = dict.fromkeys((rendition.traits, *(file.traits for file in files if file.traits)))
     codecs = dict.fromkeys(codec for traits in every if traits.codecs for codec in traits.codecs.split(","))
-    largest = max(every, key=lambda traits: traits.height or 0)
-    traits = Traits(",".join(codecs) or None, largest.width, largest.height, max(one.frame_rate or 0.0 for one in every) or None)
+    rendition = replace(rendition, traits=replace(rendition.traits, codecs=",".join(codecs) or None))
+    if not any(map(_stands_in, files)):
+        return rendition
+    entries = progress.entries
+    runs = ((entries[index] for index in range(last, -1, -1)) for last in range(len(entries)))
+    peaks = (_peak_of_runs(run, rendition.name, progress.target_duration_s) for run in runs)
+    sizes = [rendition.traits, *dict.fromkeys(file.traits for file in files if file.traits and _stands_in(file))]
+    largest = max(sizes, key=lambda traits: traits.height or 0)
+    fastest = max(one.frame_rate or 0.0 for one in sizes) or None
+    traits = replace(rendition.traits, width=largest.width, height=largest.height, frame_rate=fastest)
     return replace(rendition, traits=traits, peak_bps=max(rendition.peak_bps, *peaks))
 
 
-def _peak_of_runs(backwards: tuple[Entry, ...], name: str, target_duration_s: int) -> int:
+def _peak_of_runs(backwards: Iterable[Entry], name: str, target_duration_s: int) -> int:
     """Return the highest bitrate of the runs that begin *backwards* and last 0.5 to 1.5 target durations (RFC 8216 4.3.4.2)."""
     peak_bps, bits, length_s = 0, 0, 0.0
     for entry in backwards:

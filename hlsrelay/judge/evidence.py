@@ -21,7 +21,8 @@ _GUESSED_RATE = 25.0
 def alone(segment: Listed, size: int | None, info: MediaInfo) -> Iterator[Complaint]:
     """Judge one whole segment."""
     here = f"segment {segment.sequence}"
-    if info.container is Container.TS and size is not None and segment.resource.span is None and size % TS_PACKET:
+    bare = segment.resource.span is None and not segment.keys  # encrypted, it is padded
+    if info.container is Container.TS and size is not None and bare and size % TS_PACKET:
         yield error("A8", "a listed segment is not complete", f"{here}: {size} bytes are no whole MPEG-TS packets")
     if info.container is Container.FMP4 and segment.init is None:
         yield error("A16", "an fMP4 segment without EXT-X-MAP", here)

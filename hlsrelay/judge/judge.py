@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from hlsrelay.judge import evidence, variants
 from hlsrelay.judge.findings import Complaint, Docket, Finding, error, warning
-from hlsrelay.judge.reading import Listed, MediaPlaylist, Multivariant, Resource, Span, Variant, read
+from hlsrelay.judge.reading import Listed, MediaPlaylist, Multivariant, Resource, Span, Variant, read, unquoted
 from hlsrelay.judge.tape import Known, Tape
 from hlsrelay.media.info import MediaInfo
 
@@ -42,6 +42,15 @@ class _Presentation:
     last: dict[str, Variant] = field(default_factory=dict)
     loaded_s: float = 0.0
     body: bytes = b""
+    said: set[tuple[str, Complaint]] = field(default_factory=set)
+
+    def anew(self, uri: str, complaints: Iterable[Complaint]) -> list[Complaint]:
+        """Return those of *complaints* about *uri* that were not made before: the same media are looked at again and again."""
+        if len(self.said) > REMEMBERED:
+            self.said.clear()
+        fresh = [one for one in complaints if (uri, one) not in self.said]
+        self.said.update((uri, one) for one in fresh)
+        return fresh
 
 
 class Judge:
@@ -94,7 +103,7 @@ class Judge:
             return
         if presentation is not None and presentation.body == body:
             presentation.loaded_s = at_s
-            self._bitrates(presentation, at_s)
+            self._against_media(presentation, at_s)
             return
         reading = read(body, base or where)
         if not reading.whole and where in self._whole:
@@ -120,6 +129,8 @@ class Judge:
 
     def unavailable(self, where: str, status: int, reason: str, at_s: float) -> None:
         """Fold a load of the playlist *where* that gave none; *status* is 0 where there was no answer."""
+        if self._is_over(where):  # who has ended may go [RFC 8216 6.2.2]
+            return
         if where in self._seen and status in GONE:
             said = error("A3", "the playlist is gone", reason)
         elif status in GONE:
@@ -127,6 +138,12 @@ class Judge:
         else:
             said = warning("A8", "a playlist can't be loaded", reason)
         self._say(where, [said], at_s)
+
+    def _is_over(self, where: str) -> bool:
+        """Return whether *where*, or all that it names, has ended."""
+        presentation = self._presentations.get(where)
+        tapes = [self._tapes.get(name) for name in (presentation.last if presentation else [where])]
+        return bool(tapes) and all(tape is not None and tape.newest is not None and tape.newest.ended for tape in tapes)
 
     def _media_playlist(self, where: str, playlist: MediaPlaylist, body: bytes, at_s: float) -> None:
         tape = self._tapes.setdefault(where, Tape())
@@ -149,7 +166,7 @@ class Judge:
         presentation.last = {variant.uri: variant for variant in playlist.variants}
         presentation.first = presentation.last | presentation.first
         presentation.loaded_s, presentation.body = at_s, body
-        self._bitrates(presentation, at_s)
+        self._against_media(presentation, at_s)
 
     def _compare(self, where: str, at_s: float) -> None:
         for presentation in self._presentations.values():
@@ -162,12 +179,18 @@ class Judge:
                 if theirs is not None and other.uri != where:
                     self._say(where, variants.agree(tape, variant, theirs, other), at_s)
 
-    def _bitrates(self, presentation: _Presentation, at_s: float, only: str = "") -> None:
+    def _against_media(self, presentation: _Presentation, at_s: float, only: str = "") -> None:
+        """Hold what the STREAM-INFs say against what is known of the media of all, or *only* one."""
         for uri, variant in presentation.last.items():
             tape = self._tapes.get(uri)
             if tape is None or variant.inf is None or only not in ("", uri):
                 continue
-            self._say(uri, variants.bitrate(variant.inf, tape, presentation.loaded_s), at_s)
+            if tape.loaded_s >= presentation.loaded_s:  # else it may list more than is known
+                self._say(uri, presentation.anew(uri, variants.media_against(variant.inf, tape, presentation.loaded_s)), at_s)
+            group = unquoted(variant.inf.get("AUDIO", ""))
+            beside = [one.uri for one in presentation.last.values() if one.inf is None and (one.type, one.group) == ("AUDIO", group)]
+            sounds = [self._tapes[one] for one in beside if one in self._tapes]
+            self._say(uri, presentation.anew(uri, variants.bitrate(variant.inf, tape, presentation.loaded_s, sounds)), at_s)
             told = (presentation.first[uri].inf or {}).get("BANDWIDTH")
             peak_bps, number = variants.peak(tape, at_s, ever=True)
             if told and peak_bps > VIEWERS_BELIEVE * int(told) and told != variant.inf.get("BANDWIDTH"):
@@ -215,8 +238,8 @@ class Judge:
             known.info = info
             self._probed(where, tape, known, at_s)
         for presentation in self._presentations.values():
-            if where in presentation.last:
-                self._bitrates(presentation, at_s, only=where)
+            if where in presentation.last:  # sound counts in every variant that it plays with
+                self._against_media(presentation, at_s, only=where if presentation.last[where].inf is not None else "")
 
     def _not_had(self, resource: Resource, places: list[tuple[str, Tape, Known]], status: int, broken: str, at_s: float) -> None:
         why = broken or f"HTTP {status}"
@@ -247,8 +270,6 @@ class Judge:
             variant = presentation.last.get(where)
             if variant is None:
                 continue
-            if variant.inf is not None:
-                self._say(where, variants.media_against(variant.inf, known), at_s)
             for other in presentation.last.values():
                 theirs = self._tapes.get(other.uri)
                 if theirs is not None and other.uri != where and (their := variants.match(known.listed, tape, theirs)):

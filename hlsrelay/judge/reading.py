@@ -82,7 +82,8 @@ class Resource:
 @dataclass(frozen=True, slots=True)
 class Listed:
     """A media segment as a playlist lists it. *era* is its discontinuity sequence number, *when_s* its date in Unix time,
-    *keys* and *init* are those in force."""
+    *keys* and *init* are those in force, *init_keys* those that were when the MAP was written (RFC 8216 4.3.2.4); the attributes of a key
+    are as written, but for its URI, which is absolute and without quotes."""
 
     sequence: int
     written: str
@@ -94,6 +95,7 @@ class Listed:
     gap: bool = False
     keys: frozenset[tuple[tuple[str, str], ...]] = frozenset()
     init: Resource | None = None
+    init_keys: frozenset[tuple[tuple[str, str], ...]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +123,15 @@ class MediaPlaylist:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A media playlist that a multivariant one names, by absolute URI; *inf* is its STREAM-INF, None for an EXT-X-MEDIA rendition."""
+    """A media playlist that a multivariant one names, by absolute URI; *inf* is its STREAM-INF.
+
+    None for an EXT-X-MEDIA rendition: *type* and *group* are its own.
+    """
 
     uri: str
     inf: Attributes | None
     type: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +202,7 @@ class _Reader:
     variants: list[Variant] = field(default_factory=list)
     keys: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     init: Resource | None = None
+    init_keys: frozenset[tuple[tuple[str, str], ...]] = frozenset()
     well_formed: bool = True  # the last attribute list
     # of the next segment
     duration_s: float | None = None
@@ -236,7 +243,7 @@ class _Reader:
             self.found.append(warning("A5", "a DISCONTINUITY, and no EXT-X-DISCONTINUITY-SEQUENCE"))
         return MediaPlaylist(
             self.target_duration_s,
-            self.segments[0].sequence if self.segments else self.media_sequence,  # one that comes too late numbers nothing
+            self.media_sequence,
             self.discontinuity_sequence,
             tuple(self.segments),
             self.playlist_type,
@@ -254,12 +261,12 @@ class _Reader:
             case "EXT-X-VERSION":
                 self.version = self._integer(name, value, "A18") or 1
             case "EXT-X-TARGETDURATION":
-                target_duration_s = self._integer(name, value, "A2")
-                self.target_duration_s = target_duration_s or 0
-                if target_duration_s == 0:
+                self.target_duration_s = self._integer(name, value, "A2") or 0
+                if re.fullmatch("0{1,20}", value):
                     self.found.append(error("A2", "EXT-X-TARGETDURATION below 1"))
             case "EXT-X-MEDIA-SEQUENCE":
-                self.media_sequence = self._integer(name, value, "A4") or 0
+                number = self._integer(name, value, "A4") or 0
+                self.media_sequence = self.media_sequence if self.segments else number  # one that comes too late numbers nothing
                 if self.segments:
                     self.found.append(error("A4", "EXT-X-MEDIA-SEQUENCE after the first segment"))
             case "EXT-X-DISCONTINUITY-SEQUENCE":
@@ -293,7 +300,8 @@ class _Reader:
                 if unquoted(attributes.get("INSTREAM-ID", "")).startswith("SERVICE"):
                     self._need(7, "INSTREAM-ID SERVICE")
                 if "URI" in attributes:
-                    self.variants.append(Variant(urljoin(self.base, unquoted(attributes["URI"])), None, attributes.get("TYPE", "")))
+                    uri, group = urljoin(self.base, unquoted(attributes["URI"])), unquoted(attributes.get("GROUP-ID", ""))
+                    self.variants.append(Variant(uri, None, attributes.get("TYPE", ""), group))
 
     def _uri(self, line: str) -> None:
         if re.search(r"\s", line):
@@ -321,6 +329,7 @@ class _Reader:
                 self.gap,
                 frozenset(self.keys.values()),
                 self.init,
+                self.init_keys,
             )
         )
         self.duration_s, self.discontinuity, self.when_s, self.gap, self.span = None, False, None, False, None
@@ -366,6 +375,8 @@ class _Reader:
             self._need(5, "KEYFORMAT")
         if method.startswith("SAMPLE-AES"):
             self._need(5, method)
+        if "URI" in attributes:
+            attributes = {**attributes, "URI": urljoin(self.base, unquoted(attributes["URI"]))}
         self.keys[unquoted(attributes.get("KEYFORMAT", "identity"))] = tuple(sorted(attributes.items()))
 
     def _map(self, attributes: Attributes) -> None:
@@ -373,6 +384,7 @@ class _Reader:
         length, offset = self._span(unquoted(attributes["BYTERANGE"])) if "BYTERANGE" in attributes else (None, None)
         span = Span(length, offset or 0) if length is not None else None
         self.init = Resource(urljoin(self.base, unquoted(attributes.get("URI", ""))), span)
+        self.init_keys = frozenset(self.keys.values())
         for key in map(dict, self.keys.values()):
             if key.get("METHOD") == "AES-128" and "IV" not in key:
                 self.found.append(error("A15", "a MAP encrypted with AES-128, and its KEY has no IV"))
@@ -383,6 +395,7 @@ class _Reader:
         at = 0
         while pair := _PAIR.match(value, at):
             name, written, comma = pair.groups()
+            self._need(12 if name.startswith("REQ-") else 1, name)
             if name in attributes:
                 self.found.append(error("A1", f"{tag} has an attribute twice", name))
             form, meant = _FORMS.get(name, ("", ""))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
@@ -22,6 +23,8 @@ PDT_DOUBT_S = 0.25
 
 _TEXTS = 512
 _KEPT_AFTER_REMOVAL = 64
+_DATERANGES = 4096
+_DATE_ROUNDING_S = 0.1
 _FMP4 = (".m4s", ".cmfv", ".cmfa")
 
 
@@ -56,6 +59,7 @@ class Tape:
     _progressed_s: float = 0.0
     _texts: deque[bytes] = field(default_factory=lambda: deque(maxlen=_TEXTS))
     _dateranges: dict[str, dict[str, str]] = field(default_factory=dict)
+    _range_began: dict[str, str | None] = field(default_factory=dict)
 
     def is_news(self, body: bytes) -> bool:
         """Return whether *body* differs from what was loaded last."""
@@ -113,7 +117,8 @@ class Tape:
         self.left = tuple(one for one in self.known.values() if one.gone_after_s is None)
         for one in self.left:
             one.gone_after_s = self.loaded_s
-        self.known = {segment.sequence: Known(segment, at_s) for segment in playlist.segments}
+        first_s = -math.inf if playlist.ended else at_s  # what has ended was so before it was looked at
+        self.known = {segment.sequence: Known(segment, first_s) for segment in playlist.segments}
         self.fresh = playlist.segments
         yield from self._arrivals(playlist, playlist.media_sequence)
 
@@ -190,11 +195,19 @@ class Tape:
             for key, value in one.items():
                 if merged.setdefault(key, value) != value:
                     yield error("A13", "two DATERANGEs of one ID that disagree", f"{name}: {key}")
+        every = (*self._dateranges.values(), *now.values())
+        for name, one in now.items():
+            yield from _end_of(name, one)
+            if (began := self._range_began.setdefault(name, one.get("START-DATE"))) != one.get("START-DATE"):
+                yield error("A13", "the ID of a DATERANGE is used again", f"{name}: {one.get('START-DATE')} after {began}")
+                self._range_began[name] = one.get("START-DATE")
         for name, before in self._dateranges.items():
-            if name in now and now[name].get("START-DATE") != before.get("START-DATE"):
-                yield error("A13", "the ID of a DATERANGE is used again", name)
-            elif name not in now and _maps(before, playlist):
+            if name not in now and _maps(before, every, playlist):
                 yield error("A13", "a DATERANGE went while it maps to a listed segment", name)
+            elif name in now and (lost := [key for key in before if key not in now[name]]):
+                yield error("A13", "a DATERANGE lost what it said", f"{name}: {', '.join(lost)}")
+        while len(self._range_began) > _DATERANGES:
+            del self._range_began[next(iter(self._range_began))]
         self._dateranges = now
 
 
@@ -265,6 +278,8 @@ def _changes(shared: list[tuple[Listed, Listed]], slid: bool) -> Iterator[Compla
             yield error("A16", "the MAP of a listed segment is lost", here)
         elif before.init != after.init:
             yield error("A3", "the MAP of a listed segment changes", here)
+        elif before.init_keys != after.init_keys:
+            yield error("A14", "the KEY of a listed segment's MAP comes, goes or changes", here)
 
 
 def _name(segment: Listed) -> str:
@@ -306,16 +321,36 @@ def _clock(playlist: MediaPlaylist, first: int) -> Iterator[Complaint]:
         anchor_s = segment.when_s
 
 
-def _maps(attributes: dict[str, str], playlist: MediaPlaylist) -> bool:
-    """Return whether a DATERANGE begins before the end of *playlist* and ends after its beginning."""
+def _end_of(name: str, one: dict[str, str]) -> Iterator[Complaint]:
+    """What a DATERANGE says of its end (RFC 8216 4.3.2.7)."""
+    if "END-ON-NEXT" in one and (one["END-ON-NEXT"] != "YES" or "CLASS" not in one or {"DURATION", "END-DATE"} & one.keys()):
+        yield error("A13", "a DATERANGE with END-ON-NEXT that is not YES, has no CLASS, or has an end", name)
+    begin_s, end_s = _date_s(one, "START-DATE"), _date_s(one, "END-DATE")
+    if (begin_s is None and "START-DATE" in one) or (end_s is None and "END-DATE" in one):
+        yield error("A13", "a date of a DATERANGE is no ISO 8601 date and time", name)
+    elif begin_s is not None and end_s is not None:
+        if end_s < begin_s:
+            yield error("A13", "a DATERANGE ends before it begins", name)
+        elif abs(end_s - begin_s - float(one.get("DURATION", end_s - begin_s))) > _DATE_ROUNDING_S:
+            yield error("A13", "END-DATE and DURATION of a DATERANGE disagree", name)
+
+
+def _maps(attributes: dict[str, str], every: Iterable[dict[str, str]], playlist: MediaPlaylist) -> bool:
+    """Return whether a DATERANGE begins before the end of *playlist* and ends after its beginning. One without an end is not told of."""
     first = next(((index, one.when_s) for index, one in enumerate(playlist.segments) if one.when_s is not None), None)
-    if first is None:
+    begin_s = _date_s(attributes, "START-DATE")
+    if first is None or begin_s is None:
         return False
     head_s = (first[1] or 0.0) - sum(one.duration_s for one in playlist.segments[: first[0]])
-    try:
-        begin_s = datetime.fromisoformat(unquoted(attributes["START-DATE"])).timestamp()
-        end_s = datetime.fromisoformat(unquoted(attributes["END-DATE"])).timestamp() if "END-DATE" in attributes else begin_s
-    except (KeyError, ValueError, OverflowError):
-        return False
-    end_s = max(end_s, begin_s + float(attributes.get("DURATION", "0")))
+    end_s = max(_date_s(attributes, "END-DATE") or begin_s, begin_s + float(attributes.get("DURATION", "0")))
+    if attributes.get("END-ON-NEXT") == "YES":
+        starts = (_date_s(other, "START-DATE") for other in every if other.get("CLASS") == attributes.get("CLASS"))
+        end_s = min((start_s for start_s in starts if start_s is not None and start_s > begin_s), default=float("inf"))
     return end_s > head_s and begin_s < head_s + playlist.duration_s
+
+
+def _date_s(attributes: dict[str, str], name: str) -> float | None:
+    try:
+        return datetime.fromisoformat(unquoted(attributes[name])).timestamp()
+    except (KeyError, ValueError, OverflowError):
+        return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from hlsrelay.judge.evidence import SOUND_OFF_S, seconds
 from hlsrelay.judge.findings import Complaint, error, warning
@@ -14,6 +14,7 @@ PICTURE_OFF_S = 0.1
 WINDOW_ROUNDING_S = 0.6
 """A target duration is rounded by half a second; EXTINFs by less."""
 BANDWIDTH_ROUNDING = 1.001
+_SOUNDS = ("mp4a", "ac-3", "ec-3")
 _SAME_FAMILY = {"avc3": "avc1", "hev1": "hvc1", "dvhe": "dvh1"}
 
 
@@ -25,8 +26,8 @@ def stated(playlist: Multivariant) -> Iterator[Complaint]:
             groups.add(variant.type)
             continue
         name = short(variant.uri)
-        if "CODECS" not in variant.inf:
-            yield error("A21", "STREAM-INF without CODECS", name)
+        if "CODECS" not in variant.inf:  # of encrypted media nobody but their maker knows them: it becomes an error where we do
+            yield warning("A21", "STREAM-INF without CODECS", name)
         if "AVERAGE-BANDWIDTH" not in variant.inf:
             yield warning("A21", "STREAM-INF without AVERAGE-BANDWIDTH", name)
         elif "BANDWIDTH" in variant.inf and int(variant.inf["AVERAGE-BANDWIDTH"]) > int(variant.inf["BANDWIDTH"]):
@@ -43,22 +44,47 @@ def short(uri: str) -> str:
 # STREAM-INF against the media ---------------------------------------------------------------------------------------------------------
 
 
-def media_against(inf: Attributes, known: Known) -> Iterator[Complaint]:
-    """Judge a variant's STREAM-INF by one probed segment of it."""
-    info, here = known.info, f"segment {known.listed.sequence}"
-    if info is None:
-        return
-    if "CODECS" in inf:
-        yield from _codecs(unquoted(inf["CODECS"]), info, here, "AUDIO" in inf)
-    if info.video is None:
+def media_against(inf: Attributes, tape: Tape, loaded_s: float) -> Iterator[Complaint]:
+    """Judge a variant's STREAM-INF, as loaded at *loaded_s*, by what was listed then for sure and is probed.
+
+    CODECS names every format. RESOLUTION has room for one: where pictures of several sizes are listed, any of them, and it may be that
+    of a segment which was listed when it was loaded but seen only afterwards.
+    """
+    known = [one for one in tape.known.values() if not one.listed.gap and (one.gone_after_s is None or one.gone_after_s >= loaded_s)]
+    shown = [(one, one.info) for one in known if one.info is not None and _listed_at(one, loaded_s)]
+    began_s = min((one.first_s for one in known), default=0.0)
+    if not shown or any(one.size is None and one.first_s > began_s for one in known):
+        return  # it may tell of what is being fetched; of the first window not all is
+    for one, info in shown:
+        yield from _formats(inf, one, info)
+    named = unquoted(inf.get("CODECS", "")).lower().split(",")
+    if "AUDIO" not in inf and any(name.strip().startswith(_SOUNDS) for name in named) and all(info.audio is None for _, info in shown):
+        yield warning("A21", "CODECS names sound, and the media has none", f"CODECS says {','.join(named)}")
+    pictures = [(one, one.info.video) for one in known if one.info is not None and one.info.video is not None]
+    if not any(info.video for _, info in shown):
         return
     if "RESOLUTION" not in inf:
         yield warning("A21", "STREAM-INF without RESOLUTION, and there is video")
-    elif _shape_differs(inf["RESOLUTION"], info.video):
-        detail = f"{here} is {info.video.width}x{info.video.height}, RESOLUTION says {inf['RESOLUTION']}"
+    elif all(_shape_differs(inf["RESOLUTION"], video) for _, video in pictures):
+        one, video = pictures[-1]
+        detail = f"segment {one.listed.sequence} is {video.width}x{video.height}, RESOLUTION says {inf['RESOLUTION']}"
         yield error("A21", "RESOLUTION is not that of the media", detail)
     if "FRAME-RATE" not in inf:
         yield warning("A21", "STREAM-INF without FRAME-RATE, and there is video")
+
+
+def _listed_at(known: Known, loaded_s: float) -> bool:
+    """Return whether a segment was listed at *loaded_s* for sure."""
+    return known.first_s <= loaded_s and (known.gone_after_s is None or known.gone_after_s >= loaded_s)
+
+
+def _formats(inf: Attributes, known: Known, info: MediaInfo) -> Iterator[Complaint]:
+    here = f"segment {known.listed.sequence}"
+    real = [track.codecs for track in (info.video, info.audio) if track and track.codecs]
+    if "CODECS" in inf:
+        yield from _codecs(unquoted(inf["CODECS"]), info, here)
+    elif real and not known.listed.keys:
+        yield error("A21", "no CODECS, though the media tell", f"{here} has {','.join(real)}")
 
 
 def _shape_differs(resolution: str, video: VideoInfo) -> bool:
@@ -66,7 +92,7 @@ def _shape_differs(resolution: str, video: VideoInfo) -> bool:
     return bool(square and video.width and video.height) and resolution != f"{video.width}x{video.height}"
 
 
-def _codecs(written: str, info: MediaInfo, here: str, sound_apart: bool) -> Iterator[Complaint]:
+def _codecs(written: str, info: MediaInfo, here: str) -> Iterator[Complaint]:
     listed = [one.strip().lower() for one in written.split(",")]
     for track in (info.video, info.audio):
         if track is None or track.codecs is None:
@@ -77,9 +103,6 @@ def _codecs(written: str, info: MediaInfo, here: str, sound_apart: bool) -> Iter
             yield error("A21", "CODECS does not name a codec of the media", f"{here} has {real}, CODECS says {written}")
         elif real not in listed and not any(_alike(one, real) for one in listed):
             yield warning("A21", "CODECS names another profile or level than the media's", f"{here} has {real}, CODECS says {written}")
-    has_sound = info.audio is not None
-    if not has_sound and not sound_apart and any(one.startswith(("mp4a", "ac-3", "ec-3")) for one in listed):
-        yield warning("A21", "CODECS names sound, and the media has none", f"{here}, CODECS says {written}")
 
 
 def _family(codecs: str) -> str:
@@ -108,7 +131,7 @@ def peak(tape: Tape, listed_s: float, *, ever: bool = False) -> tuple[float, int
             known = tape.known.get(sequence)
             if known is None or known.size is None or known.first_s > listed_s or known.listed.gap:
                 break
-            if not ever and known.gone_after_s is not None and known.gone_after_s < listed_s:
+            if not ever and not _listed_at(known, listed_s):
                 break
             length_s += known.listed.duration_s
             if length_s > 1.5 * target_s:
@@ -119,14 +142,22 @@ def peak(tape: Tape, listed_s: float, *, ever: bool = False) -> tuple[float, int
     return best, best_at
 
 
-def bitrate(inf: Attributes, tape: Tape, loaded_s: float) -> Iterator[Complaint]:
-    """Judge a variant's BANDWIDTH, as loaded at *loaded_s*, by what was listed then."""
+def bitrate(inf: Attributes, tape: Tape, loaded_s: float, sounds: Iterable[Tape] = ()) -> Iterator[Complaint]:
+    """Judge a variant's BANDWIDTH, as loaded at *loaded_s*, by what was listed then: of its own, and of its audio group's *sounds*.
+
+    Of a live presentation the sum over a playable combination is a SHOULD.
+    """
     if "BANDWIDTH" not in inf:
         return
+    most_bps = int(inf["BANDWIDTH"]) * BANDWIDTH_ROUNDING + 1
     peak_bps, at = peak(tape, loaded_s)
-    if peak_bps > int(inf["BANDWIDTH"]) * BANDWIDTH_ROUNDING + 1:
+    sound_bps = max((peak(sound, loaded_s)[0] for sound in sounds if sound is not tape), default=0.0)
+    if peak_bps > most_bps:
         detail = f"BANDWIDTH={inf['BANDWIDTH']}, segments up to {at} have {peak_bps:.0f} bit/s"
         yield error("A21", "BANDWIDTH below the measured peak", detail)
+    elif peak_bps and peak_bps + sound_bps > most_bps:
+        detail = f"BANDWIDTH={inf['BANDWIDTH']}, segments up to {at} have {peak_bps:.0f} bit/s, and the sound beside them {sound_bps:.0f}"
+        yield warning("A21", "BANDWIDTH does not cover the sound of its audio group", detail)
 
 
 # One playlist against another ---------------------------------------------------------------------------------------------------------
@@ -222,16 +253,24 @@ def match(segment: Listed, one: Tape, other: Tape) -> Known | None:
 
 
 def in_step(known: Known, their: Known, who: str) -> Iterator[Complaint]:
-    """Judge the time stamps of the same moment in two renditions."""
+    """Judge the time stamps of the same moment in two renditions: they go with the dates, or are equal where there are none."""
     a, b = known.info, their.info
     if a is None or b is None:
         return
-    if a.video and b.video:
-        off_s, allowed_s = seconds(a.video.first_pts_90k - b.video.first_pts_90k), PICTURE_OFF_S
-    elif a.audio and b.audio and a.audio.first_pts_90k is not None and b.audio.first_pts_90k is not None:
-        off_s, allowed_s = seconds(a.audio.first_pts_90k - b.audio.first_pts_90k), SOUND_OFF_S
-    else:
+    mine, theirs = _begins(a), _begins(b)
+    if mine is None or theirs is None:
         return
-    if abs(off_s) > allowed_s:
+    dated = known.listed.when_s is not None and their.listed.when_s is not None
+    if not dated and (a.video is None) != (b.video is None):
+        return  # where sound is cut beside pictures is free
+    apart_s = (known.listed.when_s or 0.0) - (their.listed.when_s or 0.0) if dated else 0.0
+    off_s = seconds(mine - theirs) - apart_s
+    if abs(off_s) > (PICTURE_OFF_S if a.video and b.video else SOUND_OFF_S):
         detail = f"segment {known.listed.sequence} is {off_s:+.3f} s from that of {who}"
         yield error("A20", "time stamps of the same moment differ", detail)
+
+
+def _begins(info: MediaInfo) -> int | None:
+    if info.video:
+        return info.video.first_pts_90k
+    return info.audio.first_pts_90k if info.audio else None

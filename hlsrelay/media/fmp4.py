@@ -12,9 +12,12 @@ from hlsrelay.media.info import PTS_MODULUS, AudioInfo, Container, MediaError, M
 
 FIRST_BOXES = frozenset(b"ftyp styp moof moov sidx ssix emsg prft mdat free skip uuid pdin".split())
 
+_ANNOUNCING = frozenset(b"styp sidx ssix emsg prft".split())
+
 _MOST_BOXES = 20_000
 _MOST_SAMPLES = 50_000
 _MOST_NALS = 64
+_MOST_TRACKS = 16
 _OBJECT_TYPES = {0x40: "mp4a.40.2", 0x69: "mp4a.40.34", 0x6B: "mp4a.40.34", 0xA5: "ac-3", 0xA6: "ec-3"}  # ISO/IEC 14496-1 table 5
 _NON_SYNC = 0x10000  # sample_is_non_sync_sample (8.8.3.1)
 
@@ -48,7 +51,18 @@ class _Samples:
     times: list[int] = field(default_factory=list)  # of presentation, in the track's time scale
     first_flags: int = 0
     first_bytes: tuple[int, int] = (0, 0)
+    begin: int = 0  # decode time of the first
     end: int = 0  # decode time after the last
+    absolute: bool = False  # found by their place in the whole file
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A movie fragment: its first byte, boxes that announce it included; how long after the first one it is decoded; whether an IDR."""
+
+    begin: int
+    after_s: float
+    idr: bool
 
 
 def probe_fmp4(data: bytes, init: bytes | None = None) -> MediaInfo:
@@ -70,6 +84,45 @@ def probe_fmp4(data: bytes, init: bytes | None = None) -> MediaInfo:
         video=_video(data, video, samples[video.id]) if video else None,
         audio=AudioInfo(audio.codecs, _to_90k(samples[audio.id].times[0], audio)) if audio else None,
     )
+
+
+def fragments(data: bytes, init: bytes) -> list[Fragment]:
+    """Return the fragments of *data* with samples of the first video track, or where there is none of the first other one, in order.
+
+    Raises MediaError, also when *data* can't be cut: it has a `moov` of its own, or finds samples by their place in the whole file.
+    """
+    walk = _Walk()
+    tracks: dict[int, _Track] = {}
+    for box in walk.boxes(init, 0, len(init)):
+        if box.kind == b"moov":
+            tracks |= _moov(walk, init, box)
+    found: list[tuple[int, dict[int, _Samples]]] = []
+    latest: dict[int, _Samples] = {}
+    begin: int | None = None  # of the boxes that announce the next fragment
+    for box in walk.boxes(data, 0, len(data)):
+        if box.kind == b"moov":
+            raise MediaError("an MP4 segment that brings its own init section")
+        if box.kind in _ANNOUNCING:
+            begin = box.begin if begin is None else begin
+            continue
+        if box.kind == b"moof":
+            samples = {number: _Samples(end=one.end) for number, one in latest.items()}  # no tfdt: it goes on where the last one ended
+            _moof(walk, data, box, tracks, samples)
+            if any(one.absolute for one in samples.values()):
+                raise MediaError("an MP4 fragment that finds its samples by their place in the file")
+            latest |= samples
+            if len(latest) > _MOST_TRACKS:
+                raise MediaError("an MP4 segment of too many tracks")
+            found.append((box.begin if begin is None else begin, samples))
+        begin = None
+    present = {number for _, samples in found for number, one in samples.items() if one.times}
+    track = min((track for track in tracks.values() if track.id in present), key=lambda track: track.handler != b"vide", default=None)
+    if track is None:
+        return []
+    own = [(begin, samples[track.id]) for begin, samples in found if track.id in samples and samples[track.id].times]
+    first = own[0][1].begin
+    video = track.handler == b"vide"
+    return [Fragment(at, (one.begin - first) / track.timescale, not video or _idr(data, track, one)) for at, one in own]
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +315,7 @@ def _moof(walk: _Walk, data: bytes, moof: _Box, tracks: dict[int, _Track], sampl
         size = fields.take(4) if flags & 0x10 else track.size
         default_flags = fields.take(4) if flags & 0x20 else track.flags
         known = samples.get(number) or _Samples()
+        known.absolute = known.absolute or bool(flags & 0x01)
         tfdt = walk.path(data, traf, b"tfdt")
         if tfdt is not None:
             fields = _Fields(data, tfdt.body, tfdt.end)
@@ -293,6 +347,7 @@ def _trun(walk: _Walk, data: bytes, trun: _Box, samples: _Samples, defaults: _De
     for row in rows:
         sample = dict(zip(names, row, strict=True))
         if not samples.times:
+            samples.begin = time
             samples.first_flags = first_flags if first_flags is not None else sample.get("flags", defaults.flags)
             begin = defaults.base + offset
             samples.first_bytes = (begin, begin + sample.get("size", defaults.size))
@@ -305,14 +360,18 @@ def _to_90k(time: int, track: _Track) -> int:
     return (time * 90_000 + track.timescale // 2) // track.timescale % PTS_MODULUS
 
 
-def _video(data: bytes, track: _Track, samples: _Samples) -> VideoInfo:
-    pts = in_presentation_order([_to_90k(time, track) for time in samples.times])
+def _idr(data: bytes, track: _Track, samples: _Samples) -> bool:
     idr = not samples.first_flags & _NON_SYNC
     if track.codec:
         # The flag also marks recovery points that are no IDR: believe the picture's own header.
         nals = _sample_nals(data, *samples.first_bytes, track.nal_length)
         told = h264.head_of_nals(track.codec, nals).idr
         idr = idr and told is not False
+    return idr
+
+
+def _video(data: bytes, track: _Track, samples: _Samples) -> VideoInfo:
+    pts = in_presentation_order([_to_90k(time, track) for time in samples.times])
     return VideoInfo(
         codecs=track.codecs,
         width=track.width,
@@ -321,7 +380,7 @@ def _video(data: bytes, track: _Track, samples: _Samples) -> VideoInfo:
         first_pts_90k=pts[0],
         last_pts_90k=pts[-1],
         frame_rate=frame_rate_of(pts),
-        starts_with_idr=idr,
+        starts_with_idr=_idr(data, track, samples),
         pts=pts,
         sar=track.sar,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 from hlsrelay.media.bits import Bits
 from hlsrelay.media.info import MediaError
@@ -17,6 +18,17 @@ LONGEST_HEADER = 4096
 """Bytes of a parameter set that are looked at: real ones have some 30."""
 
 _START_CODE = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)
+_FIRST_SLICES = {
+    # Type, and after it the bit that the first slice of a picture begins with: first_mb_in_slice 0, first_slice_segment_in_pic_flag.
+    H264: re.compile(rb"\x00\x00\x01([\x01\x02\x05\x21\x22\x25\x41\x42\x45\x61\x62\x65])(.)", re.DOTALL),
+    HEVC: re.compile(rb"\x00\x00\x01([\x00-\x3f]).(.)", re.DOTALL),
+    MPEG2: re.compile(rb"\x00\x00\x01(\x00).(.)", re.DOTALL),
+}
+_SEQUENCE_HEADERS = {
+    H264: re.compile(rb"\x00\x00\x01[\x07\x27\x47\x67]"),
+    HEVC: re.compile(rb"\x00\x00\x01\x42"),
+    MPEG2: re.compile(rb"\x00\x00\x01\xb3"),
+}
 _HIGH_PROFILES = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135}
 # Table E-1: sample aspect ratios by aspect_ratio_idc; 255 writes its own.
 _SAR = [(1, 1), (1, 1), (12, 11), (10, 11), (16, 11), (40, 33), (24, 11), (20, 11), (32, 11), (80, 33), (18, 11)]
@@ -39,6 +51,35 @@ class AccessUnitHead:
 
     picture: Picture | None
     idr: bool | None
+
+
+class Access(Enum):
+    """What decoding can do where a picture begins."""
+
+    IDR = "begin"
+    RANDOM = "begin, and lose the pictures that are shown before it and come after it"
+    OTHER = "go on"
+    REST = "nothing: these are further slices of a picture"
+
+
+def access(codec: str, elementary: bytes) -> Access | None:
+    """Return what *elementary*, the first bytes of a PES in Annex B form, begins with; None if no slice is among them."""
+    slices = _FIRST_SLICES[codec].search(elementary)
+    if slices is None:
+        return None
+    head, flags = slices[1][0], slices[2][0]
+    sequence = _SEQUENCE_HEADERS[codec].search(elementary, 0, slices.start()) is not None
+    if codec == MPEG2:
+        if not sequence or flags >> 3 & 7 != 1:
+            return Access.OTHER
+        group = elementary.find(b"\0\0\1\xb8", 0, slices.start())
+        return Access.IDR if group >= 0 and elementary[group + 7] & 0x40 else Access.RANDOM
+    if not flags & 0x80:
+        return Access.REST
+    kind = head & 0x1F if codec == H264 else head >> 1
+    if kind in ((5,) if codec == H264 else (19, 20)):
+        return Access.IDR
+    return Access.RANDOM if sequence or (codec == HEVC and 16 <= kind <= 23) else Access.OTHER
 
 
 def read_head(codec: str, elementary: bytes) -> AccessUnitHead:

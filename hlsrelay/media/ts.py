@@ -27,6 +27,10 @@ _MOST_RESYNCS = 16
 _MOST_TABLES = 64
 _HEAD_BYTES = 64 * 1024  # of the first access unit: parameter sets, SEI, and the beginning of its first slice
 _MOST_PES_BYTES = 64 * 1024  # what the length field of an audio PES can say
+_MOST_UNITS = 6_000
+_MOST_STARTS_BETWEEN = 64  # tables and PES of others, between a PAT and the picture it goes before
+_MOST_BYTES_BETWEEN = 256 * PACKET
+_LONGEST_PICTURE_HEAD = 4096  # what comes before a picture's first slice: parameter sets, captions
 _NEXT_HEADS = 32  # further access units in which a sequence header is looked for
 _NOT_SYNC = re.compile(rb"[^\x47]")
 _STARTS = re.compile(rb"[\x40-\x7f\xc0-\xff]")  # payload_unit_start_indicator, in the byte after the sync byte
@@ -47,6 +51,20 @@ class _Track:
     codec: str
 
 
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A picture, or a PES of sound, and where a stream that is cut before it begins.
+
+    *tables*: it begins with PAT and PMT, between which and the unit there is nothing of the unit's own track; else with the unit's PES.
+    """
+
+    begin: int
+    tables: bool
+    pts: int
+    dts: int
+    access: h264.Access
+
+
 def looks_like_ts(data: bytes) -> bool:
     """Return whether *data* begins with TS packets, or has five of them in a row in its first kilobytes."""
     if len(data) >= PACKET and all(data[at : at + 1] in (b"", b"\x47") for at in (0, PACKET, 2 * PACKET)):
@@ -54,22 +72,57 @@ def looks_like_ts(data: bytes) -> bool:
     return _FIVE_SYNCS.search(data, 0, 16 * PACKET) is not None
 
 
+def first_packet(data: bytes) -> int:
+    """Return where the TS packets of *data*, which looks like TS, begin."""
+    if data[:1] == data[PACKET : PACKET + 1] == b"\x47" or len(data) <= PACKET:
+        return 0
+    found = _FIVE_SYNCS.search(data, 0, 16 * PACKET)
+    return found.start() if found else 0
+
+
+def stamps(data: bytes) -> list[int]:
+    """Return the PTS of whatever begins in *data*, packets from anywhere in a transport stream. Raises MediaError."""
+    found = (_pes_pts(_payload(data, at)) for at in _starts(data, _runs(data)))
+    return [pts for pts in found if pts is not None]
+
+
 def probe_ts(data: bytes, init: bytes | None = None) -> MediaInfo:
     """Return what the transport stream *data* holds; *init* may carry its tables (RFC 8216 3.2). Raises MediaError."""
     runs = _runs(data)
     starts = _starts(data, runs)
-    tracks = _program(data, runs, starts)
-    if tracks is None and init and looks_like_ts(init):
-        init_runs = _runs(init)
-        tracks = _program(init, init_runs, _starts(init, init_runs))
-    if tracks is None:
-        raise MediaError("a transport stream without program tables")
-    video, audio = tracks
+    video, audio = _tracks_of(data, runs, starts, init)
     return MediaInfo(
         Container.TS,
         video=_video(data, runs, starts, video) if video else None,
         audio=_audio(data, runs, starts, audio) if audio else None,
     )
+
+
+def units(data: bytes, init: bytes | None = None) -> list[Unit]:
+    """Return the pictures that begin in the transport stream *data*, or where it has none the PES of sound, in order. Raises MediaError.
+
+    Pictures without a time stamp are left out, and so are scrambled ones; of several in one PES the first stands for all.
+    """
+    runs = _runs(data)
+    starts = _starts(data, runs)
+    pids = {_pid(data, at) for at in starts}
+    track = next((track for track in _tracks_of(data, runs, starts, init) if track and track.pid in pids), None)
+    if track is None:
+        return []
+    own = [index for index, at in enumerate(starts) if _pid(data, at) == track.pid]
+    if len(own) > _MOST_UNITS:
+        raise MediaError("a transport stream of too many pictures")
+    found: list[Unit] = []
+    for index in own:
+        at = starts[index]
+        head = _payload(data, at)
+        pts = _pes_pts(head)
+        access = _access(data, runs, at, track.codec, head) if pts is not None else h264.Access.REST
+        if pts is not None and access is not h264.Access.REST:
+            tables = _tables_before(data, runs, starts, index, track.pid)
+            dts = _stamp(head, 14) if head[7] & 0x40 and len(head) >= 19 else pts  # 2.4.3.7: what has no DTS is decoded when it is shown
+            found.append(Unit(at if tables is None else tables, tables is not None, pts, dts, access))
+    return found
 
 
 def last_audio_pts(data: bytes) -> int | None:
@@ -98,6 +151,31 @@ def last_audio_pts(data: bytes) -> int | None:
             break
         cursor += length
     return (pts + round(ticks)) % PTS_MODULUS
+
+
+def first_tables(data: bytes, packets: int) -> bytes:
+    """Return the packets of the first PAT and PMT among the first *packets* of *data*, empty if they are not both there."""
+    data = data[: packets * PACKET]
+    try:
+        runs = _runs(data)
+    except MediaError:
+        return b""
+    pat, pmt_pid = b"", None
+    for run in runs:
+        for at in range(run.begin, run.begin + run.count * PACKET, PACKET):
+            pid, begins = _pid(data, at), data[at + 1] & 0x40
+            if pid == 0 and begins and pmt_pid is None:
+                body = _section(data, runs, at, 0x00)
+                programs = [body[i : i + 4] for i in range(0, len(body) - 3, 4)]
+                pmt_pid = next((int.from_bytes(entry[2:]) & 0x1FFF for entry in programs if entry[:2] != b"\0\0"), None)
+                pat = data[at : at + PACKET]
+            elif pid == pmt_pid and begins and _section(data, runs, at, 0x02):
+                rest = [one for one in _following(runs, at) if _pid(data, one) == pid]
+                ends = next((index for index, one in enumerate(rest) if data[one + 1] & 0x40), len(rest))
+                length = int.from_bytes(_payload(data, at)[2:4]) & 0xFFF  # one packet holds what 180 bytes of it can
+                more = rest[: min(ends, (length + 4) // 184)] if length > 180 else []
+                return b"".join((pat, *(data[one : one + PACKET] for one in (at, *more))))
+    return b""
 
 
 def _runs(data: bytes) -> list[_Run]:
@@ -206,6 +284,41 @@ def _program(data: bytes, runs: list[_Run], starts: list[int]) -> tuple[_Track |
     return None
 
 
+def _tracks_of(data: bytes, runs: list[_Run], starts: list[int], init: bytes | None) -> tuple[_Track | None, _Track | None]:
+    tracks = _program(data, runs, starts)
+    if tracks is None and init and looks_like_ts(init):
+        init_runs = _runs(init)
+        tracks = _program(init, init_runs, _starts(init, init_runs))
+    if tracks is None:
+        raise MediaError("a transport stream without program tables")
+    return tracks
+
+
+def _tables_before(data: bytes, runs: list[_Run], starts: list[int], index: int, pid: int) -> int | None:
+    """Return where the PAT and PMT begin that the PES at starts[index] comes after, with nothing of its track in between."""
+    at, pmt = starts[index], False
+    for before in reversed(starts[max(0, index - _MOST_STARTS_BETWEEN) : index]):
+        other = _pid(data, before)
+        if other == pid or at - before > _MOST_BYTES_BETWEEN:
+            break
+        if other == 0 and pmt and _section(data, runs, before, 0x00):
+            between = range(before, at, PACKET)
+            return None if any(_pid(data, packet) == pid and data[packet + 3] & 0x10 for packet in between) else before
+        pmt = pmt or bool(_section(data, runs, before, 0x02))
+    return None
+
+
+def _access(data: bytes, runs: list[_Run], at: int, codec: str, head: bytes) -> h264.Access:
+    if codec not in _VIDEO.values():
+        return h264.Access.IDR  # any frame of sound can be the first
+    access = h264.access(codec, _elementary(head)) or h264.access(codec, _elementary(_unit(data, runs, at, _LONGEST_PICTURE_HEAD)))
+    if access in (None, h264.Access.OTHER):
+        # Recovery points are told by SEI, which nobody here reads, and by random_access_indicator (2.4.3.5).
+        told = data[at + 3] & 0x20 and data[at + 4] and data[at + 5] & 0x40
+        access = h264.Access.RANDOM if told else h264.Access.OTHER
+    return access
+
+
 def _tracks(section: bytes) -> tuple[_Track | None, _Track | None]:
     video = audio = None
     at = 4 + (int.from_bytes(section[2:4]) & 0xFFF)
@@ -235,7 +348,11 @@ def _pes_pts(payload: bytes) -> int | None:
     """Return the PTS of the PES header (2.4.3.6) that begins *payload*, None if it has none."""
     if len(payload) < 14 or payload[:3] != b"\0\0\1" or not payload[7] & 0x80 or payload[6] & 0xC0 != 0x80:
         return None
-    return (payload[9] >> 1 & 7) << 30 | payload[10] << 22 | (payload[11] >> 1) << 15 | payload[12] << 7 | payload[13] >> 1
+    return _stamp(payload, 9)
+
+
+def _stamp(pes: bytes, at: int) -> int:
+    return (pes[at] >> 1 & 7) << 30 | pes[at + 1] << 22 | (pes[at + 2] >> 1) << 15 | pes[at + 3] << 7 | pes[at + 4] >> 1
 
 
 def _elementary(pes: bytes) -> bytes:

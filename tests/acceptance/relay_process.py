@@ -24,6 +24,8 @@ from typing import Any, TypeVar
 import httpx
 import m3u8
 
+from tests.acceptance.judged import NOTHING, Judging, accept
+
 ROOT = Path(__file__).parents[2]
 TAG = b"HLSRELAY_CHILD="
 GONE_WITHIN_S = 15.0
@@ -107,6 +109,7 @@ class RelayProcess:
     data: Path
     folder: Path
     client: httpx.Client = field(repr=False)
+    judging: Judging | None = field(default=None, repr=False)
 
     @property
     def pid(self) -> int:
@@ -134,13 +137,20 @@ class RelayProcess:
         """Return the processes it has running: children and what carries its tag. (redis-server writes its title over the tag.)"""
         return tagged(self.pid) | {int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()}
 
+    def adjourn(self) -> None:
+        """Let its judge come to its end: what goes away now is meant to."""
+        if self.judging is not None:
+            self.judging.end()
+
     def stop(self) -> int:
         """Tell it to go, as a service manager does; returns its exit code."""
+        self.adjourn()
         self.process.terminate()
         return self.process.wait(GONE_WITHIN_S)
 
     def kill(self) -> None:
         """kill -9."""
+        self.adjourn()
         self.process.kill()
         self.process.wait(GONE_WITHIN_S)
 
@@ -192,8 +202,20 @@ def hlsrelay(*words: str, env: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def relaying(data: Path, redis: RedisServer | None = None, *, stream: str = "news", **settings: str) -> Iterator[RelayProcess]:
-    """Run `hlsrelay run` for a registered stream while the block runs; it is told to go at the end, and has to by itself."""
+def relaying(
+    data: Path,
+    redis: RedisServer | None = None,
+    *,
+    stream: str = "news",
+    allowed: Mapping[str, str] = NOTHING,
+    unjudged: str = "",
+    **settings: str,
+) -> Iterator[RelayProcess]:
+    """Run `hlsrelay run` for a registered stream while the block runs; it is told to go at the end, and has to by itself.
+
+    A judge watches all that it publishes: no rule of live HLS may be broken but those *allowed* (rule to reason), unless *unjudged* says
+    why there is nothing to judge.
+    """
     data.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="words-", dir=data))
     argv = [sys.executable, "-m", "hlsrelay", "run", stream]
@@ -209,7 +231,14 @@ def relaying(data: Path, redis: RedisServer | None = None, *, stream: str = "new
             return (words["Watch"].partition("/#")[0], words["Playlist"]) if len(words) == 2 else None
 
         url, playlist = until(told)
-        relay = RelayProcess(process, stream, url, playlist, data, folder, client)
-        yield relay
+        relay = RelayProcess(process, stream, url, playlist, data, folder, client, None if unjudged else Judging(playlist))
+        if relay.judging is not None:
+            relay.judging.start()
+        try:
+            yield relay
+        finally:
+            relay.adjourn()
         if process.poll() is None:
             assert relay.stop() == 0, (folder / "stderr").read_text()
+        if relay.judging is not None:
+            accept(relay.judging.verdict, allowed)

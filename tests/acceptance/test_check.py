@@ -27,7 +27,7 @@ realtime = pytest.mark.xdist_group("realtime")
 
 @realtime
 def test_what_ffmpeg_publishes_into_a_folder_breaks_no_rule(tmp_path: Path) -> None:
-    with muxing(tmp_path / "origin", segment_s=1, size="320x180") as source, judged(str(tmp_path / "origin")) as verdict:
+    with muxing(tmp_path / "origin", segment_s=1, size="320x180") as source, judged(tmp_path / "origin") as verdict:
         until(lambda: len(source.segments()) >= 12, 60)
     assert verdict.of("error") == []
     assert verdict.segments >= 11
@@ -47,7 +47,7 @@ def test_what_the_relay_publishes_breaks_no_rule(tmp_path: Path) -> None:
         redis.hset("hlsrelay:stream:news", source=f"{url}/live.m3u8", desired="run", ladder="small:180:300,audio", window="6")
         with relaying(tmp_path / "data", redis) as relay:
             until(lambda: len(relay.numbers("small")) >= 3)
-            with judged(relay.playlist) as verdict, judged(str(tmp_path / "data" / "live" / "news")) as on_disk:
+            with judged(relay.playlist) as verdict, judged(tmp_path / "data" / "live" / "news") as on_disk:
                 first = relay.numbers("small")[0]
                 until(lambda: relay.numbers("small")[0] >= first + 8, 60)
     assert verdict.segments >= 3 * 8

@@ -23,6 +23,7 @@ import pytest
 
 from hlsrelay import demo_origin, embedded
 from hlsrelay.demo_origin import FLASH_BAND_HEIGHT, FRAME_RATE, HEIGHT, LISTED_SEGMENTS, WIDTH
+from tests.acceptance.judged import Judging, accept
 from tests.needs import needs
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("demo_origin")]
@@ -42,6 +43,12 @@ class Channel:
     url: str
     temp: Path
     client: httpx.Client
+    judging: Judging
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal that ends it; its judge has gone home before."""
+        self.judging.end()
+        self.process.send_signal(number)
 
     def playlist(self) -> str:
         return self.client.get(self.url).raise_for_status().text
@@ -74,7 +81,13 @@ def started(ffmpeg: str, temp: Path) -> Iterator[Channel]:
             assert process.stdout is not None
             url = process.stdout.readline().strip()
             assert url, f"it ended with {process.wait()}"
-            yield Channel(process, url, temp, client)
+            judging = Judging(url)
+            judging.start()
+            try:
+                yield Channel(process, url, temp, client, judging)
+            finally:
+                judging.end()
+            accept(judging.verdict)
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(15)
@@ -210,7 +223,7 @@ def test_a_killed_encoder_goes_on_behind_a_discontinuity_and_a_killed_channel_le
         assert after == list(range(before[0], before[0] + len(after)))
         assert channel.playlist().count("#EXT-X-DISCONTINUITY\n") == 1
         encoder = channel.encoder()
-        channel.process.send_signal(signal.SIGKILL)
+        channel.signal(signal.SIGKILL)
         channel.process.wait(10)
         eventually(lambda: ended(encoder))
         assert len(channel.folders()) == 1, "nobody was there to remove it"
@@ -226,7 +239,7 @@ def test_ctrl_c_leaves_neither_a_process_nor_a_file_and_a_running_channel_is_nev
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         assert demo_origin.sweep() == 0
         encoder = channel.encoder()
-        channel.process.send_signal(signal.SIGINT)
+        channel.signal(signal.SIGINT)
         assert channel.process.wait(10) == 0
         assert ended(encoder)
         assert channel.folders() == []

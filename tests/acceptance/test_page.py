@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from tests.needs import needs
 pytest.importorskip("playwright", reason="the playwright package isn't installed")
 
 from tests.acceptance.browser import viewer, watch
+from tests.acceptance.judged import judged
 
 pytestmark = [pytest.mark.acceptance, needs("chromium", "ffmpeg")]
 
@@ -51,13 +52,21 @@ def running(argv: list[str], **options: Path) -> Iterator[subprocess.Popen[str]]
                 process.kill()
 
 
+FFMPEGS_OWN = {
+    "A7": "ffmpeg removes what has just left the list",
+    "A21": "ffmpeg states the bitrates that it was told, not those that came out",
+}
+
+
 @contextmanager
-def served(data: Path, page_dir: Path = PAGE_DIR) -> Iterator[str]:
-    """Serve <data>/live in a process of its own; the value is its URL."""
+def served(data: Path, page_dir: Path = PAGE_DIR, *, unjudged: str = "") -> Iterator[str]:
+    """Serve <data>/live in a process of its own; the value is its URL. A judge watches 'news', unless *unjudged* says why not."""
     (data / "live").mkdir(parents=True, exist_ok=True)
     with running([sys.executable, "-m", "tests.acceptance.page_server", str(data), str(page_dir)], cwd=ROOT) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().strip()
+        url = process.stdout.readline().strip()
+        with nullcontext() if unjudged else judged(f"{url}/live/news/index.m3u8", allowed=FFMPEGS_OWN):
+            yield url
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,7 @@ def test_a_page_without_hls_js_says_so_and_plays_by_the_browsers_own_hls_or_says
 
 
 def test_an_installation_without_streams_says_how_to_register_one(tmp_path: Path) -> None:
-    with served(tmp_path) as url, viewer(width=390) as watching:
+    with served(tmp_path, unjudged="there is no stream") as url, viewer(width=390) as watching:
         watching.open(url)
         watching.until("!document.getElementById('empty').hidden")
         text = watching.text()
@@ -156,7 +165,7 @@ def test_an_installation_without_streams_says_how_to_register_one(tmp_path: Path
 def test_what_went_wrong_with_a_stream_is_on_the_page_as_text_and_never_as_markup(tmp_path: Path) -> None:
     error = "<img src=x onerror=document.title='owned'> ladder: '96 k' is no bitrate"
     (tmp_path / "streams.json").write_text(json.dumps([{"id": "radio", "desired": "run", "state": "failed", "last_error": error}]))
-    with served(tmp_path) as url, viewer(dark=True) as watching:
+    with served(tmp_path, unjudged="its stream has failed") as url, viewer(dark=True) as watching:
         watching.open(url, "radio")
         watching.until("document.title === 'radio · hlsrelay'")
         text = watching.text()

@@ -21,6 +21,7 @@ import pytest
 
 from hlsrelay.registry import RedisRegistry
 from hlsrelay.web.app import HLS_JS, PAGE_DIR
+from tests.acceptance.judged import NOTHING, judged
 from tests.acceptance.live_source import Muxer, WrittenPlaylist, muxing, nginx
 from tests.acceptance.media_checks import (
     IDR,
@@ -158,7 +159,8 @@ def test_media_of_any_kind_passes_through_byte_for_byte(
     for index in range(3):
         append(index)
     fresh_redis.hset(KEY, source=f"{url}/live.m3u8", desired="run", window=WHOLE_RUN_S)
-    with relaying(tmp_path / "data", fresh_redis) as relay:
+    allowed = {"A-extinf": "of fMP4 the corpus has one fragment of each kind, listed again and again"} if kind == "fMP4" else NOTHING
+    with relaying(tmp_path / "data", fresh_redis, allowed=allowed) as relay:
         for index in range(3, len(items)):
             until(lambda index=index: relay.numbers()[-1:] == [41 + index - 1])  # type: ignore[misc]
             append(index)
@@ -250,10 +252,11 @@ def test_a_killed_relay_leaves_no_process_and_the_next_one_goes_on_without_gap_o
 ) -> None:
     folder, url = origin
     data = tmp_path_factory.mktemp("d")
-    with muxing(folder, segment_s=1, size="640x360", first=7, listed=20) as source:
+    with muxing(folder, segment_s=1, size="640x360", first=7, listed=20) as source, ExitStack() as stack:
         words = ["add", "news", f"{url}/live.m3u8", "--ladder", "small:180:300", "--window", WHOLE_RUN_S]
         hlsrelay(*words, env=environment(data, None))
         until(lambda: len(source.segments()) >= 2)
+        stack.enter_context(judged(data / "live" / "news"))  # over both of them, as for a viewer
         with relaying(data) as first:
             until(lambda: len(first.numbers("small")) >= 4)
             # Redis is one child; in the middle of an encode there is another.
@@ -420,7 +423,10 @@ def test_a_relay_that_nobody_watches_costs_next_to_nothing(
     with muxing(folder, segment_s=4, size="640x360") as source:
         hlsrelay("add", "news", f"{url}/live.m3u8", env=environment(data, None))
         until(lambda: len(source.segments()) >= 1)
-        with relaying(data) as relay:
+        with (
+            relaying(data, unjudged="judged on disk: nobody is to ask it for anything") as relay,
+            judged(data / "live" / "news"),
+        ):
             listing = data / "live" / "news" / "source" / "index.m3u8"  # not over HTTP: nobody asks the relay for anything
 
             def count() -> int:

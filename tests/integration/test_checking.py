@@ -12,6 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.padding import PKCS7
 
 from hlsrelay.checking import Report, check
 from hlsrelay.errors import ConfigError, UpstreamError
@@ -244,6 +246,65 @@ def test_a_playlist_that_had_ended_before_is_looked_at_once() -> None:
     assert texts(report) == []
     assert report.watched_s < 1
     assert report.segments == 2 * LISTED
+
+
+def test_a_stream_that_ends_while_it_is_watched_is_watched_to_its_end_and_no_longer() -> None:
+    def ends(path: str, server: Server) -> httpx.Response | None:
+        ended = path.endswith("live.m3u8") and server.newest() >= 105
+        return playlist_answer(server.playlist(105) + "#EXT-X-ENDLIST\n") if ended else None
+
+    report = watched(Server(ends))
+    assert texts(report) == []
+    assert 20 + 2 * TARGET_S <= report.watched_s < 20 + 2 * TARGET_S + 3
+
+
+SECRET = b"0123456789abcdef"
+
+
+def encrypted(answer: Callable[[str], httpx.Response]) -> Callable[[str, Server], httpx.Response | None]:
+    """The good server with all segments encrypted, each under its number; *answer* is what the key's URL gives."""
+
+    def fault(path: str, server: Server) -> httpx.Response | None:
+        if path.endswith("live.m3u8"):
+            return playlist_answer(server.playlist().replace("#EXT-X-PROGRAM", '#EXT-X-KEY:METHOD=AES-128,URI="key"\n#EXT-X-PROGRAM', 1))
+        if path.endswith("key"):
+            return answer(path)
+        if not path.endswith(".ts") or int(path.rpartition("/")[2][:-3]) > server.newest():
+            return None
+        number = int(path.rpartition("/")[2][:-3])
+        cipher = Cipher(algorithms.AES(SECRET), modes.CBC(number.to_bytes(16))).encryptor()
+        padder = PKCS7(128).padder()
+        return httpx.Response(200, content=cipher.update(padder.update(clip(number)) + padder.finalize()) + cipher.finalize())
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("answer", "broken"),
+    [
+        (lambda path: httpx.Response(200, content=SECRET), set()),
+        (lambda path: httpx.Response(404), {"A8"}),
+        (lambda path: httpx.Response(200, content=SECRET[::-1]), {"A8"}),
+        (lambda path: httpx.Response(200, content=b"<html>"), {"A8"}),
+        (lambda path: httpx.Response(403), set()),
+    ],
+    ids=["the key", "no key", "another key", "no key but a page", "a key for others"],
+)
+def test_encrypted_segments_are_opened_as_a_player_does(answer: Callable[[str], httpx.Response], broken: set[str]) -> None:
+    report = watched(Server(encrypted(answer)), seconds=30.0)
+    assert rules(report) == broken, texts(report)
+
+
+def test_what_encrypted_segments_hold_is_judged_too() -> None:
+    good = encrypted(lambda path: httpx.Response(200, content=SECRET))
+
+    def lies(path: str, server: Server) -> httpx.Response | None:
+        if path.endswith("live.m3u8"):
+            text = server.playlist().replace("EXTINF:4.0", "EXTINF:2.5")
+            return playlist_answer(text.replace("#EXT-X-PROGRAM", '#EXT-X-KEY:METHOD=AES-128,URI="key"\n#EXT-X-PROGRAM', 1))
+        return good(path, server)
+
+    assert "A-extinf" in rules(watched(Server(lies), seconds=30.0))
 
 
 def test_findings_are_told_as_they_come_and_the_watch_ends_when_it_is_told_to() -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
+import pytest
 import respx
 
+from hlsrelay import house
+from hlsrelay.addresses import AddressPolicy
 from hlsrelay.clock import Nudges
 from hlsrelay.desk import Tools
 from hlsrelay.hls.parse import parse
 from hlsrelay.model import Snapshot
 from hlsrelay.relay import Tick, relay
 from hlsrelay.storage import LocalStorage
-from hlsrelay.upstream import AddressPolicy, TransportFactory, Upstream
+from hlsrelay.upstream import TransportFactory, Upstream
 from tests.integration.test_relay import NoEncoder, Operator
 from tests.origin import Origin, Streaming
 from tests.playlists import URL, stream
@@ -43,13 +47,14 @@ class Show:
     operator: Operator
     nudges: Nudges
     origins: dict[str, Origin]
-    ticks: list[Tick]
+    ticks: list[Tick] = field(default_factory=list, repr=False)  # asyncio prints results of futures
     master: str = MASTER
 
     def transport(self) -> TransportFactory:
         def make(_: AddressPolicy, __: str) -> httpx.AsyncBaseTransport:
             router = respx.Router(assert_all_called=False)
-            router.get(URL).mock(side_effect=lambda _: httpx.Response(200, text=self.master))
+            for index in (URL, "https://other.example/live/index.m3u8"):
+                router.get(index).mock(side_effect=lambda _: httpx.Response(200, text=self.master))
             for origin in self.origins.values():
                 router.route(url__startswith=origin.base).mock(side_effect=origin.answer)
             return Streaming(httpx.MockTransport(router.async_handler))
@@ -98,7 +103,7 @@ def show(live: Path, play: Callable[[Show], object]) -> Show:
         origins = {track: Origin(name=track, base=f"{base}/{track}") for track in NAMES}
         origins["plain"] = Origin(name="plain", base=PLAIN, first=7000)
         with LocalStorage(live, "news") as storage:
-            made = Show(storage, Operator(stream(window_s=30.0)), Nudges(), origins, [])
+            made = Show(storage, Operator(stream(window_s=30.0)), Nudges(), origins)
             result = play(made)
             assert asyncio.iscoroutine(result)
             await result
@@ -191,6 +196,75 @@ def test_players_of_a_track_that_the_next_source_lacks_are_played_on(tmp_path: P
     for name in NAMES.values():
         numbers = [segment.sequence for segment in shown.listed(name).segments]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def test_players_of_a_track_that_went_miss_nothing_while_the_disk_was_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = LocalStorage.publish
+
+    def publish(self: LocalStorage, playlist: str, text: str) -> None:
+        if 70 < asyncio.get_running_loop().time() < 90 and playlist == "source/index.m3u8":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(self, playlist, text)
+
+    async def play(show: Show) -> None:
+        show.operator.stream = replace(show.operator.stream, window_s=60.0)
+        await show.relayed(40)
+        show.operator.stream = replace(show.operator.stream, source=f"{PLAIN}/live.m3u8")
+        monkeypatch.setattr(LocalStorage, "publish", publish)
+        await show.relayed(110)
+
+    shown = show(tmp_path, play)
+    assert any(tick.error for tick in shown.ticks)
+    uris = [segment.uri for segment in shown.listed("v360p-900k").segments]
+    lent = [int(uri.rpartition("/")[2].removesuffix(".ts")) for uri in uris if "/source/" in uri]
+    assert len(lent) > 10
+    assert lent == list(range(lent[0], lent[0] + len(lent)))
+    assert lent[-1] == shown.listed("source").segments[-1].sequence
+
+
+def test_a_full_disk_of_ours_is_no_silence_of_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = LocalStorage.publish
+
+    def publish(self: LocalStorage, playlist: str, text: str) -> None:
+        if 40 < asyncio.get_running_loop().time() < 100:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(self, playlist, text)
+
+    async def play(show: Show) -> None:
+        monkeypatch.setattr(LocalStorage, "publish", publish)
+        show.operator.stream = replace(show.operator.stream, backups=(f"{PLAIN}/live.m3u8",))
+        await show.relayed(130)
+
+    shown = show(tmp_path, play)
+    made = [tick.made for tick in shown.ticks if tick.made and tick.track == "source"]
+    assert sum(bool(tick.error) for tick in shown.ticks if tick.made) > 20
+    assert {one.numbered.stream.source for one in made} == {URL}
+    assert [one.entry.number for one in made] == list(range(made[0].entry.number, made[-1].entry.number + 1))
+    assert shown.listed("source").segments[-1].sequence == made[-1].entry.number
+
+
+def test_a_track_that_went_long_ago_ends_and_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(house, "FOLLOWS_S", 60.0)
+    went = ("v360p-900k", "audio-en", "subtitles-de")
+
+    async def play(show: Show) -> None:
+        await show.relayed(40)
+        show.operator.stream = replace(show.operator.stream, source=f"{PLAIN}/live.m3u8")
+        await show.relayed(90)
+        assert not any(show.listed(name).ended for name in went)
+        await show.relayed(115)
+        assert all(show.listed(name).ended for name in went)
+        await show.relayed(118)  # by another process: what it lists may still be played
+        assert all(show.listed(name).ended for name in went)
+        await show.relayed(170)
+        assert [path for name in went for path in (show.storage.folder / name).glob("*")] == []
+        assert show.storage.ledgers() == ["source"]
+        assert not show.listed("source").ended
+        show.operator.stream = replace(show.operator.stream, source=URL)
+        await show.relayed(240)
+        assert all(show.whole(track) for track in NAMES)
+
+    assert len(show(tmp_path, play).discontinuity_sequences()) == 1
 
 
 def test_a_stop_ends_every_track(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from hlsrelay.relay import Tick, relay
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream
 from tests.origin import Origin
-from tests.playlists import stream
+from tests.playlists import parsed, stream
 from tests.unit.test_media_probe import picture
 from tests.unit.test_media_probe import segment as ts_segment
 from tests.virtual import VirtualClock, run_virtually
@@ -52,7 +52,7 @@ class Watching:
     operator: Operator
     nudges: Nudges
     origin: Origin
-    ticks: list[Tick] = field(default_factory=list)
+    ticks: list[Tick] = field(default_factory=list, repr=False)  # asyncio prints results of futures: a day of ticks takes minutes
     played: dict[int, tuple[str, bool, bool]] = field(default_factory=dict)
     """number: (sha256 of the bytes, is a gap, is a discontinuity)"""
     last: Snapshot | None = None
@@ -469,6 +469,42 @@ def test_a_public_source_is_asked_no_more_often_than_the_protocol_allows(tmp_pat
     assert loads <= 2 * 100 + 2
 
 
+def _published(watch: Watching) -> Snapshot:
+    return parsed((watch.storage.read("source/index.m3u8") or b"").decode(), "file:///")
+
+
+def test_a_long_segment_that_nobody_can_cut_raises_the_target_duration_and_is_counted(tmp_path: Path) -> None:
+    def longer(request: httpx.Request) -> httpx.Response | None:
+        if not request.url.path.endswith(".m3u8"):
+            return None
+        text = origin.playlist().text()
+        return httpx.Response(200, text=text.replace("#EXTINF:4.000,\na-109.ts", "#EXTINF:7.000,\na-109.ts"))
+
+    origin = Origin(fault=longer)
+
+    async def play(watch: Watching) -> None:
+        watch.look = lambda: None  # type: ignore[method-assign]  # it holds A2, which is given up here
+        await relayed(watch, 60)
+
+    watch = scenario(tmp_path, play, origin)
+    assert _published(watch).target_duration_s == 7
+    assert sum(tick.turn.repairs.count("target_duration_grew") for tick in watch.ticks if tick.turn) == 1
+
+
+def test_a_long_webvtt_segment_is_listed_in_slices_that_fit_the_target_duration(tmp_path: Path) -> None:
+    def longer(request: httpx.Request) -> httpx.Response | None:
+        if not request.url.path.endswith(".m3u8"):
+            return httpx.Response(200, text=f"WEBVTT\n\n00:01.000 --> 00:02.000\n{request.url.path}\n")
+        text = origin.playlist().text().replace(".ts", ".vtt")
+        return httpx.Response(200, text=text.replace("#EXTINF:4.000,\na-109.vtt", "#EXTINF:7.000,\na-109.vtt"))
+
+    origin = Origin(fault=longer)
+    watch = scenario(tmp_path, lambda watch: relayed(watch, 30), origin)
+    listed = _published(watch)
+    assert listed.target_duration_s == 4
+    assert [segment.duration_s for segment in listed.segments].count(3.5) == 2
+
+
 def _footprint(folder: Path) -> tuple[int, int, int]:
     gc.collect()
     return len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd")), sum(1 for path in folder.rglob("*") if path.is_file())
@@ -478,15 +514,15 @@ def test_a_day_of_relay_ends_with_as_many_tasks_files_and_descriptors_as_ten_min
     footprints: list[tuple[int, int, int]] = []
 
     async def play(watch: Watching) -> None:
-        watch.look = lambda: None  # type: ignore[method-assign]  # a player's checks each tick would take minutes
-        for seconds in (600, 86_400):
+        watch.look = watch.ticks.clear  # type: ignore[method-assign]  # a player's checks each tick would take minutes
+        for seconds in (605.9, 86_405.9):  # between two loads
             later(seconds, lambda: footprints.append(_footprint(watch.storage.folder)))
-        await relayed(watch, 86_401)
+        await relayed(watch, 86_407)
         watch.ticks.clear()
 
-    watch = scenario(tmp_path, play)
+    watch = scenario(tmp_path, play, Origin(duration_s=10.0))
     first, last = footprints
     assert last[0] == first[0]
     assert last[1] == first[1]
     assert abs(last[2] - first[2]) <= 1
-    assert len(watch.origin.sent) >= 86_400 / 4
+    assert len(watch.origin.sent) >= 86_400 / 10

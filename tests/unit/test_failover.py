@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlsrelay.failover import considered, primary_seen, progressed, wanted
+from hlsrelay.failover import Standing, considered, primary_seen, progressed, wanted
 from tests.playlists import stream
 
 STREAM = replace(stream("https://a/x"), backups=("https://b/x", "https://c/x"))
@@ -62,3 +63,93 @@ def test_a_primary_that_is_well_is_taken_back() -> None:
     for turn in range(12):
         standing = primary_seen(standing, str(turn), 12.0, 40.0, turn * 4.0)
     assert standing.index == 0
+
+
+# Histories of three sources, each well or not from turn to turn, relayed as hlsrelay.desk does: looked at, left, taken back.
+
+PATIENCE_S = 12.0
+HOLD_S = 40.0
+WELL = st.tuples(st.booleans(), st.booleans(), st.booleans())
+TURNS = st.lists(st.tuples(st.integers(1, 40), st.sampled_from((1.0, 2.0, 4.0)), WELL), min_size=1, max_size=40)
+
+
+@dataclass
+class Watch:
+    """What was relayed when: the moves, and how each source was."""
+
+    standing: Standing = field(default_factory=lambda: wanted(None, STREAM, 0.0))
+    now_s: float = 0.0
+    newest: list[int] = field(default_factory=lambda: [0, 0, 0])
+    moves: list[tuple[float, int, int]] = field(default_factory=list)
+    brought_s: float = 0.0
+    """When the current source brought something, or was chosen."""
+    unwell_s: float = 0.0
+    """When the primary was unwell last, or not looked at because it was relayed."""
+
+    def turn(self, pace_s: float, well: tuple[bool, ...]) -> None:
+        """One turn: some time goes by, sources that are well bring something, and we look."""
+        self.now_s += pace_s
+        for index, one in enumerate(well):
+            self.newest[index] += one
+        before = self.standing.index
+        if well[before]:
+            self._took(progressed(self.standing, self.now_s))
+            self.brought_s = self.now_s
+        self._took(considered(self.standing, PATIENCE_S, self.now_s))
+        if not well[0] or before == 0:
+            self.unwell_s = self.now_s
+        if before and self.standing.index == before:
+            self._took(primary_seen(self.standing, str(self.newest[0]) if well[0] else None, PATIENCE_S, HOLD_S, self.now_s))
+
+    def _took(self, standing: Standing) -> None:
+        if standing.index != self.standing.index:
+            self.moves.append((self.now_s, self.standing.index, standing.index))
+            left_in_time = self.now_s - self.brought_s >= PATIENCE_S
+            taken_back = standing.index == 0 and self.now_s - self.unwell_s >= HOLD_S
+            assert left_in_time or taken_back, (
+                "left though neither was it silent for its whole stall time nor the primary well for the hold time"
+            )
+            self.brought_s = self.now_s
+        self.standing = standing
+
+
+def played(turns: list[tuple[int, float, tuple[bool, ...]]]) -> Watch:
+    watch = Watch()
+    for times, pace_s, well in turns:
+        for _ in range(times):
+            watch.turn(pace_s, well)
+    return watch
+
+
+@settings(max_examples=500)
+@given(TURNS)
+def test_a_source_is_left_only_for_its_own_silence_or_for_a_primary_that_is_well(turns: list[tuple[int, float, tuple[bool, ...]]]) -> None:
+    watch = played(turns)
+    for (before_s, _, _), (after_s, _, _) in pairwise(watch.moves):
+        assert after_s - before_s >= PATIENCE_S
+
+
+@settings(max_examples=500)
+@given(TURNS, st.integers(1, 2))
+def test_with_one_backup_that_is_always_well_there_are_no_more_than_one_round_and_a_way_back_in_a_hold_time(
+    turns: list[tuple[int, float, tuple[bool, ...]]], healthy: int
+) -> None:
+    watch = played(
+        [(times, pace_s, (well[0], *(one or index == healthy for index, one in enumerate(well[1:], 1)))) for times, pace_s, well in turns]
+    )
+    for index, (since_s, _, _) in enumerate(watch.moves):
+        assert sum(when < since_s + HOLD_S for when, _, _ in watch.moves[index:]) <= 3
+    backs = [when for when, _, to in watch.moves if to == 0]
+    assert all(after_s - before_s > HOLD_S for before_s, after_s in pairwise(backs))
+
+
+@given(st.integers(1, 9), st.integers(1, 200))
+def test_a_primary_that_comes_and_goes_faster_than_the_hold_time_never_gets_the_stream_back(well_for: int, rounds: int) -> None:
+    watch = played([(4, 4.0, (False, True, True)), *([(well_for, 4.0, (True, True, True)), (1, 4.0, (False, True, True))] * rounds)])
+    assert [(before, after) for _, before, after in watch.moves] == [(0, 1)]
+
+
+@given(TURNS)
+def test_whatever_happened_a_primary_that_stays_well_is_relayed_in_the_end(turns: list[tuple[int, float, tuple[bool, ...]]]) -> None:
+    watch = played([*turns, (30, 4.0, (True, False, False))])
+    assert watch.standing.index == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from hlsrelay.fields import checked_id, shown, stream_of
 from hlsrelay.ladder import BUILT_IN, fitting, format_ladder, parse_ladder
 from hlsrelay.model import Desired, Rung
 from hlsrelay.settings import load_settings
+from hlsrelay.storage import LocalStorage
 from hlsrelay.urls import redacted
 
 GOOD = {"source": "https://example.com/live.m3u8"}
@@ -61,10 +64,15 @@ def test_a_wrong_field_is_refused_with_what_to_write(fields: dict[str, str], hin
         stream_of("news", fields)
 
 
-@pytest.mark.parametrize("text", ["", ".hidden", "a/b", "a..b", "x" * 65, "ä", "a\n", "-x"])
-def test_an_id_that_could_leave_its_folder_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError):
+@pytest.mark.parametrize("text", ["", ".", "..", "../x", "/x", ".hidden", "a/b", "a..b", "x" * 65, "ä", "a\n", "-x", "a\0"])
+def test_an_id_that_could_leave_its_folder_is_refused_before_it_is_a_path(text: str) -> None:
+    """Whoever writes to Redis may write any."""
+    with pytest.raises(ConfigError, match="can't be a stream id"):
         checked_id(text)
+    with pytest.raises(ConfigError, match="can't be a stream id"):
+        stream_of(text, GOOD)
+    with pytest.raises(ConfigError, match="can't be a stream id"):
+        LocalStorage(Path("live"), text)
 
 
 @pytest.mark.parametrize("text", ["a", "news-1.hd_x", "0", "x" * 64])

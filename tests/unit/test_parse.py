@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from hlsrelay.errors import ConfigError, PlaylistError
 from hlsrelay.hls.parse import identity, parse
+from hlsrelay.hls.spelling import respelt
 from hlsrelay.hls.tracks import chosen
 from hlsrelay.model import ByteRange, Presentation
 from tests.playlists import URL, Listed, cut, live, parsed
@@ -47,7 +49,11 @@ def test_what_is_no_playlist_is_refused_by_name(body: bytes, reason: str) -> Non
         ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:-1,\n1.ts\n", "extinf_bad"),
         ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4\n1.ts\n", "extinf_bad"),
         ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n1.ts\n2.ts\n", "extinf_missing"),
+        ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:1e9,\n1.ts\n", "extinf_bad"),
+        ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:1.5.2,\n1.ts\n", "extinf_bad"),
+        ("\ufeff#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n1.ts\n", "byte_order_mark"),
         ("#EXTM3U\n#EXT-X-TARGETDURATION:0\n#EXTINF:4,\n1.ts\n", "target_duration_bad"),
+        ("#EXTM3U\n#EXT-X-TARGETDURATION:6garbage\n#EXTINF:4,\n1.ts\n", "target_duration_bad"),
         ("#EXTM3U\n#EXTINF:4,\n1.ts\n", "target_duration_bad"),
         ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n1.ts\n#EXT-X-MEDIA-SEQUENCE:5\n#EXTINF:4,\n2.ts\n", "media_sequence_late"),
         ("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-MEDIA-SEQUENCE:x\n#EXTINF:4,\n1.ts\n", "media_sequence_bad"),
@@ -70,6 +76,42 @@ def test_a_looped_slate_is_no_duplicate() -> None:
     assert [segment.sequence for segment in live(0, *slate, 4).snapshot().segments] == [0, 1, 2, 3, 4]
     by_query = live(*(Listed(n, f"seg.php?n={n}") for n in range(6))).snapshot()
     assert len(by_query.segments) == 6
+
+
+def test_what_is_shown_again_and_again_is_no_duplicate() -> None:
+    head = "#EXTM3U\n#EXT-X-TARGETDURATION:4\n"
+    shown = "#EXTINF:4,\nempty.vtt\n"
+    assert len(parsed(head + 3 * shown).segments) == 3
+    dates = [f"#EXT-X-PROGRAM-DATE-TIME:2026-01-01T00:00:0{second}Z\n{shown}" for second in (0, 4)]
+    assert len(parsed(head + "".join(dates)).segments) == 2
+    keys = [f'#EXT-X-KEY:METHOD=AES-128,URI="{key}"\n{shown}' for key in "ab"]
+    assert len(parsed(head + "".join(keys)).segments) == 2
+    assert len(parsed(head + 2 * shown).segments) == 1
+
+
+def test_a_packager_without_a_clock_begins_with_1970() -> None:
+    text = "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-PROGRAM-DATE-TIME:1970-01-01T00:00:00Z\n#EXTINF:4,\n1.ts\n"
+    assert parsed(text).segments[0].program_date_time == datetime(1970, 1, 1, tzinfo=UTC)
+    assert parsed(text).repairs == ()
+
+
+@pytest.mark.parametrize(
+    ("written", "spelt"),
+    [
+        ('#EXT-X-MEDIA:TYPE=AUDIO, GROUP-ID=a ,NAME="A, b",DEFAULT="YES",', '#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID="a",NAME="A, b",DEFAULT=YES'),
+        ('#EXT-X-STREAM-INF:BANDWIDTH=x,RESOLUTION="1x1",VIDEO-RANGE="SDR"', "#EXT-X-STREAM-INF:RESOLUTION=1x1,VIDEO-RANGE=SDR"),
+        ('#EXT-X-DATERANGE:ID="a",X-OWN=0xFF,X-B="1, 2"', '#EXT-X-DATERANGE:ID="a",X-OWN=0xFF,X-B="1, 2"'),
+        ("#EXT-SCTE35: CUE=1, ID=2", "#EXT-SCTE35: CUE=1, ID=2"),
+        ("#EXTINF:4, TYPE=x", "#EXTINF:4, TYPE=x"),
+    ],
+)
+def test_attribute_lists_are_spelt_properly_and_what_is_none_stays(written: str, spelt: str) -> None:
+    assert respelt(written) == spelt
+
+
+def test_unknown_tags_of_a_multivariant_playlist_go_through_and_those_of_segments_do_not() -> None:
+    text = '#EXTM3U\n#EXT-X-OWN:URI="o"\n#EXT-X-DATERANGE:ID="a"\n#EXT-X-STREAM-INF:BANDWIDTH=1\nv.m3u8\n'
+    assert presented(text).lines == ('#EXT-X-OWN:URI="https://origin.example/live/o"',)
 
 
 def test_a_target_duration_in_milliseconds_is_none() -> None:
@@ -102,6 +144,35 @@ def test_identity_ignores_the_query_because_tokens_rotate() -> None:
     second = live(Listed(1, "a.ts?token=2")).snapshot().segments[0]
     assert identity(first) == identity(second)
     assert identity(first) != identity(live(Listed(1, "b.ts?token=1")).snapshot().segments[0])
+
+
+@pytest.mark.parametrize(
+    ("names", "again", "told"),
+    [
+        (["a.ts?token=1", "b.ts?token=1"], ["a.ts?token=2", "b.ts?token=2"], ["/live/a.ts", "/live/b.ts"]),
+        (["a?token=1", "b?token=1"], ["a?token=2", "b?token=2"], ["/live/a", "/live/b"]),
+        (["?n=12", "?n=13"], ["?n=12", "?n=13"], ["/live/index.m3u8?n=12", "/live/index.m3u8?n=13"]),
+        (["s.php?token=1&n=9", "s.php?token=1&n=10"], ["s.php?token=2&n=9", "s.php?token=2&n=10"], ["/live/s.php?n=9", "/live/s.php?n=10"]),
+        (["s.php?sig=f1&n=9", "s.php?sig=a2&n=10"], ["s.php?sig=b1&n=9", "s.php?sig=c2&n=10"], ["/live/s.php?n=9", "/live/s.php?n=10"]),
+        (["s?name=b.ts&t=1", "s?name=a.ts&t=1"], ["s?name=b.ts&t=2", "s?name=a.ts&t=2"], ["/live/s?name=b.ts", "/live/s?name=a.ts"]),
+        (["s?12", "s?13"], ["s?12", "s?13"], ["/live/s?12", "/live/s?13"]),
+        (["s?a=1&b=1", "s?a=1&b=2", "s?a=2&b=1"], [], ["/live/s?a=1&b=1", "/live/s?a=1&b=2", "/live/s?a=2&b=1"]),
+        (["s.php?n=12"], ["s.php?n=12"], ["/live/s.php?n=12"]),
+        (["a.ts?token=1"], ["a.ts?token=2"], ["/live/a.ts"]),
+        (["a.ts", "slate.ts", "slate.ts"], [], ["/live/a.ts", "/live/slate.ts", "/live/slate.ts"]),
+        (["a.ts?t=1", "slate.ts?t=1", "slate.ts?t=1"], [], ["/live/a.ts", "/live/slate.ts", "/live/slate.ts"]),
+    ],
+)
+def test_identity_keeps_of_the_query_what_alone_tells_segments_apart(names: list[str], again: list[str], told: list[str]) -> None:
+    for listed in (names, again) if again else (names,):
+        items = (Listed(n, name, discontinuity=name.startswith("slate")) for n, name in enumerate(listed))
+        assert [identity(segment) for segment in live(*items).snapshot().segments] == told
+
+
+@pytest.mark.parametrize("names", [[f"s?n={digit * 5000}" for digit in "98"], ["s?" + "&" * 4000 + digit for digit in "98"]])
+def test_queries_beyond_reason_tell_segments_apart_too(names: list[str]) -> None:
+    first, second = live(Listed(0, names[0]), Listed(1, names[1])).snapshot().segments
+    assert identity(first) != identity(second)
 
 
 def test_an_implicit_iv_becomes_the_sources_own_sequence_number() -> None:

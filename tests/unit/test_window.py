@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from datetime import timedelta
+from types import FrameType
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -163,6 +165,50 @@ def test_an_end_that_was_taken_back_is_a_discontinuity() -> None:
     resumed = grown([entry(3)], progress=ended)
     assert resumed.entries[-1].discontinuity
     assert "ENDLIST" not in media_playlist(resumed, SOURCE)
+
+
+def test_what_slides_costs_no_more_in_a_window_of_a_day() -> None:
+    """Calls are counted, not seconds: a machine may be slow."""
+
+    def calls(window_s: float) -> int:
+        count = 0
+
+        def called(_frame: FrameType, event: str, _arg: object) -> None:
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        tagged = [replace(entry(n, "360p"), tags=(f"#EXT-X-CUE-OUT:{n}",)) for n in range(int(window_s / 4) + 4)]
+        progress = grown(tagged[:-1], window_s)
+        assert progress.entries[0].number > 0
+        sys.setprofile(called)
+        slide(progress, tagged[-1], POSITION, window_s, at(0))
+        sys.setprofile(None)
+        return count
+
+    assert calls(8000.0) <= calls(400.0)
+
+
+def test_what_the_window_counts_is_what_it_lists() -> None:
+    """Over lengths that no binary fraction is, and from a record that has no count."""
+    progress = Progress(POSITION, 4)
+    for number in range(200):
+        progress = slide(progress, entry(number, duration_s=(4.004, 3.3, 0.1)[number % 3]), POSITION, 40.0, at(0))
+        if number == 100:
+            progress = replace(progress, listed_us=None)
+    listed_s = sum(one.duration_s for one in progress.entries)
+    assert progress.listed_us == round(listed_s * 1_000_000)
+    assert 40 <= listed_s < 40 + progress.entries[0].duration_s
+
+
+def test_a_gap_of_a_rung_that_comes_with_one_is_listed_for_good() -> None:
+    bare = [replace(entry(n), files={}) for n in range(2)]
+    first = replace(entry(2, "360p"), files={SOURCE: MediaFile("2.m4s", 100)})
+    texts = []
+    progress = grown([*bare, first])
+    for number in range(3, 7):
+        texts.append([media_playlist(progress, name).partition("#EXTINF")[2].split("\n#")[0] for name in (SOURCE, "360p")])
+        progress = grown([replace(entry(number, "360p"), files={SOURCE: MediaFile(f"{number}.mp4", 100)})], progress=progress)
+    assert texts == [[":4.0,\n0.m4s", ":4.0,\n0.ts"]] * 4
 
 
 @given(st.floats(0.001, 3600, allow_nan=False))

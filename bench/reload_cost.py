@@ -1,0 +1,118 @@
+"""What one reload of a source costs by how much it lists: `python -m bench.reload_cost [--profile]`.
+
+Prints medians of CPU time over many reloads, each of which brings one new segment, for windows of 6 to 10,000 segments: parsing it,
+numbering the new segment, and sliding and printing our window of 60 s. Parsing has to grow with what is parsed; nothing else may.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import pstats
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from statistics import median
+from typing import TypeVar
+
+from hlsrelay.hls.advance import advance
+from hlsrelay.hls.parse import parse
+from hlsrelay.hls.render import media_playlist
+from hlsrelay.hls.window import Progress, slide
+from hlsrelay.model import SOURCE, Entry, MediaFile, Position, Presentation, Snapshot, Stream
+
+WINDOWS = (6, 60, 900, 10_000)
+SEGMENT_S = 4
+WINDOW_S = 60.0
+URL = "https://origin.example/live/index.m3u8"
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+STREAM = Stream("bench", URL, window_s=WINDOW_S)
+PARTS = ("parse", "advance", "slide and print")
+
+T = TypeVar("T")
+
+
+def playlist(first: int, count: int) -> bytes:
+    """Return a source's playlist of *count* segments, each with its PROGRAM-DATE-TIME, as most encoders write it."""
+    lines = ["#EXTM3U", "#EXT-X-VERSION:3", f"#EXT-X-TARGETDURATION:{SEGMENT_S}", f"#EXT-X-MEDIA-SEQUENCE:{first}"]
+    for number in range(first, first + count):
+        when = T0 + timedelta(seconds=number * SEGMENT_S)
+        lines += [f"#EXT-X-PROGRAM-DATE-TIME:{when.isoformat()}", f"#EXTINF:{SEGMENT_S:.5f},", f"segment-{number}.ts?token=abcdef"]
+    return "\n".join([*lines, ""]).encode()
+
+
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """Return what *work* gives, and its CPU time in microseconds."""
+    begun_ns = time.thread_time_ns()
+    result = work()
+    return result, (time.thread_time_ns() - begun_ns) / 1000
+
+
+def snapshot_of(body: bytes) -> Snapshot:
+    """Parse a media playlist."""
+    found = parse(body, URL)
+    assert not isinstance(found, Presentation)
+    return found
+
+
+def reloads(count: int, times: int) -> dict[str, float]:
+    """Return the median microseconds of each part of a reload, of a source that lists *count* segments."""
+    spent: dict[str, list[float]] = {part: [] for part in PARTS}
+    position: Position | None = None
+    progress: Progress | None = None
+    for turn in range(times + 20):
+        body = playlist(1000 + turn, count)
+        now = T0 + timedelta(seconds=turn * SEGMENT_S)
+        snapshot, parse_us = timed(lambda body=body: snapshot_of(body))  # type: ignore[misc]
+        step, advance_us = timed(lambda old=position, new=snapshot, now=now: advance(old, new, STREAM, now))  # type: ignore[misc]
+        position = step.position
+        for new in step.fresh:
+            file = MediaFile(f"{new.number}.ts", 1_000_000)
+            entry = Entry(new.number, new.segment.duration_s, new.discontinuity, new.program_date_time, {SOURCE: file})
+            before = progress or Progress(new.position, SEGMENT_S)
+
+            def slid(before: Progress = before, entry: Entry = entry, at: Position = new.position, now: datetime = now) -> Progress:
+                after = slide(before, entry, at, WINDOW_S, now)
+                media_playlist(after, SOURCE)
+                return after
+
+            progress, slide_us = timed(slid)
+        if turn >= 20 and len(step.fresh) == 1:  # our window is full by now
+            for part, us in zip(PARTS, (parse_us, advance_us, slide_us), strict=True):
+                spent[part].append(us)
+    return {part: median(all_us) for part, all_us in spent.items()}
+
+
+def profiled(count: int, times: int) -> None:
+    """Print where the time of parsing goes."""
+    body = playlist(1000, count)
+    profile = cProfile.Profile()
+    profile.enable()
+    for _ in range(times):
+        snapshot_of(body)
+    profile.disable()
+    pstats.Stats(profile).sort_stats("tottime").print_stats(18)
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--times", type=int, default=200, help="reloads of the small windows; large ones get fewer")
+    options.add_argument("--profile", action="store_true", help="print where parsing 900 segments spends its time")
+    chosen = options.parse_args()
+    if chosen.profile:
+        profiled(900, 20)
+        return
+    print(f"{'segments':>9}  " + "  ".join(f"{part + ', us':>26}" for part in PARTS))
+    base: dict[str, float] = {}
+    for count in WINDOWS:
+        found = reloads(count, max(20, min(chosen.times, chosen.times * 600 // count)))
+        base = base or found
+        print(
+            f"{count:>9}  " + "  ".join(f"{found[part]:>16.1f} {'x' + format(found[part] / base[part], '.2f'):>9}" for part in PARTS),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""Giving numbers, times and DISCONTINUITYs to segments that are known to be new. Pure.
+
+Laws:
+  1. A number is the one before plus one, whatever the segment; `number = source's media sequence + offset`.
+  2. A generation begins with a DISCONTINUITY, in every track of the presentation at the same moment: never before what any of them
+     has listed. A track that is behind that moment fills up with GAPs, one that has segments of before it drops them.
+  3. Times of one generation run on: they are the source's, or ours, from its first segment to its last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from urllib.parse import urlsplit
+
+from hlsrelay.hls.parse import identity
+from hlsrelay.model import Numbered, Position, Seen, Segment, Slice, Snapshot, Stream
+
+REMEMBERED = 64
+"""How many of the source's last segments are kept to recognise a playlist by."""
+STEADY_AFTER = 10
+"""Times that jump again before so many segments went on are no clock."""
+NEAR_WINDOWS = 3
+"""Two times further apart than so many windows are of clocks that have nothing to do with one another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What the tracks of a presentation have come to: their generation, since when on our clock, and where the furthest one ends.
+
+    *times* are those of the track that sets the clock, by the source's numbers: packagers use the same in each rendition.
+    """
+
+    generation: int = 1
+    since: datetime | None = None
+    lead: datetime | None = None
+    times: Mapping[int, datetime] = field(default_factory=dict)
+
+
+NOTHING_AGREED = Agreed()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one snapshot brought: the new position, the new segments oldest first, and named repairs to count.
+
+    *question*: a listed segment whose digest would tell more than names and numbers do. Fetch it, and look again.
+    """
+
+    position: Position
+    fresh: tuple[Numbered, ...] = ()
+    repairs: tuple[str, ...] = ()
+    question: Segment | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One look at the source: what it lists, what the operator wants and the other tracks have come to, and when that was."""
+
+    snapshot: Snapshot
+    stream: Stream
+    now: datetime
+    agreed: Agreed = NOTHING_AGREED
+    slices: Mapping[int, tuple[Slice, ...]] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def digest(self, segment: Segment) -> str | None:
+        """Return the digest of a listed segment's content, empty where it can't be had, None where nobody has looked."""
+        return self.digests.get(content_key(segment))
+
+
+def content_key(segment: Segment) -> str:
+    """Return what the content of a listed segment is called by: where it is, tokens and all."""
+    return f"{segment.uri} {segment.byterange}" if segment.byterange else segment.uri
+
+
+def numbered(position: Position, fresh: tuple[Segment, ...], load: Load, *, opens: bool = False, cut: bool = False) -> Step:
+    """Number *fresh*, which goes on from *position*; *opens*: nothing was ever listed before; *cut*: a generation begins.
+
+    One begins by itself where the other tracks have begun one, and where the ladder changed: its encodings do.
+    """
+    if not fresh:
+        return Step(replace(position, candidate=None, listed_at=load.now, listed=len(load.snapshot.segments)))
+    if fresh[0].sequence != position.last_sequence + 1:
+        raise AssertionError(f"source's segment {fresh[0].sequence} after {position.last_sequence}")
+    agreed, ladder = load.agreed, load.stream.ladder
+    behind = not cut and position.generation < agreed.generation
+    begins_at = agreed.since if behind else agreed.lead
+    waits = behind or (not cut and not opens and position.ladder != ladder)
+    listed = len(load.snapshot.segments)
+    position = replace(position, given_up=0, candidate=None, listed=listed, listed_at=load.now, advanced_at=load.now)
+    done: list[Numbered] = []
+    repairs: list[str] = []
+    for segment in fresh:
+        first = not done
+        at = position.next_program_date_time
+        begins = cut and first
+        told = segment.time
+        if begins or segment.discontinuity or (opens and first):
+            position = replace(position, dated=told is not None)
+        when = told if told is not None and position.dated else _in_time(at, segment, agreed)
+        if waits and (begins_at is None or not near(begins_at, when, load.stream) or when >= begins_at - _half(segment)):
+            begins, waits = True, False
+            position = replace(position, generation=agreed.generation if behind else position.generation + 1)
+        if begins:
+            position = replace(position, ladder=ladder)
+        wanted = replace(load.stream, ladder=position.ladder)
+        cuts = begins or segment.discontinuity
+        if not cuts and not (opens and first):
+            if _jumps(when, at, load) and position.dated:
+                repairs.append("dates_jumped")
+                cuts = position.last_number - position.jumped_number > STEADY_AFTER
+                position = replace(position, jumped_number=position.last_number, dated=cuts)
+                when = when if cuts else at  # dates that jump again and again are worth less than playing on
+            if segment.init and position.init and _init_name(segment) != position.init:
+                repairs.append("map_changed")
+                cuts = True
+        discontinuity = cuts and not (opens and first)  # nothing stands before the first ever
+        slices = load.slices.get(segment.sequence) or (None,)
+        for index, piece in enumerate(slices):
+            number = position.last_number + 1
+            length_s = piece.duration_s if piece else segment.duration_s
+            position = replace(
+                position,
+                last_number=number,
+                offset=number - segment.sequence,
+                next_program_date_time=when + timedelta(seconds=length_s),
+                segment_s=segment.duration_s,
+                era=segment.era,
+                init=_init_name(segment) if segment.uri else position.init,
+            )
+            if segment.uri and index == len(slices) - 1:
+                time = told if position.dated else None
+                seen = Seen(segment.sequence, identity(segment), time, number, written=segment.program_date_time)
+                position = replace(position, recent=(*position.recent, seen)[-REMEMBERED:])
+            done.append(
+                Numbered(
+                    number,
+                    replace(segment, tags=()) if index else segment,
+                    discontinuity and index == 0,
+                    when,
+                    load.snapshot.target_duration_s,
+                    wanted,
+                    position,
+                    discontinuity_sequence=segment.era,
+                    i_frames_only=load.snapshot.i_frames_only,
+                    slice=piece,
+                    more=index < len(slices) - 1,
+                )
+            )
+            when = position.next_program_date_time
+    return Step(position, tuple(done), tuple(dict.fromkeys(repairs)))
+
+
+def _jumps(when: datetime, at: datetime, load: Load) -> bool:
+    """Return whether the programme's time does not go on: players take PROGRAM-DATE-TIME and durations for one clock (A12)."""
+    return abs((when - at).total_seconds()) > load.snapshot.target_duration_s / 2
+
+
+def _init_name(segment: Segment) -> str:
+    """Return what an init section is recognised by: not its folder, which may hold a token."""
+    if segment.init is None:
+        return ""
+    return f"{urlsplit(segment.init.uri).path.rpartition('/')[2]} {segment.init.byterange or ''}"
+
+
+def beginning(fresh: tuple[Segment, ...], load: Load) -> datetime:
+    """Return when *fresh*, the first of a track that tells no times, begins: as with the other tracks, or so that it ends now."""
+    by_lead = (load.agreed.lead or load.now) - length_of(fresh)
+    by_number = load.agreed.times.get(fresh[0].sequence)
+    return by_number if by_number and abs(by_number - by_lead) <= 3 * _half(fresh[0]) else by_lead
+
+
+def _in_time(at: datetime, segment: Segment, agreed: Agreed) -> datetime:
+    """Return *at*, or what the track that sets the clock says of the same number, if that is the same moment: so nothing drifts."""
+    theirs = agreed.times.get(segment.sequence)
+    return theirs if theirs and abs(theirs - at) < _half(segment) else at
+
+
+def begun(position: Position, fresh: tuple[Segment, ...], load: Load, repair: str) -> Step:
+    """Number *fresh* as the beginning of a generation, or of the one that other tracks have begun."""
+    agreed, stream = load.agreed, load.stream
+    joins = position.generation < agreed.generation
+    own = position.next_program_date_time
+    begin = agreed.since if joins else agreed.lead
+    if begin is not None and not near(begin, own, stream):
+        begin = None
+    floor = own if begin is None else max(own, begin)
+    starts = floor
+    if fresh[0].time is not None and (position.dated or begin is not None):
+        if near(fresh[-1].time or floor, floor, stream):
+            fresh = _from(fresh, floor)
+    elif begin is None:
+        fresh = newest_of(fresh, load.now - position.advanced_at)
+        starts = max(floor, load.now - length_of(fresh))
+    else:
+        ours_by_now = own - timedelta(seconds=position.given_up * position.segment_s) + (load.now - position.advanced_at)
+        fresh = newest_of(fresh, ours_by_now - floor)
+        starts = floor if joins else max(floor, ours_by_now - length_of(fresh))
+    if not fresh:
+        return Step(position, repairs=(repair,))
+    before = numbered(position, _gaps(position, floor - own, fresh[0].duration_s), replace(load, agreed=NOTHING_AGREED))
+    start = replace(
+        before.position,
+        source=stream.source,
+        generation=agreed.generation if joins else position.generation + 1,
+        recent=(),
+        older=(*position.older, *position.recent)[-REMEMBERED:],
+        next_program_date_time=starts,
+        past_sequence=load.snapshot.segments[0].sequence,
+    )
+    missed = timedelta(0)
+    if joins and begin is not None and fresh[0].time is not None and near(fresh[0].time, starts, stream):
+        missed = fresh[0].time - starts  # what the others have of the new generation already, and this one has not
+    after = numbered(*_with_gaps_before(start, missed, fresh), load, cut=True)
+    return Step(after.position, (*before.fresh, *after.fresh), (repair, *after.repairs))
+
+
+def resumed(position: Position, newer: tuple[Segment, ...], load: Load) -> Step:
+    """Number what a track brings after it was given up for a while: what comes too late is under a GAP already."""
+    own = position.next_program_date_time
+    if position.dated and newer[0].time is not None:
+        fresh = _from(newer, own)
+        if not fresh or not near(fresh[0].time or own, own, load.stream):
+            return Step(position)
+        start = replace(position, given_up=0, offset=position.last_number + 1 - fresh[0].sequence)
+        return numbered(*_with_gaps_before(start, (fresh[0].time or own) - own, fresh), load)
+    fresh = tuple(segment for segment in newer if segment.sequence > position.last_sequence)
+    return numbered(position, fresh, load) if fresh else Step(position)
+
+
+def given_up(position: Position, load: Load) -> Step:
+    """Return GAPs up to where the other tracks are, for a track that brings nothing: players leave it for another one (A11, A20)."""
+    lead, own = load.agreed.lead, position.next_program_date_time
+    length_s = position.segment_s
+    if lead is None or not near(lead, own, load.stream) or not length_s:
+        return Step(position)
+    count = int((lead - own) / timedelta(seconds=length_s) + 0.1)
+    gaps = _gaps(position, timedelta(seconds=count * length_s), length_s)
+    if not gaps:
+        return Step(position)
+    step = numbered(position, gaps, load)
+    after = replace(step.position, given_up=position.given_up + len(gaps), advanced_at=position.advanced_at, candidate=position.candidate)
+    fresh = tuple(
+        replace(one, position=replace(one.position, given_up=position.given_up + index + 1, advanced_at=position.advanced_at))
+        for index, one in enumerate(step.fresh)
+    )
+    return Step(after, fresh, ("track_fell_behind",))
+
+
+def lost(position: Position, count: int, then: Segment, target_duration_s: int) -> tuple[Segment, ...]:
+    """Return *count* segments that the source no longer lists, before *then*: their times tell how long they were, or it was like them."""
+    first, each_s = position.last_sequence + 1, then.duration_s
+    if count and then.time is not None and position.dated:
+        told_s = (then.time - position.next_program_date_time).total_seconds() / count
+        each_s = told_s if 0.1 < told_s < target_duration_s + 0.5 else each_s
+    return tuple(Segment(sequence=first + index, uri="", duration_s=each_s, gap=True, era=position.era) for index in range(count))
+
+
+def near(one: datetime, other: datetime, stream: Stream) -> bool:
+    """Return whether two times can be of one clock."""
+    return abs((one - other).total_seconds()) <= NEAR_WINDOWS * stream.window_s
+
+
+def length_of(segments: Iterable[Segment]) -> timedelta:
+    """Return how long *segments* last together."""
+    return timedelta(seconds=sum(segment.duration_s for segment in segments))
+
+
+def noted(position: Position, digests: Mapping[int, str]) -> Position:
+    """Return *position* with the digests of what was downloaded meanwhile, told by our numbers."""
+    if not any(seen.number in digests and not seen.digest for seen in position.recent):
+        return position
+    recent = tuple(seen if seen.digest else replace(seen, digest=digests.get(seen.number, "")) for seen in position.recent)
+    return replace(position, recent=recent)
+
+
+def _gaps(position: Position, length: timedelta, each_s: float) -> tuple[Segment, ...]:
+    """Return GAPs that fill *length* from *position* on, none longer than *each_s*; none for less than half of one."""
+    ratio = length.total_seconds() / each_s if each_s else 0.0
+    count = math.ceil(ratio - 0.02) if ratio >= 0.5 else 0
+    exact_s = length.total_seconds() / count if count else 0.0
+    first = position.last_sequence + 1
+    times = [position.next_program_date_time + timedelta(seconds=index * exact_s) for index in range(count)]
+    return tuple(Segment(first + index, "", exact_s, gap=True, time=time) for index, time in enumerate(times))
+
+
+def _with_gaps_before(position: Position, missed: timedelta, fresh: tuple[Segment, ...]) -> tuple[Position, tuple[Segment, ...]]:
+    """Return *fresh* with GAPs for what is missing before it, and the position that both go on from."""
+    gaps = _gaps(position, missed, fresh[0].duration_s)
+    first = fresh[0].sequence - len(gaps)
+    moved = tuple(replace(gap, sequence=first + index) for index, gap in enumerate(gaps))
+    return replace(position, offset=position.last_number + 1 - first), (*moved, *fresh)
+
+
+def newest_of(segments: tuple[Segment, ...], length: timedelta) -> tuple[Segment, ...]:
+    """Return the newest of *segments* that last no longer than *length* together, one at least; half a segment is rounded up."""
+    left_s, kept = length.total_seconds(), 0
+    for segment in reversed(segments):
+        if kept and left_s < segment.duration_s / 2:
+            break
+        left_s -= segment.duration_s
+        kept += 1
+    return segments[-kept:]
+
+
+def _from(segments: tuple[Segment, ...], when: datetime) -> tuple[Segment, ...]:
+    """Return *segments* from the first on that begins at *when* or later."""
+    after = (index for index, segment in enumerate(segments) if (segment.time or when) >= when - _half(segment))
+    return segments[next(after, len(segments)) :]
+
+
+def _half(segment: Segment) -> timedelta:
+    return timedelta(seconds=segment.duration_s / 2)

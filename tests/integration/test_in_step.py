@@ -1,0 +1,139 @@
+"""Tracks of one presentation stay in step (RFC 8216 6.2.4) whatever one of them does alone: the judge reads all that is published."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from hlsrelay.clock import Nudges
+from hlsrelay.judge import Judge, Severity
+from hlsrelay.storage import LocalStorage
+from tests.integration.test_presentation import MASTER, NAMES, Show
+from tests.integration.test_relay import Operator
+from tests.origin import Origin
+from tests.playlists import URL, stream
+from tests.virtual import run_virtually
+
+WHERE = "https://relay.example/live/news/"
+OTHER = "https://other.example/live"
+
+
+class Watched(LocalStorage):
+    """A folder whose every published playlist the judge reads."""
+
+    def __init__(self, live: Path) -> None:
+        super().__init__(live, "news")
+        self.judge = Judge()
+
+    def publish(self, playlist: str, text: str) -> None:
+        super().publish(playlist, text)
+        self.judge.playlist(WHERE + playlist, text.encode(), None, asyncio.get_running_loop().time())
+
+    def broken(self) -> list[str]:
+        """Return the rules that what was published broke; what the media are is not looked at."""
+        return [f"{one.rule} {one.where.removeprefix(WHERE)}: {one.text}" for one in self.judge.findings if one.severity is Severity.ERROR]
+
+
+def shown(live: Path, play: Callable[[Show], Awaitable[None]], *, pdt: bool) -> tuple[Show, list[str]]:
+    async def run() -> tuple[Show, list[str]]:
+        base = URL.rpartition("/")[0]
+        origins = {track: Origin(name=track, base=f"{base}/{track}", pdt=pdt) for track in NAMES}
+        with Watched(live) as storage:
+            made = Show(storage, Operator(stream(window_s=30.0)), Nudges(), origins, [])
+            await play(made)
+            return made, storage.broken()
+
+    return run_virtually(run())
+
+
+def later(at_s: float, what: Callable[[], object]) -> None:
+    asyncio.get_running_loop().call_at(at_s, what)
+
+
+dated = pytest.mark.parametrize("pdt", [False, True], ids=["undated", "dated"])
+
+
+@dated
+def test_tracks_of_a_good_source_are_in_step(tmp_path: Path, pdt: bool) -> None:
+    _, broken = shown(tmp_path, lambda show: show.relayed(200), pdt=pdt)
+    assert broken == []
+
+
+@dated
+@pytest.mark.parametrize("track", ["high", "en"])
+def test_a_track_that_stalls_alone_is_filled_up_with_gaps_and_goes_on_where_the_others_are(tmp_path: Path, track: str, pdt: bool) -> None:
+    async def play(show: Show) -> None:
+        later(40, lambda: setattr(show.origins[track], "fault", lambda _: httpx.Response(503)))
+        later(80, lambda: setattr(show.origins[track], "fault", None))
+        await show.relayed(75)
+        assert show.listed(NAMES[track]).segments[-1].gap
+        await show.relayed(160)
+
+    show, broken = shown(tmp_path, play, pdt=pdt)
+    assert broken == []
+    assert show.discontinuity_sequences() == {0}
+    assert not show.listed(NAMES[track]).segments[-1].gap
+    assert show.whole(track)
+
+
+@dated
+@pytest.mark.parametrize("track", ["high", "en"])
+def test_a_track_that_loses_its_place_alone_breaks_off_at_the_same_moment_as_the_others(tmp_path: Path, track: str, pdt: bool) -> None:
+    async def play(show: Show) -> None:
+        later(40, lambda: show.origins[track].restart(track + "2", first=9000))
+        await show.relayed(160)
+
+    show, broken = shown(tmp_path, play, pdt=pdt)
+    assert broken == []
+    assert show.discontinuity_sequences() == {1}
+    assert show.whole(track)
+
+
+@dated
+def test_a_reset_of_all_tracks_is_one_discontinuity_at_one_moment(tmp_path: Path, pdt: bool) -> None:
+    async def play(show: Show) -> None:
+        for delay_s, origin in enumerate(show.origins.values()):
+            later(40 + delay_s, lambda origin=origin: origin.restart(origin.name + "2", first=5))  # type: ignore[misc]
+        await show.relayed(160)
+
+    show, broken = shown(tmp_path, play, pdt=pdt)
+    assert broken == []
+    assert show.discontinuity_sequences() == {1}
+
+
+@dated
+def test_another_source_begins_at_one_moment_in_all_tracks(tmp_path: Path, pdt: bool) -> None:
+    async def play(show: Show) -> None:
+        show.origins |= {f"{track}-2": Origin(name=f"{track}-2", base=f"{OTHER}/{track}", first=7000, pdt=pdt) for track in NAMES}
+        await show.relayed(41)
+        for track, origin in show.origins.items():
+            if track == "low":
+                later(43, lambda origin=origin: setattr(origin, "silent", True))  # type: ignore[misc]
+        later(50, lambda: setattr(show.operator, "stream", replace(show.operator.stream, source=f"{OTHER}/index.m3u8")))
+        later(50, show.nudges.nudge)
+        await show.relayed(160)
+
+    show, broken = shown(tmp_path, play, pdt=pdt)
+    assert broken == []
+    assert show.discontinuity_sequences() == {1}
+
+
+def test_a_source_that_lacks_a_track_all_at_once_is_surveyed_again(tmp_path: Path) -> None:
+    async def play(show: Show) -> None:
+        def drop() -> None:
+            show.master = "\n".join(line for line in MASTER.split("\n") if "TYPE=SUBTITLES" not in line).replace(',SUBTITLES="s"', "")
+            show.origins["de"].fault = lambda _: httpx.Response(404)
+
+        later(40, drop)
+        await show.relayed(120)
+
+    show, broken = shown(tmp_path, play, pdt=False)
+    assert "subtitles" not in show.text().lower()
+    assert show.listed("subtitles-de").segments[-1].gap
+    assert all(show.whole(track) for track in ("high", "low", "en"))
+    assert broken == []

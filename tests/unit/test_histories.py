@@ -1,0 +1,348 @@
+"""The laws of hls.advance over tens of thousands of histories of a source, judged by what was really on air (tests.histories)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hlsrelay.hls.advance import advance
+from hlsrelay.hls.numbering import REMEMBERED, Step, content_key, noted
+from hlsrelay.model import Numbered, Position, Segment
+from tests.histories import CALM_KINDS, TARGET_S, Content, Event, Habits, Killed, Listing, Met, World, events, habits, loads, spoken
+from tests.playlists import at, stream
+
+END_HOLD_S = 3 * TARGET_S
+STREAM = stream()
+_PATH_TOKEN = re.compile(r"/t\d+/")
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """An entry of ours and what it really holds; None for a GAP."""
+
+    numbered: Numbered
+    content: Content | None
+    discontinuity: bool
+    load: int
+
+
+@dataclass
+class Relay:
+    """The caller of `advance`: its memory as the stages keep it, what it fetches, and its end at any moment."""
+
+    failing_fetches: int = 0
+    """Every so many-th answer to a question is a failed fetch."""
+    position: Position | None = None
+    out: list[Out] = field(default_factory=list)
+    met: list[Met] = field(default_factory=list)
+    published: int = 0
+    ended_s: float | None = None
+    finished: bool = False
+    asked: int = 0
+    repairs: Counter[str] = field(default_factory=Counter)
+
+    def meets(self, met: Met) -> None:
+        self.met.append(met)
+        if isinstance(met, Killed):
+            self.killed(met.unpublished)
+        else:
+            self.loaded(met)
+
+    def loaded(self, listing: Listing) -> None:
+        step = self._advanced(listing)
+        self.repairs.update(step.repairs)
+        for one in step.fresh:
+            content = listing.content(one.segment)
+            self.out.append(Out(one, content, one.discontinuity or self.finished, len(self.met) - 1))
+            self.finished = False
+        self.position = noted(step.position, self.digests())
+        if not listing.snapshot.ended or step.fresh:
+            self.ended_s = None
+        elif self.ended_s is None:
+            self.ended_s = listing.at_s
+        self.finished = self.finished or (self.ended_s is not None and listing.at_s - self.ended_s >= END_HOLD_S)
+
+    def _advanced(self, listing: Listing) -> Step:
+        digests: dict[str, str] = {}
+        step = advance(self.position, listing.snapshot, STREAM, at(listing.at_s))
+        while step.question is not None:
+            self.asked += 1
+            content = listing.content(step.question)
+            assert content is not None, "a question about what isn't listed"
+            key = content_key(step.question)
+            assert key not in digests, "it asks again what was answered"
+            failed = self.failing_fetches and self.asked % self.failing_fetches == 0
+            digests[key] = "" if failed else str(content.id)
+            step = advance(self.position, listing.snapshot, STREAM, at(listing.at_s), digests=digests)
+        return step
+
+    def killed(self, unpublished: int) -> None:
+        """Go on as a successor would: from what was published."""
+        self.published = max(self.published, len(self.out) - unpublished)
+        self.out = self.out[: self.published]
+        self.ended_s = None
+        if not self.out:
+            self.position = None
+            return
+        last = self.out[-1].numbered
+        self.position = noted(last.position, self.digests())
+
+    def digests(self) -> dict[int, str]:
+        """What is known of the newest entries once they are downloaded."""
+        return {one.numbered.number: str(one.content.id) for one in self.out[-REMEMBERED:] if one.content and not one.content.gap}
+
+
+@dataclass
+class Verdict:
+    """What the oracle found: broken laws, and what is lawful but better seldom."""
+
+    broken: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    first_load: int = -1
+    """The load that broke a law first."""
+    superfluous: list[int] = field(default_factory=list)
+    """The loads that brought a DISCONTINUITY where nothing is cut."""
+
+    def breaks(self, law: str, one: Out) -> None:
+        self.first_load = one.load if self.first_load < 0 else self.first_load
+        self.broken.append(law)
+
+
+def judged(relay: Relay) -> Verdict:
+    """Hold what was relayed against what was on air."""
+    verdict = Verdict()
+    before: Out | None = None
+    gaps, cut = 0, False
+    for index, one in enumerate(relay.out):
+        number = one.numbered.number
+        if index and number != relay.out[index - 1].numbered.number + 1:
+            verdict.breaks(f"numbers: {number} after {relay.out[index - 1].numbered.number}", one)
+        cut = cut or one.discontinuity
+        here = one.content
+        if here is None or here.gap:
+            gaps += 1
+            continue
+        if before is not None and before.content is not None:
+            _compare(verdict, relay, before, one, gaps, cut)
+        before, gaps, cut = one, 0, False
+    return verdict
+
+
+def _compare(verdict: Verdict, relay: Relay, before: Out, one: Out, gaps: int, cut: bool) -> None:
+    last, here = before.content, one.content
+    assert last is not None
+    assert here is not None
+    number = one.numbered.number
+    missing = here.id - last.id - 1
+    if missing < 0:
+        listing = relay.met[one.load]
+        alone = isinstance(listing, Listing) and len(listing.snapshot.segments) == 1  # and nothing beside it that could contradict it
+        if (cut or alone) and _never_met(relay, before.load, one.load):
+            verdict.counts["old content under names and numbers that nobody had seen"] += 1
+        else:
+            verdict.breaks(f"{'repeat' if missing == -1 else 'step back'}: {number} holds {here.id}, after {last.id}", one)
+        return
+    if here.piece == last.piece and missing in (0, gaps):
+        verdict.counts["superfluous GAP"] += gaps - missing
+        if cut:
+            verdict.superfluous.append(one.load)
+        return
+    if cut:
+        return
+    if here.piece != last.piece and here.run == last.run and missing and missing == gaps:
+        verdict.counts["the source's DISCONTINUITY lost in a hole"] += 1
+    elif _could_go_on(relay.met, before, one, gaps):
+        verdict.counts["nothing told it from going on"] += 1
+    else:
+        what = (
+            "another encoder's"
+            if here.run != last.run
+            else "another piece"
+            if here.piece != last.piece
+            else f"{missing} missing, {gaps} GAPs"
+        )
+        verdict.breaks(f"no DISCONTINUITY: {number} holds {here.id}, after {last.id}: {what}", one)
+
+
+def _never_met(relay: Relay, before: int, load: int) -> bool:
+    """Whether a load lists no name that the relay can know of when it took *before*, and no times: it could be another encoder's."""
+    here = relay.met[load]
+    assert isinstance(here, Listing)
+    if here.snapshot.segments[-1].time:
+        return False
+    lives = max((index for index, one in enumerate(relay.met[:load]) if isinstance(one, Killed)), default=0)
+    known = {_name(one) for old in relay.met[lives : before + 1] if isinstance(old, Listing) for one in old.snapshot.segments}
+    known.update(_name(one.numbered.segment) for one in relay.out if one.load <= before)
+    return known.isdisjoint(_name(one) for one in here.snapshot.segments)
+
+
+def _name(segment: Segment) -> str:
+    """What stays of a name: not the tokens, in the query or in the path."""
+    return _PATH_TOKEN.sub("/", segment.uri.partition("?")[0])
+
+
+def _could_go_on(met: list[Met], before: Out, one: Out, gaps: int) -> bool:
+    """Whether a source that nothing happened to could have shown these loads, frozen edges and failed loads aside: only the media tells."""
+    since = [each for each in met[before.load : one.load] if isinstance(each, Listing)]
+    new, last = met[one.load], before.content
+    assert isinstance(new, Listing)
+    assert last is not None
+    for old in reversed(since):
+        if last in old.contents:
+            break
+    else:
+        return False
+    doubt = met[one.load - 1]  # what goes on from a playlist that doesn't fit doesn't fit either, to a relay that lived to see it
+    if not _agrees(old, new) or (isinstance(doubt, Listing) and not _agrees(old, doubt)):
+        return False
+    number = old.snapshot.segments[old.contents.index(last)].sequence
+    shortest_s = min(segment.duration_s for segment in (*old.snapshot.segments[-3:], *new.snapshot.segments[:3]))
+    went_by = (new.at_s - old.at_s) / shortest_s
+    first, newest = new.snapshot.segments[0].sequence, old.snapshot.segments[-1].sequence
+    slid = first <= newest or (first <= newest + 1 + 2 * (went_by + 3) and len(old.snapshot.segments) <= 2 + went_by)
+    return slid and gaps == one.numbered.segment.sequence - number - 1
+
+
+def _agrees(old: Listing, new: Listing) -> bool:
+    """Whether two loads call the same what they number the same, and what isn't in both is not told apart by its times."""
+    before = {segment.sequence: segment for segment in old.snapshot.segments}
+    for now in new.snapshot.segments:
+        was = before.get(now.sequence)
+        if was and _name(was) != _name(now):
+            return False
+        if was and was.time and now.time and abs((was.time - now.time).total_seconds()) > TARGET_S:
+            return False
+    return True
+
+
+@dataclass
+class Played:
+    """A whole history."""
+
+    world: World
+    relay: Relay
+    verdict: Verdict
+
+    @property
+    def blamed(self) -> Counter[str]:
+        """The superfluous DISCONTINUITYs, by what last happened to the source before them."""
+        found: Counter[str] = Counter()
+        for load in self.verdict.superfluous:
+            listing = self.relay.met[load]
+            assert isinstance(listing, Listing)
+            found[
+                next(
+                    (kind for when, kind in reversed(self.world.disturbances) if when <= listing.at_s and kind not in CALM_KINDS), "nothing"
+                )
+            ] += 1
+        return found
+
+    def told(self) -> str:
+        """What failed, and how to see it again."""
+        met = self.relay.met[: self.verdict.first_load + 1] if self.verdict.first_load >= 0 else self.relay.met
+        out = ", ".join(
+            f"{one.numbered.number}{'|' if one.discontinuity else ''}={one.content.id if one.content else 'GAP'}"
+            for one in self.relay.out[-60:]
+        )
+        return f"{self.verdict.broken}\n{self.world.habits}\n{spoken(met)}\nrelayed (number=content): {out}\n{dict(self.relay.repairs)}"
+
+
+def play(source: Habits, happens: list[Event], failing_fetches: int = 0) -> Played:
+    """Relay a history and judge it."""
+    world, relay = World(source), Relay(failing_fetches)
+    for met in loads(world, happens):
+        relay.failing_fetches *= not world.calm
+        try:
+            relay.meets(met)
+        except AssertionError as error:
+            return Played(world, relay, Verdict([f"raised {error}"]))
+    verdict = judged(relay)
+    newest = relay.met[-1]
+    assert isinstance(newest, Listing)
+    last = relay.out[-1].content if relay.out else None
+    if last is None or last.id != newest.contents[-1].id:
+        verdict.broken.append(f"not at the edge after a calm: {last.id if last else None}, the source is at {newest.contents[-1].id}")
+    return Played(world, relay, verdict)
+
+
+# Each event may bring so many DISCONTINUITYs that the media did not need; what is not named here brings none.
+MOST_SUPERFLUOUS = {"restart": 1, "renumber": 1, "wrong": 2, "origins": 2, "switch": 1, "hole": 1, "end": 1}
+
+
+def lawful(played: Played) -> None:
+    """Assert every law of the relay over a history."""
+    assert not played.verdict.broken, played.told()
+    happened = Counter(kind for _, kind in played.world.disturbances)
+    allowed = sum(MOST_SUPERFLUOUS.get(kind, 0) * count for kind, count in happened.items())
+    allowed += played.relay.repairs["dates_jumped"]  # A12: PROGRAM-DATE-TIMEs that don't go on need one
+    assert len(played.verdict.superfluous) <= allowed, f"superfluous DISCONTINUITYs: {played.blamed}\n{played.told()}"
+
+
+NIGHTLY = os.environ.get("HLSRELAY_NIGHTLY") == "1"
+settings.register_profile("commit", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.register_profile("nightly", deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+PROFILE = settings.get_profile("nightly" if NIGHTLY else "commit")
+TIMES = 40 if NIGHTLY else 1
+"""500 histories at each commit and 20,000 at night, most of them of the windows where recognising is hardest."""
+WINDOWS = ((1, 130), (2, 130), (6, 140), (60, 92), (10_000, 8))
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("window", "histories"), WINDOWS)
+def test_nothing_is_repeated_steps_back_or_is_cut_unmarked_whatever_the_source_does(window: int, histories: int) -> None:
+    most = 25 if window <= 60 else 8
+
+    @settings(PROFILE, max_examples=histories * TIMES)
+    @given(source=habits((window,)), happens=events(most=most), failing_fetches=st.sampled_from((0, 0, 3)))
+    def search(source: Habits, happens: list[Event], failing_fetches: int) -> None:
+        lawful(play(source, happens, failing_fetches))
+
+    search()
+
+
+@pytest.mark.parametrize("window", [1, 6, 60])
+def test_a_source_that_keeps_its_timeline_is_relayed_without_a_discontinuity(window: int) -> None:
+    @settings(PROFILE, max_examples=40 * TIMES)
+    @given(source=habits((window,)), happens=events(CALM_KINDS))
+    def search(source: Habits, happens: list[Event]) -> None:
+        played = play(replace(source, path_tokens=False), happens)
+        lawful(played)
+        assert not played.verdict.superfluous
+
+    search()
+
+
+@settings(PROFILE, max_examples=40)
+@given(source=habits((1, 2, 6)), happens=events(most=10))
+def test_the_fast_snapshots_are_those_that_the_parser_gives(source: Habits, happens: list[Event]) -> None:
+    fast, slow = (list(loads(World(replace(source, parsed=parsed)), happens)) for parsed in (False, True))
+    for one, other in zip(fast, slow, strict=True):
+        if isinstance(one, Listing) and isinstance(other, Listing):
+            assert one.snapshot.segments == other.snapshot.segments
+            assert one.contents == other.contents
+
+
+def test_the_oracle_sees_what_is_wrong() -> None:
+    good = play(Habits(), [Event("restart", 2, 7)])
+    assert good.verdict.broken == []
+    out = good.relay.out
+    later = next(index for index, one in enumerate(out) if one.discontinuity) + 2
+
+    def swapped(by: int) -> list[Out]:
+        return [*out[:later], replace(out[later], content=out[later - by].content), *out[later + 1 :]]
+
+    for broken, law in (
+        ([replace(one, discontinuity=False) for one in out], "no DISCONTINUITY"),
+        (swapped(1), "repeat"),
+        (swapped(2), "step back"),
+        (out[:later] + out[later + 1 :], "numbers"),
+        ([*out[:later], replace(out[later], content=None), *out[later + 2 :]], "numbers"),
+    ):
+        verdict = judged(replace(good.relay, out=broken))
+        assert law in verdict.broken[0]
