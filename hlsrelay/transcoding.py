@@ -10,7 +10,6 @@ from pathlib import Path
 
 from hlsrelay.desk import Desk
 from hlsrelay.downloading import Clip
-from hlsrelay.encoder import EncodeJob
 from hlsrelay.errors import EncodeError
 from hlsrelay.ladder import fitting
 from hlsrelay.media.decrypt import can_decrypt, decrypted
@@ -25,6 +24,7 @@ from hlsrelay.model import (
     Traits,
     Turn,
 )
+from hlsrelay.recipe import EncodeJob
 
 LONGEST_ENCODE_TARGET_DURATIONS = 3
 """A ladder this late is given up for the segment: its rungs become a GAP, so that pass-through goes on."""

@@ -16,7 +16,7 @@ import structlog
 from hlsrelay.clock import Clock, Nudges
 from hlsrelay.desk import Tools
 from hlsrelay.embedded import EmbeddedRedis, ffmpeg_path
-from hlsrelay.encoder import Encoded, EncodeJob, Encoder, LocalEncoder
+from hlsrelay.encoder import Encoded, Encoder, LocalEncoder
 from hlsrelay.errors import ConfigError, EncodeError, HlsRelayError, MissingProgram, RegistryUnavailable
 from hlsrelay.fields import Registered, stream_of
 from hlsrelay.ladder import format_ladder
@@ -24,6 +24,7 @@ from hlsrelay.log import Repeated
 from hlsrelay.metrics import Metrics
 from hlsrelay.model import SOURCE, Desired, Made, Stream, Turn
 from hlsrelay.processes import Children
+from hlsrelay.recipe import EncodeJob
 from hlsrelay.registry import Link, RedisRegistry, Registry
 from hlsrelay.relay import Tick, relay
 from hlsrelay.settings import Settings

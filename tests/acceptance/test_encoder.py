@@ -14,11 +14,12 @@ from pathlib import Path
 import imageio_ffmpeg
 import pytest
 
-from hlsrelay.encoder import Encoded, EncodeJob, LocalEncoder, needs_previous
+from hlsrelay.encoder import Encoded, LocalEncoder
 from hlsrelay.errors import EncodeError
 from hlsrelay.ladder import parse_ladder
 from hlsrelay.media.probe import PTS_MODULUS, MediaInfo, probe
 from hlsrelay.processes import Children
+from hlsrelay.recipe import EncodeJob, needs_previous
 from tests.needs import needs
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "ffprobe")]

@@ -18,10 +18,11 @@ import pytest
 
 from hlsrelay.clock import Nudges
 from hlsrelay.desk import Tools
-from hlsrelay.encoder import Encoded, EncodeJob
+from hlsrelay.encoder import Encoded
 from hlsrelay.errors import EncodeError
 from hlsrelay.hls.parse import parse
 from hlsrelay.model import Desired, Snapshot, Stream
+from hlsrelay.recipe import EncodeJob
 from hlsrelay.relay import Tick, relay
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hlsrelay.encoder import EncodeJob, command, deadline_s, frame_rate, level_for, needs_previous, width_for
+from hlsrelay.encoder import deadline_s
 from hlsrelay.ladder import parse_ladder
 from hlsrelay.media.info import AudioInfo, Container, MediaInfo, VideoInfo
+from hlsrelay.recipe import EncodeJob, command, frame_rate, level_for, needs_previous, width_for
 
 FFMPEG = Path("ffmpeg")
 VIDEO = VideoInfo("avc1.640028", 1920, 1080, 3, 9000, 15000, 30.0, True, (9000, 12000, 15000))

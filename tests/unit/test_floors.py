@@ -11,7 +11,7 @@ PACKAGE = Path(hlsrelay.__file__).parent
 FLOORS = [
     {"model", "errors", "failover", "ladder", "urls", "fields", "redis_keys", "hls", "media", "judge", "cookies", "expanding"},
     {"clock", "metrics", "settings", "log", "addresses"},
-    {"processes", "embedded", "transport"},
+    {"processes", "embedded", "transport", "recipe"},
     {"upstream", "encoder", "storage", "ledger", "registry"},
     {"relay", "house", "stages", "cutting", "downloading", "transcoding", "desk", "joints"},
     {"worker", "web", "checking"},
