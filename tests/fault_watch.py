@@ -167,10 +167,7 @@ class Watch:
 
     def complaints(self, *, noise_td: float = 0.0) -> list[str]:
         """Return what did not come out as the row says; moments may be *noise_td* late, on a machine that has other things to do."""
-        said = [f"rule {one.rule} of {one.where}: {one.text}" for one in self.judge.findings if one.severity is Severity.ERROR]
-        if self.ended:
-            said.append("ENDLIST was written")
-        said += self._pieces()
+        said = self.broken_rules() + self._pieces()[1]
         gaps = [one.number for one in self.shown.values() if one.body is None]
         cuts = [one.number for one in self.shown.values() if one.cut]
         if len(gaps) > self.fault.most_gaps:
@@ -179,9 +176,17 @@ class Watch:
             said.append(f"DISCONTINUITYs at {cuts}, {self.fault.cuts} should be")
         return said + self.moments(noise_td) + self._counts()
 
-    def _pieces(self) -> list[str]:
-        """Hold what was shown against the source's programme: every piece once, in order, whole, or a GAP that had to be."""
-        source, fault, said = self.source, self.fault, list[str]()
+    def broken_rules(self) -> list[str]:
+        """Return what no machine may do, however busy it is."""
+        said = [f"rule {one.rule} of {one.where}: {one.text}" for one in self.judge.findings if one.severity is Severity.ERROR]
+        return [*said, *(["ENDLIST was written"] if self.ended else []), *self._pieces()[0]]
+
+    def _pieces(self) -> tuple[list[str], list[str]]:
+        """Hold what was shown against the source's programme: every piece once, in order, whole, or a GAP that had to be.
+
+        Returns what is wrong, and what is missing.
+        """
+        source, fault, wrong, said = self.source, self.fault, list[str](), list[str]()
         known = {source.plain(piece): piece for piece in range(source.newest() + 1)}
         last, gaps, cut, parts_s = -1, 0, False, 0.0
         for one in (self.shown[number] for number in sorted(self.shown)):
@@ -192,13 +197,13 @@ class Watch:
             piece = known.get(one.body)
             if piece is None:
                 if not fault.splits:
-                    said.append(f"number {one.number} is no whole segment of the source's")
+                    wrong.append(f"number {one.number} is no whole segment of the source's")
                 parts_s += one.duration_s
                 continue
             if one.init is not None and one.init != fault.extras.get(fault.init(piece)):
-                said.append(f"number {one.number} has another init section than its own")
+                wrong.append(f"number {one.number} has another init section than its own")
             if last >= 0 and piece <= last:
-                said.append(f"piece {piece} comes again, or late, at number {one.number}")
+                wrong.append(f"piece {piece} comes again, or late, at number {one.number}")
                 continue
             missing = {between for between in range(last + 1, piece) if last >= 0}
             if fault.splits:
@@ -208,7 +213,7 @@ class Watch:
             elif gaps != len(missing) and not cut and last >= 0:
                 said.append(f"{gaps} GAPs for {len(missing)} missing pieces before number {one.number}")
             last, gaps, cut = piece, 0, False
-        return said + self._end(last, parts_s)
+        return wrong, said + self._end(last, parts_s)
 
     def _end(self, last: int, parts_s: float) -> list[str]:
         """The programme goes on to its end: nothing is left behind for good."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from ipaddress import ip_network
 from pathlib import Path
@@ -58,15 +58,15 @@ async def not_too_slow(target_s: float) -> None:
             raise TooSlow(f"the loop turned {loop.time() - due_s:.2f} s late")
 
 
-async def all_relayed(live: Path, target_s: float) -> list[Watch]:
-    """Run all rows side by side. Raises TooSlow."""
+async def all_relayed(faults: Sequence[Fault], live: Path, target_s: float) -> list[Watch]:
+    """Run rows side by side. Raises TooSlow."""
     async with fault_origin() as origin:
         try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(not_too_slow(target_s))
                 rows = [
                     group.create_task(relayed(fault, origin, live, target_s, index * APART_TD * target_s))
-                    for index, fault in enumerate(FAULTS)
+                    for index, fault in enumerate(faults)
                 ]
                 await asyncio.wait(rows)
                 watching.cancel()
@@ -76,14 +76,31 @@ async def all_relayed(live: Path, target_s: float) -> list[Watch]:
 
 
 def measured(live: Path) -> list[Watch]:
-    """Run all rows as fast as this machine can without being late itself."""
+    """Run all rows as fast as this machine can without being late itself.
+
+    What comes too late on a machine that has other things to do comes in time once there is more of it: those rows run again, slower.
+    A broken rule is no matter of time, and stays.
+    """
+    left, done = list(FAULTS), list[Watch]()
     for target_s in TARGETS_S:
         try:
             with TemporaryDirectory(dir=live) as name:
-                return asyncio.run(all_relayed(Path(name), target_s))
+                watches = asyncio.run(all_relayed(left, Path(name), target_s))
         except TooSlow as slow:
             print(f"with a target duration of {target_s:g} s {slow}")
+            continue
+        again = [watch for watch in watches if late(watch)] if target_s < TARGETS_S[-1] else []
+        done += [watch for watch in watches if watch not in again]
+        left = [watch.fault for watch in again]
+        if not left:
+            return done
+        print(f"with a target duration of {target_s:g} s too late: {', '.join(fault.name for fault in left)}")
     pytest.fail("this machine is too busy for a test on the real clock")
+
+
+def late(watch: Watch) -> bool:
+    """Whether all that can be said against a row may come of a busy machine."""
+    return not watch.broken_rules() and bool(watch.complaints(noise_td=NOISE_TD))
 
 
 @pytest.fixture(scope="module")
