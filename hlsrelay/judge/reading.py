@@ -53,6 +53,8 @@ _ONCE = {
     "EXTM3U", "EXT-X-VERSION", "EXT-X-TARGETDURATION", "EXT-X-MEDIA-SEQUENCE", "EXT-X-DISCONTINUITY-SEQUENCE", "EXT-X-PLAYLIST-TYPE",
     "EXT-X-ENDLIST", "EXT-X-I-FRAMES-ONLY", "EXT-X-INDEPENDENT-SEGMENTS", "EXT-X-START", "EXT-X-PART-INF", "EXT-X-SERVER-CONTROL",
 }  # fmt: skip
+_OF_THE_WHOLE = {"EXT-X-I-FRAMES-ONLY", "EXT-X-INDEPENDENT-SEGMENTS", "EXT-X-START"}
+_KNOWN = _MULTIVARIANT | _OF_MEDIA | _LISTS | _ONCE
 _NEEDS = {"EXT-X-BYTERANGE": 4, "EXT-X-I-FRAMES-ONLY": 4, "EXT-X-DEFINE": 8, "EXT-X-SKIP": 9}
 _REQUIRED = {
     "EXT-X-KEY": ("A14", ("METHOD",)),
@@ -83,7 +85,7 @@ class Resource:
 class Listed:
     """A media segment as a playlist lists it. *era* is its discontinuity sequence number, *when_s* its date in Unix time,
     *keys* and *init* are those in force, *init_keys* those that were when the MAP was written (RFC 8216 4.3.2.4); the attributes of a key
-    are as written, but for its URI, which is absolute and without quotes."""
+    are as written, but for its URI, which is absolute and without quotes. *others* are its title and tags that nothing here reads."""
 
     sequence: int
     written: str
@@ -96,11 +98,12 @@ class Listed:
     keys: frozenset[tuple[tuple[str, str], ...]] = frozenset()
     init: Resource | None = None
     init_keys: frozenset[tuple[tuple[str, str], ...]] = frozenset()
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class MediaPlaylist:
-    """A media playlist as written. *target_duration_s* is 0 where it is not known."""
+    """A media playlist as written. *target_duration_s* is 0 where it is not known; *whole* are the tags that hold for all of it."""
 
     target_duration_s: int
     media_sequence: int
@@ -109,6 +112,7 @@ class MediaPlaylist:
     playlist_type: str = ""
     ended: bool = False
     dateranges: tuple[Attributes, ...] = ()
+    whole: frozenset[str] = frozenset()
 
     @property
     def duration_s(self) -> float:
@@ -204,7 +208,9 @@ class _Reader:
     init: Resource | None = None
     init_keys: frozenset[tuple[tuple[str, str], ...]] = frozenset()
     well_formed: bool = True  # the last attribute list
+    whole: set[str] = field(default_factory=set)
     # of the next segment
+    others: list[str] = field(default_factory=list)
     duration_s: float | None = None
     discontinuity: bool = False
     when_s: float | None = None
@@ -223,6 +229,7 @@ class _Reader:
         elif line.startswith("#EXT"):
             name, colon, value = line[1:].partition(":")
             self._tag(name, value if colon else "")
+            self._other(name, value)
 
     def playlist(self) -> MediaPlaylist | Multivariant | None:
         """Return what has been read; None where it ends in the middle of a segment."""
@@ -249,6 +256,7 @@ class _Reader:
             self.playlist_type,
             "EXT-X-ENDLIST" in self.tags,
             tuple(self.dateranges),
+            frozenset(self.whole),
         )
 
     def _tag(self, name: str, value: str) -> None:
@@ -303,6 +311,12 @@ class _Reader:
                     uri, group = urljoin(self.base, unquoted(attributes["URI"])), unquoted(attributes.get("GROUP-ID", ""))
                     self.variants.append(Variant(uri, None, attributes.get("TYPE", ""), group))
 
+    def _other(self, name: str, value: str) -> None:
+        if name in _OF_THE_WHOLE:
+            self.whole.add(f"{name}:{value}" if value else name)
+        elif name not in _KNOWN:
+            self.others.append(f"{name}:{value}")
+
     def _uri(self, line: str) -> None:
         if re.search(r"\s", line):
             self.found.append(error("A1", "white space in a URI line", repr(line[:60])))
@@ -330,8 +344,10 @@ class _Reader:
                 frozenset(self.keys.values()),
                 self.init,
                 self.init_keys,
+                tuple(self.others),
             )
         )
+        self.others.clear()
         self.duration_s, self.discontinuity, self.when_s, self.gap, self.span = None, False, None, False, None
 
     def _placed(self, uri: str) -> Span | None:
@@ -357,6 +373,7 @@ class _Reader:
             self.duration_s = float(number[0]) if number else 0.0
             return
         self.duration_s = float(parts[1])
+        self.others += [f"EXTINF,{parts[2]}"] if parts[2] else []
         if "." in parts[1]:
             self._need(3, "an EXTINF with a fraction")
 
