@@ -33,7 +33,8 @@ from hlsrelay.urls import SCHEMES, redacted
 
 __all__ = ["PLAYLIST_DEADLINE_S", "SEGMENT_LIMIT_BYTES", "Answer", "TransportFactory", "Upstream", "http_transport", "wires"]
 
-PLAYLIST_LIMIT_BYTES = 1 << 20
+PLAYLIST_LIMIT_BYTES = 4 << 20
+"""Ten thousand segments with dates and signed URLs; how many lines and segments it may have is the parser's limit."""
 SEGMENT_LIMIT_BYTES = 64 << 20
 MOST_REDIRECTS = 5
 PLAYLIST_DEADLINE_S = 8.0

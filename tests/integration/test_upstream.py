@@ -20,7 +20,7 @@ from hlsrelay.errors import AddressRefused, PlaylistError, SegmentLost, Upstream
 from hlsrelay.model import SOURCE, ByteRange, Snapshot
 from hlsrelay.upstream import SEGMENT_LIMIT_BYTES, Upstream
 from tests.origin import Streaming
-from tests.playlists import URL, live, stream
+from tests.playlists import URL, at, live, stream
 from tests.virtual import run_virtually
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
@@ -179,8 +179,22 @@ def test_a_compression_bomb_meets_the_limit_before_the_memory() -> None:
 
     async def run() -> None:
         async with server(lambda _: ok(bomb, "Content-Encoding: gzip")) as port, Upstream(LOOPBACK) as source:
-            with pytest.raises(PlaylistError, match="larger than 1024 KiB"):
+            with pytest.raises(PlaylistError, match="larger than 4096 KiB"):
                 await loaded(source, f"http://127.0.0.1:{port}/live.m3u8")
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_a_window_of_ten_thousand_segments_with_dates_and_signed_urls_is_read() -> None:
+    lines = (
+        f"#EXT-X-PROGRAM-DATE-TIME:{at(number).isoformat()}\n#EXTINF:1,\n{number}.ts?signature={number:0250}\n" for number in range(10_000)
+    )
+    text = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n" + "".join(lines)
+
+    async def run() -> None:
+        async with server(lambda _: ok(text.encode())) as port, Upstream(LOOPBACK) as source:
+            assert len((await loaded(source, f"http://127.0.0.1:{port}/live.m3u8")).segments) == 10_000
 
     asyncio.run(run())
 
@@ -575,7 +589,7 @@ class Endless(Drip):
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         while True:
-            yield b"#" * (1 << 20)
+            yield b"#" * (4 << 20)
 
 
 def test_an_endless_body_is_cut_at_the_limit() -> None:

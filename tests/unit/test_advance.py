@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -291,3 +292,14 @@ def test_the_laws_hold_over_random_histories(events: list[tuple[str, int]], firs
         here = one.segment.uri.rpartition("/")[2].partition("-")[0] if not one.segment.gap else before
         assert one.discontinuity or not before or here == before, f"no DISCONTINUITY at {one.number}"
         before = here
+
+
+@pytest.mark.parametrize("first", [2**53 - 3, 2**64 - 3, 99_999_999_999_999_999_990])
+def test_numbers_that_players_cannot_count_with_begin_anew_lower_and_rise_by_one(first: int) -> None:
+    history = History()
+    for step in range(6):
+        history.load(live(*range(first + step, first + step + 6)), step * 4.0)
+    assert history.numbers() == list(range(history.numbers()[0], history.numbers()[0] + 8))
+    assert history.numbers()[0] < 2**48
+    assert history.cuts() == []
+    assert [one.segment.sequence for one in history.out] == list(range(first + 3, first + 11))
