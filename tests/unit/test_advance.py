@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hlsrelay.hls.advance import advance, live_edge
 from hlsrelay.hls.numbering import Step, content_key, noted
-from hlsrelay.model import Numbered, Position, Snapshot
+from hlsrelay.model import Numbered, Position, Slice, Snapshot
 from tests.playlists import Listed, Playlist, at, cut, gap, live, stream
 
 
@@ -303,3 +303,11 @@ def test_numbers_that_players_cannot_count_with_begin_anew_lower_and_rise_by_one
     assert history.numbers()[0] < 2**48
     assert history.cuts() == []
     assert [one.segment.sequence for one in history.out] == list(range(first + 3, first + 11))
+
+
+def test_the_tags_of_a_segment_that_is_cut_stand_before_its_first_slice_only() -> None:
+    snapshot = live(Listed(1), Listed(2), Listed(3)).snapshot()
+    segments = (*snapshot.segments[:2], replace(snapshot.segments[2], tags=("#EXT-X-CUE-OUT:30",)))
+    slices = {3: (Slice("long", 0, 188, 2.0), Slice("long", 188, 376, 2.0))}
+    step = advance(None, replace(snapshot, segments=segments), stream(), at(0), slices=slices)
+    assert [(one.number, one.segment.tags, one.more) for one in step.fresh[2:]] == [(3, ("#EXT-X-CUE-OUT:30",), True), (4, (), False)]
