@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from urllib.parse import urljoin
 
 from hlsrelay.judge.findings import Complaint, error, note, warning
+from hlsrelay.judge.low_latency import promised
 
 Attributes = Mapping[str, str]
 """An attribute list (RFC 8216 4.2), values as written, with their quotes."""
@@ -209,6 +210,7 @@ class _Reader:
     init_keys: frozenset[tuple[tuple[str, str], ...]] = frozenset()
     well_formed: bool = True  # the last attribute list
     whole: set[str] = field(default_factory=set)
+    latest: dict[str, Attributes] = field(default_factory=dict)  # attribute lists by tag
     # of the next segment
     others: list[str] = field(default_factory=list)
     duration_s: float | None = None
@@ -244,6 +246,8 @@ class _Reader:
             return Multivariant(tuple(self.variants))
         if "EXT-X-TARGETDURATION" not in self.tags:
             self.found.append(error("A2", "no EXT-X-TARGETDURATION"))
+        control, part_inf = (self.latest.get(name, {}) for name in ("EXT-X-SERVER-CONTROL", "EXT-X-PART-INF"))
+        self.found += promised(control, part_inf, self.target_duration_s)
         if self.dateranges and all(segment.when_s is None for segment in self.segments):
             self.found.append(error("A13", "a DATERANGE, and no PROGRAM-DATE-TIME to place it by"))
         if self.cuts and "EXT-X-DISCONTINUITY-SEQUENCE" not in self.tags and "EXT-X-ENDLIST" not in self.tags:
@@ -264,7 +268,7 @@ class _Reader:
             self.found.append(error("A1", f"{name} appears twice"))
         self.tags.add(name)
         self._need(_NEEDS.get(name, 1), name)
-        attributes = self._attributes(name, value) if name in _LISTS else {}
+        attributes = self.latest[name] = self._attributes(name, value) if name in _LISTS else {}
         match name:
             case "EXT-X-VERSION":
                 self.version = self._integer(name, value, "A18") or 1

@@ -464,6 +464,14 @@ FAULTS: dict[str, tuple[Fault, str, Severity]] = {
     # 22: delivery, and timing
     "no gzip": (only(GOOD, headers={"content-type": HEADERS["content-type"]}), "A22", W),
     "media that are redirected": (lambda watch: watch.load(GOOD).got(12, redirected=True), "A22", W),
+    "HOLD-BACK too small": (only(replace(GOOD, head=("#EXT-X-SERVER-CONTROL:HOLD-BACK=11.9",))), "A23", E),
+    "CAN-SKIP-UNTIL too small": (only(replace(GOOD, head=("#EXT-X-SERVER-CONTROL:CAN-SKIP-UNTIL=23.9",))), "A23", E),
+    "PART-HOLD-BACK too small": (
+        only(replace(GOOD, head=("#EXT-X-PART-INF:PART-TARGET=1", "#EXT-X-SERVER-CONTROL:PART-HOLD-BACK=1.9"))),
+        "A23",
+        E,
+    ),
+    "no PART-HOLD-BACK": (only(replace(GOOD, head=("#EXT-X-PART-INF:PART-TARGET=1",))), "A23", E),
     "no update": (then(GOOD, GOOD), "A-timing", W),
 }
 
