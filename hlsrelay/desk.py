@@ -18,6 +18,7 @@ from hlsrelay.model import (
     SOURCE,
     ByteRange,
     Desired,
+    Numbered,
     Presentation,
     Restart,
     Snapshot,
@@ -68,7 +69,16 @@ class Agreement:
     since: datetime | None = None
     target_duration_s: int = 0
     discontinuities: int | None = None
-    """Where a track that comes later begins to count, less its generation: each has a DISCONTINUITY. None: as the source does."""
+    """The discontinuity sequence number before the first of *cuts*, which a track that comes later counts on from.
+
+    None: it begins with the source's own.
+    """
+    cuts: list[datetime | None] = field(default_factory=list)
+    """Where the programme breaks off, as the first track to come there says; None: a generation begins, which each track does by itself."""
+    had: dict[str, int] = field(default_factory=dict)
+    """How many of *cuts* each track has."""
+    joined: dict[str, int] = field(default_factory=dict)
+    """Which generation each track has come to."""
     ends: dict[str, datetime] = field(default_factory=dict)
     shown: dict[str, datetime] = field(default_factory=dict)
     clock: str = SOURCE
@@ -83,13 +93,44 @@ class Agreement:
 
     def numbered(self, track: str, step: Step) -> None:
         """A track has numbered what its playlist brought; it may have begun a generation."""
+        at = self.ends.get(track)
         for one in step.fresh:
+            begins = one.position.generation != self.joined.setdefault(track, one.position.generation)
             if one.position.generation > self.generation:
                 self.generation, self.since = one.position.generation, one.program_date_time
+                self.cuts.append(None)
+            elif one.discontinuity and not begins and at is not None and not self._is_cut(at, one.duration_s):
+                self.cuts.append(at)
+            self.joined[track] = one.position.generation
+            at = one.position.next_program_date_time
             if track == self.clock:
                 self.told(one.segment.sequence, one.program_date_time)
         if step.fresh:
             self.ends[track] = step.position.next_program_date_time
+
+    def _is_cut(self, at: datetime, duration_s: float) -> bool:
+        return any(cut is not None and abs((cut - at).total_seconds()) <= duration_s / 2 for cut in self.cuts[-REMEMBERED:])
+
+    def first_count(self, track: str, new: Numbered) -> int:
+        """Return the discontinuity sequence number that a track begins with; it has none of the cuts that lie before it."""
+        latest = new.program_date_time + timedelta(seconds=new.duration_s / 2)
+        self.had[track] = sum(cut is None or cut <= latest for cut in self.cuts)
+        return new.discontinuity_sequence if self.discontinuities is None else self.discontinuities + self.had[track]
+
+    def breaks_off(self, track: str, at: datetime, duration_s: float, stream: Stream) -> bool:
+        """Return whether what a track publishes next, *at* our time for it, is a DISCONTINUITY because another track has one there."""
+        due = next(iter(self.cuts[max(0, self.had.get(track, 0)) :]), None)
+        return due is not None and (at >= due - timedelta(seconds=duration_s / 2) or not near(at, due, stream))
+
+    def broke_off(self, track: str, at: datetime) -> None:
+        """A track has published a DISCONTINUITY: all have the same number of them in the end, so their sequence numbers agree."""
+        self.had[track] = self.had.get(track, 0) + 1
+        if self.had[track] > len(self.cuts):
+            self.cuts.append(at)
+        if (settled := min(self.had.values())) > REMEMBERED:
+            del self.cuts[:settled]
+            self.had = {name: count - settled for name, count in self.had.items()}
+            self.discontinuities = None if self.discontinuities is None else self.discontinuities + settled
 
     def told(self, sequence: int, when: datetime) -> None:
         """The track that sets the clock has this segment at that time."""

@@ -110,22 +110,19 @@ async def relay_track(desk: Desk, encodes_ahead: int) -> AsyncGenerator[Tick, No
 
 def entered(progress: Progress | None, made: Made, desk: Desk) -> Progress:
     """Return *progress* with what was made in its window."""
-    new, agreement = made.numbered, desk.agreement
+    new, agreement, name = made.numbered, desk.agreement, desk.track.name
     agreement.target_duration_s = agreement.target_duration_s or new.target_duration_s
+    entry, at = made.entry, progress.position.next_program_date_time if progress else None
     if progress is None:
-        count = new.discontinuity_sequence
-        if agreement.discontinuities is not None:
-            count = agreement.discontinuities + new.position.generation
-        progress = Progress(
-            new.position,
-            agreement.target_duration_s,
-            desk.track.name,
-            desk.track.kind,
-            discontinuity_sequence=count,
-            i_frames_only=new.i_frames_only,
-        )
+        count = agreement.first_count(name, new)
+        target_s, kind = agreement.target_duration_s, desk.track.kind
+        progress = Progress(new.position, target_s, name, kind, discontinuity_sequence=count, i_frames_only=new.i_frames_only)
+    elif at and agreement.breaks_off(name, at, entry.duration_s, new.stream):
+        entry = replace(entry, discontinuity=True)
     progress = replace(progress, target_duration_s=max(progress.target_duration_s, agreement.target_duration_s))
     position = noted(new.position, desk.digests)
-    progress = slide(progress, made.entry, position, new.stream.window_s, desk.tools.clock.utc_now())
+    progress = slide(progress, entry, position, new.stream.window_s, desk.tools.clock.utc_now())
+    if at and progress.entries[-1].discontinuity:
+        agreement.broke_off(name, at)
     agreement.target_duration_s = progress.target_duration_s
     return progress

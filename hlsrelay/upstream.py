@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Self
 from urllib.parse import urlsplit
@@ -26,13 +26,15 @@ from hlsrelay.hls.parse import parse
 from hlsrelay.hls.tracks import chosen, media_playlist_alone
 from hlsrelay.hls.variables import variables_of
 from hlsrelay.model import ByteRange, Presentation, Restart, Snapshot, Stream, Track
+from hlsrelay.ranges import Enough, cut_out, is_part, is_whole
 from hlsrelay.settings import Network
 from hlsrelay.transport import Guarded, TransportFactory, http_transport
 from hlsrelay.urls import SCHEMES, redacted
 
 __all__ = ["PLAYLIST_DEADLINE_S", "SEGMENT_LIMIT_BYTES", "Answer", "TransportFactory", "Upstream", "http_transport", "wires"]
 
-PLAYLIST_LIMIT_BYTES = 1 << 20
+PLAYLIST_LIMIT_BYTES = 4 << 20
+"""Ten thousand segments with dates and signed URLs; how many lines and segments it may have is the parser's limit."""
 SEGMENT_LIMIT_BYTES = 64 << 20
 MOST_REDIRECTS = 5
 PLAYLIST_DEADLINE_S = 8.0
@@ -42,6 +44,8 @@ PLAYLIST_DEADLINE_TARGET_DURATIONS = 2.0
 STALE_CHILD_STATUS = (401, 403, 404, 410)
 """A child playlist that answers so may have moved: ask the multivariant playlist again (hls-rules B29)."""
 SURVEYED_AGAIN = "source_surveyed_again"
+_NO_COMPRESSION = {"", "identity", "none", "binary", "utf-8", "aws-chunked"}
+"""What servers, object stores most of all, say in Content-Encoding where the body is as it is; browsers pass over it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +246,6 @@ class Upstream:
 
     async def _once(self, uri: str, byterange: ByteRange | None, write: Callable[[bytes], object], pace: _Pace, most_bytes: int) -> int:
         headers = {"Accept-Encoding": "identity"}
-        if byterange:
-            headers["Range"] = f"bytes={byterange.offset}-{byterange.offset + byterange.length - 1}"
         length = 0
 
         def counted(chunk: bytes) -> None:
@@ -256,7 +258,7 @@ class Upstream:
 
         try:
             async with pace.limit:
-                await self._get(uri, headers, counted, most_bytes, answered=pace.answered)
+                await self._get(uri, headers, counted, most_bytes, span=byterange, answered=pace.answered)
         except TimeoutError:
             raise UpstreamError(f"{redacted(uri)}: too slow, {length} bytes so far") from None
         if length == 0:
@@ -273,21 +275,31 @@ class Upstream:
         most_bytes: int,
         *,
         child: bool = False,
+        span: ByteRange | None = None,
         answered: Callable[[int | None], object] | None = None,
     ) -> str:
-        """Write the body of *url*'s answer and return the URL it came from. Raises UpstreamError for all but a whole 200 or 206.
+        """Write the body of *url*'s answer and return the URL it came from. Raises UpstreamError for all but a whole one.
 
         *answered* hears the length that the answer declares, before its body comes.
         """
         shown = redacted(url)
+        if span:
+            headers = {**headers, "Range": f"bytes={span.offset}-{span.offset + span.length - 1}"}
         async with self._asked(url, headers) as answer:
             if child and answer.status_code in STALE_CHILD_STATUS:
                 raise _StaleChild(f"{shown}: HTTP {answer.status_code}")
-            if answer.status_code != (206 if "Range" in headers else 200):
-                raise UpstreamError(f"{shown}: HTTP {answer.status_code}")
+            status, said = answer.status_code, answer.headers
+            whole = is_whole(status, said)
+            if not whole and not (span and is_part(status, said, span)):
+                raise UpstreamError(f"{shown}: HTTP {status}" + (", of another range" if status == 206 else ""))
+            if span and whole:
+                if span.offset > most_bytes:
+                    raise UpstreamError(f"{shown}: the whole file, where a range was asked for")
+                write = cut_out(write, span)
             if answered:
-                answered(_declared(answer))
-            await _read_whole(answer, write, shown, most_bytes)
+                answered(None if span and whole else _declared(answer))
+            with suppress(Enough):
+                await _read_whole(answer, write, shown, most_bytes)
             return _without_user(str(answer.url))
 
     @asynccontextmanager
@@ -380,8 +392,9 @@ class _Pace:
 
 async def _read_whole(answer: httpx.Response, write: Callable[[bytes], object], shown: str, most_bytes: int) -> None:
     """Write an answer's body, expanded. Raises UpstreamError where fewer or more bytes come than it declared, or compression ends early."""
-    encoding = answer.headers.get("content-encoding", "identity").strip().lower()
-    expander = None if encoding in ("", "identity") else Expander(encoding, most_bytes)
+    named = (one.strip() for one in answer.headers.get("content-encoding", "").lower().split(","))
+    encoding = ", ".join(one for one in named if one not in _NO_COMPRESSION)
+    expander = Expander(encoding, most_bytes) if encoding else None
     received = 0
     async for chunk in answer.aiter_raw():
         received += len(chunk)

@@ -42,6 +42,8 @@ SILENT_TARGET_DURATIONS = 1.5
 """A playlist unchanged for this long is suspect (RFC 8216 6.3.4)."""
 STUCK_TARGET_DURATIONS = 3.5
 """What looks like a stale edge, and nothing tells that it is none, is believed after this long: players have nothing left by then."""
+FAR = 2**48
+"""Numbers begin below this, and so never come to where players that count in doubles (2^53), or the rules (2^64), know no next one."""
 FURTHEST_BEHIND = 16
 """No edge is more segments behind than this, or than the window holds."""
 
@@ -67,7 +69,7 @@ def advance(
     load = Load(snapshot, stream, now, agreed, slices or {}, digests or {})
     if position is None:
         fresh = live_edge(snapshot)
-        offset = 0 if first_number is None else first_number - fresh[0].sequence
+        offset = -(fresh[0].sequence // FAR * FAR) if first_number is None else first_number - fresh[0].sequence
         last = fresh[0].sequence + offset - 1
         start = Position(stream.source, agreed.generation, offset, last, (), now, beginning(fresh, load), stream.ladder)
         start = replace(start, past_sequence=snapshot.segments[0].sequence)

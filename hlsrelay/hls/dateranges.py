@@ -108,15 +108,21 @@ def bounded(head: Sequence[str], entries: tuple[Entry, ...]) -> tuple[tuple[str,
 
 
 def in_force(head: Sequence[str], left: Iterable[Entry], stay: Sequence[Entry]) -> tuple[str, ...]:
-    """Return the DATERANGEs of *head* and of the entries that *left* which reach over an entry that stays, one line for each ID."""
+    """Return the DATERANGEs of *head* and of the entries that *left* which reach over an entry that stays, one line for each ID.
+
+    One that has ended stays too while a tag that adds to it is listed: alone that would say less of the range than was said before.
+    """
     gone = (*head, *(tag for entry in left for tag in entry.tags if tag.startswith(_TAG)))
     if not gone:
         return ()
+    added_to = _merged(_lines((), stay))
     everything = _merged((*gone, *_lines((), stay)))
     begins = stay[0].program_date_time
     originals = {attributes(tag).get("ID", ""): tag for tag in gone}
     return tuple(
-        _written(got, originals[name]) for name, got in _merged(gone).items() if _maps(everything[name], everything.values(), begins)
+        _written(got, originals[name])
+        for name, got in _merged(gone).items()
+        if name in added_to or _maps(everything[name], everything.values(), begins)
     )
 
 

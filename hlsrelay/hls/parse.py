@@ -28,6 +28,8 @@ from hlsrelay.model import ByteRange, InitSection, Key, Part, Presentation, Segm
 
 DIGITS_OF_AN_INTEGER = 20
 """A decimal-integer is below 2^64 (RFC 8216 4.2); longer ones would not fit into file names and IVs."""
+DIGITS_OF_A_DOUBLE = 15
+"""Players written in JavaScript count no further than 2^53; what only counts on from somewhere had better begin below."""
 YEARS = range(1970, 2200)
 """A PROGRAM-DATE-TIME outside of these is none: nobody could count on from it. Packagers without a clock begin with 1970."""
 SHORTEST_EXTINF_S = 0.001
@@ -44,6 +46,9 @@ LONGEST_URI = 8 << 10
 MOST_TAG_CHARACTERS = 32 << 10
 """Tags to carry through, for one segment. What comes after is dropped: every playlist and record of ours repeats them."""
 DIGITS_OF_A_SKIP = 9
+DIGITS_OF_AN_IV = 32
+_HEX = re.compile(r"(0[xX])?0*?([0-9A-Fa-f]{1,32})")
+_SECRET_BY_URI = {"AES-128", "AES-256", "SAMPLE-AES"}
 LONGEST_EXTINF_S = 3600.0
 """A longer segment is a mistake of the source, not media."""
 
@@ -144,7 +149,7 @@ class _Reader:
                     self.repaired("media_sequence_late")
             case "EXT-X-DISCONTINUITY-SEQUENCE":
                 number_of = value.strip()
-                self.discontinuity_sequence = int(number_of) if number_of.isdecimal() and len(number_of) <= DIGITS_OF_AN_INTEGER else 0
+                self.discontinuity_sequence = int(number_of) if number_of.isdecimal() and len(number_of) <= DIGITS_OF_A_DOUBLE else 0
             case "EXT-X-ENDLIST":
                 self.ended = True
             case "EXT-X-I-FRAMES-ONLY":
@@ -241,6 +246,10 @@ class _Reader:
             self.keys = {}
             return
         uri = unquoted(got.get("URI"))
+        if method in _SECRET_BY_URI and not uri:
+            raise PlaylistError(f"an EXT-X-KEY of METHOD={method} has no URI: nobody could decrypt")
+        if "IV" in got:
+            got["IV"] = _iv(got["IV"])
         key = Key(
             method=method,
             uri=urljoin(self.url, uri) if uri else None,
@@ -398,6 +407,14 @@ def _segment(raw: dict[str, Any], sequence: int, previous: Segment | None, url: 
         tags=tuple(raw.get("tags", ())),
         parts=tuple(raw.get("held_parts", ())),
     )
+
+
+def _iv(text: str) -> str:
+    """Return an IV as the 128 bits that it is: players that make an array of its digits take a shorter one for another, or for none."""
+    found = _HEX.fullmatch(text)
+    if found is None:
+        raise PlaylistError(f"the IV of an EXT-X-KEY is no number of 128 bits: {text[:40]!r}")
+    return text if found[1] and len(text) == 2 + DIGITS_OF_AN_IV else f"0x{found[2].zfill(DIGITS_OF_AN_IV)}"
 
 
 def _lacks_iv(key: Key) -> bool:

@@ -7,6 +7,7 @@ what they are (`v720p-2500k`, `audio-en`, `subtitles-de`, `iframes-720p`), with 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 from hlsrelay.errors import ConfigError
@@ -20,6 +21,7 @@ _AT_MOST = re.compile(r"<=\s*(\d+)p")
 
 def assembled(found: Iterable[Found], lines: tuple[str, ...]) -> Presentation:
     """Return the presentation of what a multivariant playlist lists: redundant copies of a track become its further URIs."""
+    found = _on_one_pathway(list(found))
     copies: dict[tuple[Kind, tuple[tuple[str, str], ...]], list[str]] = {}
     spelt: dict[tuple[Kind, tuple[tuple[str, str], ...]], tuple[tuple[str, str], ...]] = {}
     for kind, uri, attributes in found:
@@ -29,6 +31,38 @@ def assembled(found: Iterable[Found], lines: tuple[str, ...]) -> Presentation:
             copies[same].append(uri)
     tracks = [Track("", kind, tuple(uris), spelt[kind, key]) for (kind, key), uris in copies.items()]
     return Presentation(_named(tracks), lines)
+
+
+def _on_one_pathway(found: list[Found]) -> list[Found]:
+    """Return *found* with the groups of all pathways of content steering (rfc8216bis 7) under the names of the first.
+
+    Each pathway has its own groups of the same renditions; with one name for both, copies are seen to be copies.
+    """
+    models: dict[tuple[object, ...], dict[str, str]] = {}
+    renamed: dict[tuple[str, str], str] = {}
+    met: Counter[tuple[object, ...]] = Counter()
+    for kind, _, attributes in found:
+        said = dict(attributes)
+        if kind not in (Kind.VARIANT, Kind.I_FRAMES) or "PATHWAY-ID" not in said:
+            continue
+        like = (kind, frozenset(pair for pair in attributes if pair[0] not in _NOT_IDENTITY and pair[0] not in _GROUPS))
+        pathway = (*like, said["PATHWAY-ID"])
+        model = models.setdefault((*like, met[pathway]), said)
+        met[pathway] += 1
+        for name in _GROUPS.keys() & said.keys() & model.keys():
+            renamed.setdefault((name, said[name]), model[name])
+    if not any(before != after for (_, before), after in renamed.items()):
+        return found
+    names: dict[tuple[str, str, str], str] = {}
+    spelt = []
+    for kind, uri, attributes in found:
+        said = {name: renamed.get((name, value), value) for name, value in attributes}
+        if "GROUP-ID" in said:
+            said["GROUP-ID"] = renamed.get((said.get("TYPE", ""), said["GROUP-ID"]), said["GROUP-ID"])
+            name = said.get("NAME", "")
+            said["NAME"] = names.setdefault((said.get("TYPE", ""), said["GROUP-ID"], name.casefold()), name)
+        spelt.append((kind, uri, tuple(said.items())))
+    return spelt
 
 
 def media_playlist_alone(url: str) -> Presentation:

@@ -27,6 +27,7 @@ RULES = {
     "A20": "variants agree: target duration, discontinuities, time stamps, PDT, window [RFC 8216 6.2.4]",
     "A21": "STREAM-INF: bitrates, CODECS, RESOLUTION, FRAME-RATE as measured [RFC 8216 4.3.4.2]",
     "A22": "delivery: gzip for playlists, no redirects for media",
+    "A23": "low latency: HOLD-BACK, PART-HOLD-BACK and CAN-SKIP-UNTIL are not too small [rfc8216bis 4.4.3.8]",
     "A-extinf": "EXTINF is the segment's real duration [RFC 8216 4.3.2.1]",
     "A-timing": "a live playlist has a new segment within 1.5 target durations [RFC 8216 6.2.1]",
 }

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from urllib.parse import urljoin
 
 from hlsrelay.judge.findings import Complaint, error, note, warning
+from hlsrelay.judge.low_latency import promised
 
 Attributes = Mapping[str, str]
 """An attribute list (RFC 8216 4.2), values as written, with their quotes."""
@@ -53,6 +54,8 @@ _ONCE = {
     "EXTM3U", "EXT-X-VERSION", "EXT-X-TARGETDURATION", "EXT-X-MEDIA-SEQUENCE", "EXT-X-DISCONTINUITY-SEQUENCE", "EXT-X-PLAYLIST-TYPE",
     "EXT-X-ENDLIST", "EXT-X-I-FRAMES-ONLY", "EXT-X-INDEPENDENT-SEGMENTS", "EXT-X-START", "EXT-X-PART-INF", "EXT-X-SERVER-CONTROL",
 }  # fmt: skip
+_OF_THE_WHOLE = {"EXT-X-I-FRAMES-ONLY", "EXT-X-INDEPENDENT-SEGMENTS", "EXT-X-START"}
+_KNOWN = _MULTIVARIANT | _OF_MEDIA | _LISTS | _ONCE
 _NEEDS = {"EXT-X-BYTERANGE": 4, "EXT-X-I-FRAMES-ONLY": 4, "EXT-X-DEFINE": 8, "EXT-X-SKIP": 9}
 _REQUIRED = {
     "EXT-X-KEY": ("A14", ("METHOD",)),
@@ -83,7 +86,7 @@ class Resource:
 class Listed:
     """A media segment as a playlist lists it. *era* is its discontinuity sequence number, *when_s* its date in Unix time,
     *keys* and *init* are those in force, *init_keys* those that were when the MAP was written (RFC 8216 4.3.2.4); the attributes of a key
-    are as written, but for its URI, which is absolute and without quotes."""
+    are as written, but for its URI, which is absolute and without quotes. *others* are its title and tags that nothing here reads."""
 
     sequence: int
     written: str
@@ -96,11 +99,12 @@ class Listed:
     keys: frozenset[tuple[tuple[str, str], ...]] = frozenset()
     init: Resource | None = None
     init_keys: frozenset[tuple[tuple[str, str], ...]] = frozenset()
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class MediaPlaylist:
-    """A media playlist as written. *target_duration_s* is 0 where it is not known."""
+    """A media playlist as written. *target_duration_s* is 0 where it is not known; *whole* are the tags that hold for all of it."""
 
     target_duration_s: int
     media_sequence: int
@@ -109,6 +113,7 @@ class MediaPlaylist:
     playlist_type: str = ""
     ended: bool = False
     dateranges: tuple[Attributes, ...] = ()
+    whole: frozenset[str] = frozenset()
 
     @property
     def duration_s(self) -> float:
@@ -204,7 +209,10 @@ class _Reader:
     init: Resource | None = None
     init_keys: frozenset[tuple[tuple[str, str], ...]] = frozenset()
     well_formed: bool = True  # the last attribute list
+    whole: set[str] = field(default_factory=set)
+    latest: dict[str, Attributes] = field(default_factory=dict)  # attribute lists by tag
     # of the next segment
+    others: list[str] = field(default_factory=list)
     duration_s: float | None = None
     discontinuity: bool = False
     when_s: float | None = None
@@ -223,6 +231,7 @@ class _Reader:
         elif line.startswith("#EXT"):
             name, colon, value = line[1:].partition(":")
             self._tag(name, value if colon else "")
+            self._other(name, value)
 
     def playlist(self) -> MediaPlaylist | Multivariant | None:
         """Return what has been read; None where it ends in the middle of a segment."""
@@ -237,6 +246,8 @@ class _Reader:
             return Multivariant(tuple(self.variants))
         if "EXT-X-TARGETDURATION" not in self.tags:
             self.found.append(error("A2", "no EXT-X-TARGETDURATION"))
+        control, part_inf = (self.latest.get(name, {}) for name in ("EXT-X-SERVER-CONTROL", "EXT-X-PART-INF"))
+        self.found += promised(control, part_inf, self.target_duration_s)
         if self.dateranges and all(segment.when_s is None for segment in self.segments):
             self.found.append(error("A13", "a DATERANGE, and no PROGRAM-DATE-TIME to place it by"))
         if self.cuts and "EXT-X-DISCONTINUITY-SEQUENCE" not in self.tags and "EXT-X-ENDLIST" not in self.tags:
@@ -249,6 +260,7 @@ class _Reader:
             self.playlist_type,
             "EXT-X-ENDLIST" in self.tags,
             tuple(self.dateranges),
+            frozenset(self.whole),
         )
 
     def _tag(self, name: str, value: str) -> None:
@@ -256,7 +268,7 @@ class _Reader:
             self.found.append(error("A1", f"{name} appears twice"))
         self.tags.add(name)
         self._need(_NEEDS.get(name, 1), name)
-        attributes = self._attributes(name, value) if name in _LISTS else {}
+        attributes = self.latest[name] = self._attributes(name, value) if name in _LISTS else {}
         match name:
             case "EXT-X-VERSION":
                 self.version = self._integer(name, value, "A18") or 1
@@ -303,6 +315,12 @@ class _Reader:
                     uri, group = urljoin(self.base, unquoted(attributes["URI"])), unquoted(attributes.get("GROUP-ID", ""))
                     self.variants.append(Variant(uri, None, attributes.get("TYPE", ""), group))
 
+    def _other(self, name: str, value: str) -> None:
+        if name in _OF_THE_WHOLE:
+            self.whole.add(f"{name}:{value}" if value else name)
+        elif name not in _KNOWN:
+            self.others.append(f"{name}:{value}")
+
     def _uri(self, line: str) -> None:
         if re.search(r"\s", line):
             self.found.append(error("A1", "white space in a URI line", repr(line[:60])))
@@ -330,8 +348,10 @@ class _Reader:
                 frozenset(self.keys.values()),
                 self.init,
                 self.init_keys,
+                tuple(self.others),
             )
         )
+        self.others.clear()
         self.duration_s, self.discontinuity, self.when_s, self.gap, self.span = None, False, None, False, None
 
     def _placed(self, uri: str) -> Span | None:
@@ -357,6 +377,7 @@ class _Reader:
             self.duration_s = float(number[0]) if number else 0.0
             return
         self.duration_s = float(parts[1])
+        self.others += [f"EXTINF,{parts[2]}"] if parts[2] else []
         if "." in parts[1]:
             self._need(3, "an EXTINF with a fraction")
 

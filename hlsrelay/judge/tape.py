@@ -219,6 +219,8 @@ def _promises(old: MediaPlaylist, new: MediaPlaylist) -> Iterator[Complaint]:
     """What a playlist says of its own future."""
     if 0 not in (new.target_duration_s, old.target_duration_s) and new.target_duration_s != old.target_duration_s:
         yield error("A2", "EXT-X-TARGETDURATION changes", f"{new.target_duration_s} after {old.target_duration_s}")
+    if changed := old.whole ^ new.whole:
+        yield error("A3", "a tag of the playlist as a whole comes, goes or changes", ", ".join(sorted(changed)))
     if new.playlist_type != old.playlist_type:
         yield error("A9", "EXT-X-PLAYLIST-TYPE changes", f"{new.playlist_type or 'none'} after {old.playlist_type or 'none'}")
     if old.ended and not new.ended:
@@ -255,6 +257,9 @@ def _changes(shared: list[tuple[Listed, Listed]], slid: bool) -> Iterator[Compla
             yield error("A3", "the URI or byte range of a listed segment changes", f"{here}: {_name(after)} after {_name(before)}")
         if before.duration_s != after.duration_s:
             yield error("A3", "the EXTINF of a listed segment changes", f"{here}: {after.duration_s:g} after {before.duration_s:g}")
+        if before.others != after.others and not new_head:  # at the head some say again what is in force
+            detail = f"{here}: {', '.join(sorted(set(before.others) ^ set(after.others)))[:80]}"
+            yield error("A3", "a title or another tag of a listed segment comes, goes or changes", detail)
         if before.gap != after.gap:
             yield error("A3", "the GAP of a listed segment comes or goes", here)
         tag_left = new_head and before.discontinuity and before.era == after.era  # it was removed, and counted

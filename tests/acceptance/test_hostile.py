@@ -91,12 +91,12 @@ def origin() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("kind", "path", "error"),
     [
-        ("playlist", "bomb.m3u8?token=hunter2", "PlaylistError: the playlist is larger than 1024 KiB"),
+        ("playlist", "bomb.m3u8?token=hunter2", "PlaylistError: the playlist is larger than 4096 KiB"),
         ("segment", "bomb.ts?token=hunter2", "larger than 64 MiB"),
-        ("playlist", "huge.m3u8", "PlaylistError: the playlist is larger than 1024 KiB"),
-        ("playlist", "huge-chunked.m3u8", "PlaylistError: the playlist is larger than 1024 KiB"),
+        ("playlist", "huge.m3u8", "PlaylistError: the playlist is larger than 4096 KiB"),
+        ("playlist", "huge-chunked.m3u8", "PlaylistError: the playlist is larger than 4096 KiB"),
         ("segment", "huge.ts", "larger than 64 MiB"),
-        ("playlist", "moved.m3u8", "PlaylistError: the playlist is larger than 1024 KiB"),
+        ("playlist", "moved.m3u8", "PlaylistError: the playlist is larger than 4096 KiB"),
     ],
 )
 def test_bombs_and_floods_are_refused_by_name_for_less_than_10_mb(origin: str, kind: str, path: str, error: str) -> None:

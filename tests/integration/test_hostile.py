@@ -97,8 +97,8 @@ class Raw(httpx.Response):
 LONG = live(*range(1000)).text()
 PLAYLISTS: dict[str, tuple[httpx.Response | str, str]] = {
     "a login page": ("<html>login", "not an HLS playlist"),
-    "too large": ("#EXTM3U\n" + "#" * (1 << 20), "larger than 1024 KiB"),
-    "a bomb": (Raw(gzip.compress(b"#EXTM3U\n" + bytes(4 << 20))), "larger than 1024 KiB"),
+    "too large": ("#EXTM3U\n" + "#" * (4 << 20), "larger than 4096 KiB"),
+    "a bomb": (Raw(gzip.compress(b"#EXTM3U\n" + bytes(8 << 20))), "larger than 4096 KiB"),
     "gzip cut off": (Raw(gzip.compress(LONG.encode())[:-20]), "cut off"),
     "gzip without end": (Raw(gzip.compress(b"") * 200), "members"),
     "no gzip": (Raw(LONG.encode()), "not compressed as it says"),

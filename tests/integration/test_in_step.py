@@ -123,6 +123,64 @@ def test_another_source_begins_at_one_moment_in_all_tracks(tmp_path: Path, pdt: 
     assert show.discontinuity_sequences() == {1}
 
 
+Lines = Callable[[int], list[str]]
+"""The tags before a segment's EXTINF, by its number."""
+
+BREAK = 112
+
+
+def source_breaks(number: int) -> list[str]:
+    return ["#EXT-X-DISCONTINUITY"] if number == BREAK else []
+
+
+def map_changes(number: int) -> list[str]:
+    return [f'#EXT-X-MAP:URI="{"a" if number < BREAK else "b"}.mp4"']
+
+
+def with_lines(origin: Origin, lines: Lines) -> Callable[[httpx.Request], httpx.Response | None]:
+    """Answer as the origin does, with *lines* in its playlist; what ends in mp4 is an init section."""
+
+    def answer(request: httpx.Request) -> httpx.Response | None:
+        if request.url.path.endswith(".mp4"):
+            return httpx.Response(200, content=request.url.path.encode())
+        if not request.url.path.endswith(".m3u8"):
+            return None
+        text = []
+        for line in origin.playlist().text().splitlines():
+            if line.startswith("#EXT-X-MEDIA-SEQUENCE:"):
+                number = int(line.partition(":")[2])
+                text.append(f"#EXT-X-DISCONTINUITY-SEQUENCE:{int(lines is source_breaks and number > BREAK)}")
+            if line.startswith("#EXTINF"):
+                text += lines(number)
+                number += 1
+            text.append(line)
+        return httpx.Response(200, text="\n".join([*text, ""]))
+
+    return answer
+
+
+@pytest.mark.parametrize("tracks", [("high",), ("high", "low", "en")], ids=["in one", "in all but subtitles"])
+@pytest.mark.parametrize("lines", [source_breaks, map_changes])
+def test_a_discontinuity_of_some_tracks_is_one_of_all_at_the_same_moment(tmp_path: Path, lines: Lines, tracks: tuple[str, ...]) -> None:
+    async def play(show: Show) -> None:
+        for track in tracks:
+            show.origins[track].fault = with_lines(show.origins[track], lines)
+        await show.relayed(60)
+
+    show, broken = shown(tmp_path, play, pdt=tracks == ("high",))
+    assert broken == []
+    assert show.discontinuity_sequences() == {1}
+
+
+def test_dates_that_jump_in_one_track_are_a_discontinuity_of_all(tmp_path: Path) -> None:
+    async def play(show: Show) -> None:
+        later(40, lambda: setattr(show.origins["high"], "began_s", show.origins["high"].began_s + 6.0))
+        await show.relayed(80)
+
+    show, _ = shown(tmp_path, play, pdt=True)
+    assert show.discontinuity_sequences() == {1}
+
+
 def test_a_source_that_lacks_a_track_all_at_once_is_surveyed_again(tmp_path: Path) -> None:
     async def play(show: Show) -> None:
         def drop() -> None:

@@ -20,7 +20,7 @@ from hlsrelay.errors import AddressRefused, PlaylistError, SegmentLost, Upstream
 from hlsrelay.model import SOURCE, ByteRange, Snapshot
 from hlsrelay.upstream import SEGMENT_LIMIT_BYTES, Upstream
 from tests.origin import Streaming
-from tests.playlists import URL, live, stream
+from tests.playlists import URL, at, live, stream
 from tests.virtual import run_virtually
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
@@ -179,8 +179,22 @@ def test_a_compression_bomb_meets_the_limit_before_the_memory() -> None:
 
     async def run() -> None:
         async with server(lambda _: ok(bomb, "Content-Encoding: gzip")) as port, Upstream(LOOPBACK) as source:
-            with pytest.raises(PlaylistError, match="larger than 1024 KiB"):
+            with pytest.raises(PlaylistError, match="larger than 4096 KiB"):
                 await loaded(source, f"http://127.0.0.1:{port}/live.m3u8")
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_a_window_of_ten_thousand_segments_with_dates_and_signed_urls_is_read() -> None:
+    lines = (
+        f"#EXT-X-PROGRAM-DATE-TIME:{at(number).isoformat()}\n#EXTINF:1,\n{number}.ts?signature={number:0250}\n" for number in range(10_000)
+    )
+    text = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n" + "".join(lines)
+
+    async def run() -> None:
+        async with server(lambda _: ok(text.encode())) as port, Upstream(LOOPBACK) as source:
+            assert len((await loaded(source, f"http://127.0.0.1:{port}/live.m3u8")).segments) == 10_000
 
     asyncio.run(run())
 
@@ -330,16 +344,41 @@ def test_a_byte_range_is_asked_for_and_must_be_exact() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("answer", [httpx.Response(200, content=b"the whole file"), httpx.Response(206, content=b"ab")])
-def test_a_range_that_is_ignored_or_cut_is_no_segment(answer: httpx.Response) -> None:
+@pytest.mark.parametrize(
+    ("status", "said", "content"),
+    [(200, {}, b"short"), (206, {}, b"ab"), (206, {"Content-Range": "bytes 0-4/20"}, b"01234"), (304, {}, b""), (416, {}, b"")],
+    ids=["whole, and too short", "cut", "another range", "not modified", "no such range"],
+)
+def test_what_is_not_all_of_a_range_is_no_segment(status: int, said: dict[str, str], content: bytes) -> None:
     async def run() -> None:
         routes = router()
-        routes.get(f"{BASE}/2.ts").mock(return_value=answer)
+        routes.get(f"{BASE}/2.ts").respond(status, headers=said, content=content)
         async with upstream(routes) as source:
             with pytest.raises(SegmentLost):
                 await fetched(source, f"{BASE}/2.ts", ByteRange(5, 10), deadline_s=3.0)
 
     run_virtually(run())
+
+
+@pytest.mark.parametrize(("status", "said"), [(200, {}), (203, {}), (206, {"Content-Range": "bytes 0-19/20"})])
+def test_a_server_that_gives_the_whole_file_whatever_is_asked_for_gives_segments_too(status: int, said: dict[str, str]) -> None:
+    async def run() -> None:
+        routes = router()
+        routes.get(f"{BASE}/1.ts").respond(status, headers=said, content=b"0123456789abcdefghij")
+        async with upstream(routes) as source:
+            assert await fetched(source, f"{BASE}/1.ts") == b"0123456789abcdefghij"
+            assert await fetched(source, f"{BASE}/1.ts", ByteRange(5, 10)) == b"abcde"
+
+    run_virtually(run())
+
+
+@pytest.mark.parametrize("said", ["utf-8", "aws-chunked", "binary", "none", "identity"])
+def test_a_content_encoding_that_is_no_compression_changes_nothing(said: str) -> None:
+    async def run() -> None:
+        async with server(lambda _: ok(b"as it is", f"Content-Encoding: {said}")) as port, Upstream(LOOPBACK) as source:
+            assert await fetched(source, f"http://127.0.0.1:{port}/1.ts") == b"as it is"
+
+    asyncio.run(run())
 
 
 def test_an_attempt_that_failed_half_way_leaves_nothing_in_the_next() -> None:
@@ -550,7 +589,7 @@ class Endless(Drip):
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         while True:
-            yield b"#" * (1 << 20)
+            yield b"#" * (4 << 20)
 
 
 def test_an_endless_body_is_cut_at_the_limit() -> None:

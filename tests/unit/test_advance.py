@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hlsrelay.hls.advance import advance, live_edge
 from hlsrelay.hls.numbering import Step, content_key, noted
-from hlsrelay.model import Numbered, Position, Snapshot
+from hlsrelay.model import Numbered, Position, Slice, Snapshot
 from tests.playlists import Listed, Playlist, at, cut, gap, live, stream
 
 
@@ -291,3 +292,22 @@ def test_the_laws_hold_over_random_histories(events: list[tuple[str, int]], firs
         here = one.segment.uri.rpartition("/")[2].partition("-")[0] if not one.segment.gap else before
         assert one.discontinuity or not before or here == before, f"no DISCONTINUITY at {one.number}"
         before = here
+
+
+@pytest.mark.parametrize("first", [2**53 - 3, 2**64 - 3, 99_999_999_999_999_999_990])
+def test_numbers_that_players_cannot_count_with_begin_anew_lower_and_rise_by_one(first: int) -> None:
+    history = History()
+    for step in range(6):
+        history.load(live(*range(first + step, first + step + 6)), step * 4.0)
+    assert history.numbers() == list(range(history.numbers()[0], history.numbers()[0] + 8))
+    assert history.numbers()[0] < 2**48
+    assert history.cuts() == []
+    assert [one.segment.sequence for one in history.out] == list(range(first + 3, first + 11))
+
+
+def test_the_tags_of_a_segment_that_is_cut_stand_before_its_first_slice_only() -> None:
+    snapshot = live(Listed(1), Listed(2), Listed(3)).snapshot()
+    segments = (*snapshot.segments[:2], replace(snapshot.segments[2], tags=("#EXT-X-CUE-OUT:30",)))
+    slices = {3: (Slice("long", 0, 188, 2.0), Slice("long", 188, 376, 2.0))}
+    step = advance(None, replace(snapshot, segments=segments), stream(), at(0), slices=slices)
+    assert [(one.number, one.segment.tags, one.more) for one in step.fresh[2:]] == [(3, ("#EXT-X-CUE-OUT:30",), True), (4, (), False)]

@@ -63,6 +63,13 @@ def test_tags_of_one_id_are_one_range_and_lose_no_attribute() -> None:
     assert lines(texts[20]) == []
 
 
+def test_a_range_that_turns_out_to_be_over_loses_nothing_while_the_tag_that_says_so_is_listed() -> None:
+    first, over = tag("ad", -40, CLASS='"c"'), tag("ad", -40, DURATION=20)
+    texts = published({1: (first,), 6: (over,)}, 20)
+    assert lines(texts[9]) == [first, over]  # the first one left its segment
+    assert lines(texts[12]) == []
+
+
 def test_what_a_tag_says_again_is_listed_once_and_what_it_changes_does_not_count() -> None:
     first = tag("ad", 0, DURATION=200, X_MINE='"1"')
     changed = tag("ad", 0, DURATION=300, X_MINE='"2"', X_NEW='"3"')

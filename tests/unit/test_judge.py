@@ -317,6 +317,9 @@ FAULTS: dict[str, tuple[Fault, str, Severity]] = {
     "a DISCONTINUITY that comes later": (then(with_item(11, Item(13, tags=("#EXT-X-DISCONTINUITY",)))), "A3", E),
     "a GAP that comes later": (then(with_item(11, Item(13, tags=("#EXT-X-GAP",)))), "A3", E),
     "a KEY that comes later": (then(with_item(11, Item(13, tags=(KEY + IV,)))), "A3", E),
+    "a cue that comes later": (then(with_item(11, Item(13, tags=("#EXT-X-CUE-OUT:30",)))), "A3", E),
+    "a title that comes later": (then(version(11).text().replace("4.000,\n13.ts", "4.000,News\n13.ts")), "A3", E),
+    "segments that are independent no more": (only(replace(GOOD, head=("#EXT-X-INDEPENDENT-SEGMENTS",)), version(11)), "A3", E),
     "segments taken back from the end": (then(version(10, listed=6)), "A3", E),
     "an older version served in between": (then(version(11), GOOD, version(12)), "A3", E),
     "a playlist that is cut in a line": (then(version(11).text()[:-5]), "A3", E),
@@ -461,6 +464,14 @@ FAULTS: dict[str, tuple[Fault, str, Severity]] = {
     # 22: delivery, and timing
     "no gzip": (only(GOOD, headers={"content-type": HEADERS["content-type"]}), "A22", W),
     "media that are redirected": (lambda watch: watch.load(GOOD).got(12, redirected=True), "A22", W),
+    "HOLD-BACK too small": (only(replace(GOOD, head=("#EXT-X-SERVER-CONTROL:HOLD-BACK=11.9",))), "A23", E),
+    "CAN-SKIP-UNTIL too small": (only(replace(GOOD, head=("#EXT-X-SERVER-CONTROL:CAN-SKIP-UNTIL=23.9",))), "A23", E),
+    "PART-HOLD-BACK too small": (
+        only(replace(GOOD, head=("#EXT-X-PART-INF:PART-TARGET=1", "#EXT-X-SERVER-CONTROL:PART-HOLD-BACK=1.9"))),
+        "A23",
+        E,
+    ),
+    "no PART-HOLD-BACK": (only(replace(GOOD, head=("#EXT-X-PART-INF:PART-TARGET=1",))), "A23", E),
     "no update": (then(GOOD, GOOD), "A-timing", W),
 }
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hlsrelay.errors import PlaylistError
 from hlsrelay.hls.parse import parse
 from hlsrelay.hls.render import media_playlist
 from hlsrelay.hls.window import Progress, slide
@@ -104,7 +105,7 @@ def test_every_segment_and_every_init_section_keeps_the_keys_that_the_source_giv
         assert ours == {number: theirs[number] for number in ours}
 
 
-AES = '#EXT-X-KEY:METHOD=AES-128,URI="k",IV=0x0a'
+AES = '#EXT-X-KEY:METHOD=AES-128,URI="k",IV=0x0000000000000000000000000000000a'
 MAP = '#EXT-X-MAP:URI="i.mp4"'
 EXTINFS = "".join(f"#EXTINF:4.0,\n{n}.m4s\n" for n in range(10))
 
@@ -195,3 +196,33 @@ def test_sample_aes_passes_with_the_iv_of_the_sources_number_under_ours() -> Non
         progress = slide(progress, replace(passed_through(segment), number=number), replace(POSITION, last_number=number), WINDOW_S, at(0))
     ours = covered(media_playlist(progress, SOURCE), URL)
     assert [dict(one)["IV"] for keys, _, _ in ours.values() for one in keys] == [f"0x{300 + number:032x}" for number in ours]
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("0xABC", "0x00000000000000000000000000000ABC"),
+        ("0Xabc", "0x00000000000000000000000000000abc"),
+        ("abc", "0x00000000000000000000000000000abc"),
+        ('"0xABC"', "0x00000000000000000000000000000ABC"),
+        ("0x00" + "A" * 32, "0x" + "A" * 32),
+        ("0X" + "a" * 32, "0X" + "a" * 32),
+    ],
+)
+def test_an_iv_has_128_bits_however_its_source_writes_it(said: str, meant: str) -> None:
+    (key,) = parsed(f'#EXTM3U\n#EXT-X-KEY:METHOD=AES-128,URI="k",IV={said}\n#EXTINF:4,\n1.ts\n').segments[0].keys
+    assert (key.iv, dict(key.attributes)["IV"]) == (meant, meant)
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ('METHOD=AES-128,URI="k",IV=0x' + "A" * 33, "no number of 128 bits"),
+        ('METHOD=AES-128,URI="k",IV=0xXYZ', "no number of 128 bits"),
+        ("METHOD=AES-128", "has no URI"),
+        ('METHOD=SAMPLE-AES,URI=""', "has no URI"),
+    ],
+)
+def test_a_key_that_nobody_could_decrypt_with_is_refused_by_name(key: str, reason: str) -> None:
+    with pytest.raises(PlaylistError, match=reason):
+        parsed(f"#EXTM3U\n#EXT-X-KEY:{key}\n#EXTINF:4,\n1.ts\n")

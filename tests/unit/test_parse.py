@@ -345,3 +345,22 @@ def test_every_playlist_of_the_corpus_is_read_or_refused_by_name() -> None:
             refused += 1
     assert read > 350
     assert refused < 60
+
+
+def test_pathways_of_content_steering_are_redundant_copies_though_each_has_groups_of_its_own() -> None:
+    def pathway(name: str, host: str, spelt: str) -> str:
+        return f"""#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID="{name}",NAME="{spelt}",LANGUAGE="en",URI="{host}/en.m3u8"
+#EXT-X-STREAM-INF:BANDWIDTH=1280000,AUDIO="{name}",PATHWAY-ID="CDN-{name}"
+{host}/low.m3u8
+#EXT-X-STREAM-INF:BANDWIDTH=2560000,AUDIO="{name}",PATHWAY-ID="CDN-{name}"
+{host}/high.m3u8
+"""
+
+    text = "#EXTM3U\n" + pathway("A", "https://a.example", "English") + pathway("B", "https://b.example", "ENGLISH")
+    found = parse(text.encode(), URL)
+    assert isinstance(found, Presentation)
+    assert {track.name: track.uris for track in found.tracks} == {
+        name: (f"https://a.example/{file}.m3u8", f"https://b.example/{file}.m3u8")
+        for name, file in (("source", "high"), ("v-1280k", "low"), ("audio-en", "en"))
+    }
+    assert {track.attribute("AUDIO") or track.attribute("GROUP-ID") for track in found.tracks} == {"A"}
