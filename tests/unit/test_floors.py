@@ -12,7 +12,7 @@ FLOORS = [
     {"model", "errors", "failover", "ladder", "urls", "fields", "redis_keys", "hls", "media", "judge", "cookies", "expanding"},
     {"clock", "metrics", "settings", "log", "addresses"},
     {"processes", "embedded", "transport", "recipe"},
-    {"upstream", "encoder", "storage", "ledger", "registry"},
+    {"upstream", "encoder", "storage", "ledger", "registry", "demand"},
     {"relay", "house", "stages", "cutting", "downloading", "transcoding", "desk", "joints"},
     {"worker", "web", "checking"},
     {"site"},
