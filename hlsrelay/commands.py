@@ -26,6 +26,7 @@ from hlsrelay.errors import ConfigError, HlsRelayError, ResourceBusy, UnknownStr
 from hlsrelay.fields import OPERATOR_FIELDS, Registered, checked_id, shown, stream_of
 from hlsrelay.judge import RULES, Finding, Severity
 from hlsrelay.log import start_logging
+from hlsrelay.notify import READY, notifying
 from hlsrelay.processes import Children, Stdout, sweep
 from hlsrelay.registry import Registry, fetched
 from hlsrelay.settings import Settings, load_settings
@@ -190,10 +191,13 @@ async def _relay(registered: Registered, node: Node, leaving: asyncio.Event) -> 
     stream = await admitted(registered, node)
     serving = node.settings.http != "none"
     async with AsyncExitStack() as stack:
+        tell = await stack.enter_async_context(notifying(leaving))
         if serving:
             url = await stack.enter_async_context(serve(create_app(RelaySite(node)), node.settings.http))
             typer.echo(f"Watch     {url}/#{stream.id}\nPlaylist  {url}/live/{stream.id}/index.m3u8")
             sys.stdout.flush()
+        tell(f"{READY}\nSTATUS=stream {stream.id}")
+        node.told = lambda state: tell(f"STATUS=stream {stream.id}: {state}")
         target_duration_s = await relay_stream(stream, node, leaving)
         if serving:  # players look once a target duration: the last look must find ENDLIST, not a closed port
             with suppress(TimeoutError):

@@ -157,7 +157,9 @@ def withdraw(storage: LocalStorage, clock: Clock) -> None:
 
     Numbers go on after these when somebody comes: what is recorded is recorded first. Raises OSError where the disk says no.
     """
-    found = {name: progress for name in storage.ledgers() if (progress := LocalLedger(storage, name).resume())}
+    names = storage.ledgers()
+    found = {name: progress for name in names if (progress := LocalLedger(storage, name).resume())}
+    lost = {SOURCE, *names} - found.keys()  # their playlists are all that tells which numbers were used
     try:
         if not all(progress.position.withdrawn for progress in found.values()):
             generation = max(progress.position.generation for progress in found.values()) + 1
@@ -165,7 +167,7 @@ def withdraw(storage: LocalStorage, clock: Clock) -> None:
             for name, progress in found.items():
                 LocalLedger(storage, name).record(withdrawn(progress, generation, discontinuities, clock.utc_now()))
     finally:
-        storage.remove(storage.published())
+        storage.remove(path for path in storage.published() if path.partition("/")[0] not in lost)
 
 
 async def cleared(storage: LocalStorage, clock: Clock) -> None:

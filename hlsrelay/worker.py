@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -58,6 +58,8 @@ class Node:
     redis: EmbeddedRedis | None = None
     storages: dict[str, LocalStorage] = field(default_factory=dict)
     demands: dict[str, Demand] = field(default_factory=dict)
+    told: Callable[[str], None] = lambda _: None
+    """Hears each state that a stream comes to."""
 
     @property
     def name(self) -> str:
@@ -299,6 +301,7 @@ class Reporter:
         self._id = stream_id
         self._metrics = node.metrics
         self._clock = node.clock
+        self._told = node.told
         self._state = ""
         self._faults: dict[str, Repeated] = {}
         self._repairs: dict[str, int] = {}
@@ -311,6 +314,7 @@ class Reporter:
             raise AssertionError(f"no such state: {state}")
         if state != self._state:
             self._state = state
+            self._told(state)
             self._link.report(state=state, since=_stamp(self._clock.utc_now()), **fields)
 
     def idle(self) -> None:

@@ -10,7 +10,7 @@ import hlsrelay
 PACKAGE = Path(hlsrelay.__file__).parent
 FLOORS = [
     {"model", "errors", "failover", "ladder", "urls", "fields", "redis_keys", "hls", "media", "judge", "cookies", "expanding"},
-    {"clock", "metrics", "settings", "log", "addresses"},
+    {"clock", "metrics", "settings", "log", "addresses", "notify"},
     {"processes", "embedded", "transport", "recipe"},
     {"upstream", "encoder", "storage", "ledger", "registry", "demand"},
     {"relay", "house", "stages", "cutting", "downloading", "transcoding", "desk", "joints"},
