@@ -23,7 +23,7 @@ from hlsrelay.judge import Finding, Judge, MediaPlaylist, Multivariant, Resource
 from hlsrelay.judge.reading import Listed, unquoted
 from hlsrelay.media.decrypt import can_decrypt, decrypted
 from hlsrelay.media.probe import Container, MediaError, MediaInfo, probe
-from hlsrelay.model import Key
+from hlsrelay.model import Key, Stream
 from hlsrelay.upstream import PLAYLIST_DEADLINE_S, SEGMENT_LIMIT_BYTES, Answer, TransportFactory, Upstream, http_transport
 from hlsrelay.urls import redacted
 
@@ -105,13 +105,15 @@ async def check(
     leaving: asyncio.Event | None = None,
     clock: Clock | None = None,
     transport: TransportFactory = http_transport,
+    stream: Stream | None = None,
 ) -> Report:
     """Watch *target*, the URL of a playlist or a folder, for *seconds* or until *leaving* is set; *tell* hears findings as they come.
 
-    Without *media* only the first bytes of each segment are asked for. Raises ConfigError where *target* can be no playlist, and
-    UpstreamError where it can't be loaded at the beginning.
+    Requests carry the headers of *stream*, whose source *target* is then, and go through its proxy. Without *media* only the first bytes
+    of each segment are asked for. Raises ConfigError where *target* can be no playlist, and UpstreamError where it can't be loaded at the
+    beginning.
     """
-    async with _place(target, transport) as (place, roots):
+    async with _place(target, transport, stream) as (place, roots):
         watch = _Watch(target, place, roots, media=media, tell=tell, clock=clock or Clock())
         try:
             await watch.run(seconds, leaving or asyncio.Event())
@@ -121,9 +123,11 @@ async def check(
 
 
 @asynccontextmanager
-async def _place(target: str, transport: TransportFactory) -> AsyncGenerator[tuple[_Place, list[str]], None]:
+async def _place(target: str, transport: TransportFactory, stream: Stream | None) -> AsyncGenerator[tuple[_Place, list[str]], None]:
     if urlsplit(target).scheme in ("http", "https"):
         async with Upstream(ANYWHERE, transport=transport) as upstream:
+            if stream:
+                await upstream.survey(stream)
             yield _Web(upstream), [target]
         return
     path = Path(target)

@@ -164,6 +164,28 @@ def check(
     commands.run_until_done(commands.check(target, seconds, not no_media, as_json))
 
 
+PROBE_WORDS = """The last line is the command that registers the source with the ladder that suits it. What is measured is measured on the
+newest segments; a rule that was broken while it was watched is told as `hlsrelay check` tells it.
+
+Exit codes: 0 the source could be read, whatever it is like; 1 it could not; 2 something you wrote can't work."""
+
+
+@app.command(epilog=PROBE_WORDS)
+def probe(
+    source: Annotated[str, typer.Argument(metavar="URL", help="A live HLS playlist, multivariant or media.")],
+    seconds: Annotated[
+        float, typer.Option(help="How long to watch it as `hlsrelay check` does; 0: not at all. Ctrl-C: what there is now.", min=0.0)
+    ] = 10.0,
+    headers: Annotated[str, typer.Option(help="HTTP headers, as the field `headers` has them: a JSON object.")] = "",
+    proxy: Annotated[str, typer.Option(help="HTTP proxy to reach it through.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say what a source is: variants, tracks, codecs, bitrates, key frames, faults; and propose a ladder."""
+    from hlsrelay import commands
+
+    commands.run_until_done(commands.probe(source, headers, proxy, seconds, as_json))
+
+
 @app.command()
 def demo(
     source: Annotated[str, typer.Option(help="Live HLS playlist to relay; without it a built-in live channel.")] = "",

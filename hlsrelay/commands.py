@@ -26,6 +26,9 @@ from hlsrelay.errors import ConfigError, HlsRelayError, ResourceBusy, UnknownStr
 from hlsrelay.fields import OPERATOR_FIELDS, Registered, checked_id, shown, stream_of
 from hlsrelay.judge import RULES, Finding, Severity
 from hlsrelay.log import start_logging
+from hlsrelay.notify import READY, notifying
+from hlsrelay.portrait import as_data, as_words
+from hlsrelay.probing import probe_source
 from hlsrelay.processes import Children, Stdout, sweep
 from hlsrelay.registry import Registry, fetched
 from hlsrelay.settings import Settings, load_settings
@@ -186,14 +189,39 @@ async def check(target: str, seconds: float, media: bool, as_json: bool) -> None
         raise typer.Exit(1)
 
 
+async def probe(source: str, headers: str, proxy: str, seconds: float, as_json: bool) -> None:
+    """Say what a source is and which ladder suits it."""
+    fields = {"source": source, "headers": headers, "proxy": proxy}
+    stream = stream_of("probe", {name: value for name, value in fields.items() if value})
+    on_terminal = sys.stderr.isatty()
+
+    def say(text: str) -> None:
+        if on_terminal:
+            sys.stderr.write(f"\r\033[K{text}")
+            sys.stderr.flush()
+
+    try:
+        found = await probe_source(stream, seconds, say=say, leaving=_on_signals())
+    finally:
+        say("")
+    if as_json:
+        typer.echo(json.dumps(as_data(found), indent=2, ensure_ascii=False))
+    else:
+        for line in as_words(found):
+            typer.echo(line)
+
+
 async def _relay(registered: Registered, node: Node, leaving: asyncio.Event) -> None:
     stream = await admitted(registered, node)
     serving = node.settings.http != "none"
     async with AsyncExitStack() as stack:
+        tell = await stack.enter_async_context(notifying(leaving))
         if serving:
             url = await stack.enter_async_context(serve(create_app(RelaySite(node)), node.settings.http))
             typer.echo(f"Watch     {url}/#{stream.id}\nPlaylist  {url}/live/{stream.id}/index.m3u8")
             sys.stdout.flush()
+        tell(f"{READY}\nSTATUS=stream {stream.id}")
+        node.told = lambda state: tell(f"STATUS=stream {stream.id}: {state}")
         target_duration_s = await relay_stream(stream, node, leaving)
         if serving:  # players look once a target duration: the last look must find ENDLIST, not a closed port
             with suppress(TimeoutError):

@@ -117,6 +117,12 @@ class Agreement:
         self.had[track] = sum(cut is None or cut <= latest for cut in self.cuts)
         return new.discontinuity_sequence if self.discontinuities is None else self.discontinuities + self.had[track]
 
+    def count_again(self, track: str, new: Numbered, count: int) -> int:
+        """Return the discontinuity sequence number that a withdrawn track goes on with after *count*: it lacks the cuts before its own first."""
+        self.first_count(track, new)
+        self.had[track] = max(0, self.had[track] - 1)  # the last of them is the DISCONTINUITY that it begins with
+        return count + self.had[track]
+
     def breaks_off(self, track: str, at: datetime, duration_s: float, stream: Stream) -> bool:
         """Return whether what a track publishes next, *at* our time for it, is a DISCONTINUITY because another track has one there."""
         due = next(iter(self.cuts[max(0, self.had.get(track, 0)) :]), None)

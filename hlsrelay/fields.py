@@ -26,9 +26,11 @@ OPERATOR_FIELDS: Mapping[str, str] = {
     "variants": "what of a multivariant source to relay: all, best, <=720p, or names of variants (default: all)",
     "keys": "where players get decryption keys: proxy, from us, fetched once; or origin, from where the source says (default: proxy)",
     "window": "seconds of media that the playlists list, 6 to 86400 (default: 60)",
+    "on_demand": "yes: relay only while somebody watches, from the first playlist request on; or no (default: no)",
+    "idle_timeout": "seconds without a request after which an on_demand stream stops its relay, 10 to 86400 (default: 60)",
 }
 RELAY_FIELDS: Mapping[str, str] = {
-    "state": "starting, running, stalled, ended, stopped, failed, or registered when nobody relays it",
+    "state": "starting, running, stalled, idle (on_demand, and nobody watches), ended, stopped, failed, or registered when nobody does",
     "node": "who relays it",
     "since": "when it entered this state",
     "last_sequence": "newest media sequence number published",
@@ -39,6 +41,7 @@ RELAY_FIELDS: Mapping[str, str] = {
 }
 _OURS = {"host", "range", "accept-encoding", "content-length", "transfer-encoding", "connection"}
 SHORTEST_WINDOW_S, LONGEST_WINDOW_S, DEFAULT_WINDOW_S = 6.0, 86_400.0, 60.0
+SHORTEST_IDLE_S, LONGEST_IDLE_S, DEFAULT_IDLE_S = 10.0, 86_400.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ def stream_of(stream_id: str, fields: Mapping[str, str]) -> Stream:
         hold_s=_seconds("hold", fields, 1.0, 86_400.0),
         keys=_keys(fields.get("keys", "")),
         variants=_variants(fields.get("variants", "")),
+        on_demand=_yes("on_demand", fields),
+        idle_timeout_s=_seconds("idle_timeout", fields, SHORTEST_IDLE_S, LONGEST_IDLE_S) or DEFAULT_IDLE_S,
     )
 
 
@@ -129,6 +134,14 @@ def _keys(text: str) -> KeyPolicy:
         return KeyPolicy(text.strip() or KeyPolicy.PROXY)
     except ValueError:
         raise ConfigError(f"keys is '{text}': write proxy or origin") from None
+
+
+def _yes(name: str, fields: Mapping[str, str]) -> bool:
+    """Return whether a field says yes; an empty one says no."""
+    text = fields.get(name, "").strip().lower() or "no"
+    if text not in ("yes", "no"):
+        raise ConfigError(f"{name} is '{fields[name]}': write yes or no")
+    return text == "yes"
 
 
 def _seconds(name: str, fields: Mapping[str, str], least: float, most: float) -> float | None:

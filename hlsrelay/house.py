@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from itertools import takewhile
 
-from hlsrelay.clock import Pacer
+from hlsrelay.clock import Clock, Pacer
 from hlsrelay.desk import Agreement, Choice, Desk, Tools
 from hlsrelay.hls.render import multivariant_playlist
-from hlsrelay.hls.window import Progress, followed, known_paths
+from hlsrelay.hls.window import Progress, expired, followed, known_paths, withdrawn
 from hlsrelay.ledger import LocalLedger
 from hlsrelay.model import SOURCE, Entry, Made, Presentation, Stream
-from hlsrelay.stages import publish
+from hlsrelay.stages import publish, swept
+from hlsrelay.storage import MULTIVARIANT, LocalStorage
 
 WAIT_FOR_ALL_TARGET_DURATIONS = 3
 """A track that has nothing to show after this long is left out of the multivariant playlist until it has."""
+SWEPT_EVERY_S = 1.0
 FOLLOWS_S = 3600.0
 """Players of a track that the source no longer has are played on for so long: what still plays then is no player that chose it once."""
 
@@ -49,9 +53,13 @@ class House:
         """Return what each track's pipeline works with; tracks of before that are not among them follow the main one."""
         main = self._published.get(SOURCE)
         names = {track.name for track in presentation.tracks}
-        ends = {name: progress.position.next_program_date_time for name, progress in self._published.items() if name in names}
+        ends = {
+            name: progress.position.next_program_date_time
+            for name, progress in self._published.items()
+            if name in names and not progress.position.withdrawn
+        }
         generation = max((progress.position.generation for progress in self._published.values()), default=1)
-        joined = {name: self._published[name].position.generation for name in ends}
+        joined = {name: progress.position.generation for name, progress in self._published.items() if name in names}
         agreement = Agreement(
             generation=generation,
             target_duration_s=max((progress.target_duration_s for progress in self._published.values()), default=0),
@@ -109,7 +117,7 @@ class House:
         """End the playlists of tracks that only followed: the stream is stopped, and nothing comes after."""
         with suppress(OSError):
             for name, progress in self._published.items():
-                if not progress.ended:
+                if progress.entries and not progress.ended:
                     self._published[name] = publish(replace(progress, ended=True), LocalLedger(self._tools.storage, name), self._tools)
 
     def _follow(self, main: Progress) -> None:
@@ -119,6 +127,12 @@ class House:
         now, now_s = self._tools.clock.utc_now(), self._tools.clock.monotonic_s()
         for name in set(self._published) - present - rungs:
             progress, ledger = self._published[name], LocalLedger(self._tools.storage, name)
+            if progress.position.withdrawn:  # it went while nobody watched: nobody plays it
+                self._published[name] = progress = swept(progress, self._tools)
+                if not progress.retired:
+                    ledger.forget()
+                    del self._published[name]
+                continue
             stopped = progress.ended and progress.position.source == ""
             if not stopped and (now - progress.position.advanced_at).total_seconds() < FOLLOWS_S:
                 for entry in _after(self._followed.get(name, main.entries[-1].number - 1), main):
@@ -141,7 +155,42 @@ class House:
             self._first_shown_s = now_s
         patience_s = WAIT_FOR_ALL_TARGET_DURATIONS * max((progress.target_duration_s for progress in here.values()), default=1)
         if len(here) == len(names) or (SOURCE in here and now_s - self._first_shown_s >= patience_s):
-            self._tools.storage.publish("index.m3u8", multivariant_playlist(self._presentation, here, self.choice.stream.keys))
+            self._tools.storage.publish(MULTIVARIANT, multivariant_playlist(self._presentation, here, self.choice.stream.keys))
+
+
+def withdraw(storage: LocalStorage, clock: Clock) -> None:
+    """Take back all that is published of a stream that nobody watches: its playlists now, its files once no player may ask for them.
+
+    Numbers go on after these when somebody comes: what is recorded is recorded first. Raises OSError where the disk says no.
+    """
+    names = storage.ledgers()
+    found = {name: progress for name in names if (progress := LocalLedger(storage, name).resume())}
+    lost = {SOURCE, *names} - found.keys()  # their playlists are all that tells which numbers were used
+    try:
+        if not all(progress.position.withdrawn for progress in found.values()):
+            generation = max(progress.position.generation for progress in found.values()) + 1
+            discontinuities = max(progress.discontinuities for progress in found.values())
+            for name, progress in found.items():
+                LocalLedger(storage, name).record(withdrawn(progress, generation, discontinuities, clock.utc_now()))
+    finally:
+        storage.remove(path for path in storage.published() if path.partition("/")[0] not in lost)
+
+
+async def cleared(storage: LocalStorage, clock: Clock) -> None:
+    """Remove the files of a withdrawn stream as their time comes; returns once there are none."""
+    while True:
+        due: list[datetime] = []
+        for name in storage.ledgers():
+            if progress := LocalLedger(storage, name).resume():
+                left, gone = expired(progress, clock.utc_now())
+                if gone:
+                    storage.remove(gone)
+                    with suppress(OSError):  # a full disk: what is gone already is removed again
+                        LocalLedger(storage, name).record(left)
+                due += [one.until for one in left.retired]
+        if not due:
+            return
+        await asyncio.sleep(max(SWEPT_EVERY_S, (min(due) - clock.utc_now()).total_seconds()))
 
 
 def _after(number: int, progress: Progress) -> list[Entry]:

@@ -201,6 +201,8 @@ class Stream:
     backups: tuple[str, ...] = ()
     stall_s: float | None = None
     hold_s: float | None = None
+    on_demand: bool = False
+    idle_timeout_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +245,8 @@ class Position:
     *dated*: the times are the source's PROGRAM-DATE-TIMEs, not ours; that never changes between two DISCONTINUITYs.
     *given_up* counts the GAPs at the end that the source may yet bring: it was silent, and the other tracks went on. *era* and *init* are
     of the last segment: its discontinuity sequence number at the source, its init section. *jumped_number*: where the times last jumped.
-    *past_sequence*: the first of the source's numbers of this generation that went by, relayed or not.
+    *past_sequence*: the first of the source's numbers of this generation that went by, relayed or not. *withdrawn*: nothing is listed any
+    more, and what comes next begins at the live edge.
     """
 
     source: str
@@ -265,6 +268,7 @@ class Position:
     jumped_number: int = -(10**6)
     listed_at: datetime | None = None
     past_sequence: int = 0
+    withdrawn: bool = False
 
     @property
     def last_sequence(self) -> int:

@@ -91,7 +91,7 @@ async def relay_track(desk: Desk, encodes_ahead: int) -> AsyncGenerator[Tick, No
                     await in_step(progress, item, desk)
                     progress = publish(progress, desk.ledger, tools)
                     desk.agreement.published(desk.track.name, progress)
-                elif progress and item.ended and not progress.ended:
+                elif progress and progress.entries and item.ended and not progress.ended:
                     progress = publish(replace(progress, ended=True), desk.ledger, tools)
                 elif progress:
                     progress = swept(progress, tools)
@@ -99,7 +99,7 @@ async def relay_track(desk: Desk, encodes_ahead: int) -> AsyncGenerator[Tick, No
                 error = f"can't publish: {failure.strerror}"
             made, turn = (item, None) if isinstance(item, Made) else (None, item)
             yield Tick(progress, desk.track.name, made, turn, error)
-    if progress and not progress.ended and tools.control.stream.desired is Desired.STOP:
+    if progress and progress.entries and not progress.ended and tools.control.stream.desired is Desired.STOP:
         error = ""
         try:
             progress = publish(replace(progress, ended=True), desk.ledger, tools)
@@ -117,6 +117,8 @@ def entered(progress: Progress | None, made: Made, desk: Desk) -> Progress:
         count = agreement.first_count(name, new)
         target_s, kind = agreement.target_duration_s, desk.track.kind
         progress = Progress(new.position, target_s, name, kind, discontinuity_sequence=count, i_frames_only=new.i_frames_only)
+    elif progress.position.withdrawn:
+        progress = replace(progress, discontinuity_sequence=agreement.count_again(name, new, progress.discontinuity_sequence))
     elif at and agreement.breaks_off(name, at, entry.duration_s, new.stream):
         entry = replace(entry, discontinuity=True)
     progress = replace(progress, target_duration_s=max(progress.target_duration_s, agreement.target_duration_s))

@@ -10,6 +10,7 @@ from pathlib import Path
 from hlsrelay.errors import RegistryUnavailable
 from hlsrelay.fields import Registered
 from hlsrelay.model import Desired
+from hlsrelay.storage import MULTIVARIANT
 from hlsrelay.urls import redacted
 from hlsrelay.web.site import StreamStatus
 from hlsrelay.worker import Node
@@ -36,6 +37,18 @@ class RelaySite:
         storage = self._node.storages.get(stream_id)
         return storage.playlists.get(rest) if storage else None
 
+    def waits(self, path: str) -> bool:
+        """See web.Site."""
+        demand = self._node.demands.get(path.partition("/")[0])
+        return demand is not None and demand.asked(playlist=path.endswith(".m3u8"))
+
+    async def started(self, path: str) -> str:
+        """See web.Site."""
+        stream_id = path.partition("/")[0]
+        demand = self._node.demands.get(stream_id)
+        reason = await demand.started() if demand else ""
+        return f"stream '{stream_id}' can't be watched just now: {reason}" if reason else ""
+
     async def streams(self) -> list[StreamStatus]:
         """See web.Site: Redis is asked once a second at most, and not waited for longer than that."""
         now_s = self._node.clock.monotonic_s()
@@ -48,8 +61,9 @@ class RelaySite:
 
     def _status(self, one: Registered) -> StreamStatus:
         fields = one.fields
-        playlist = self._node.live / one.id / "index.m3u8"
-        return status_of(one.id, fields, playing_url=f"/live/{one.id}/index.m3u8" if playlist.exists() else "")
+        demand = self._node.demands.get(one.id)
+        plays = (demand and demand.starts) or (self._node.live / one.id / MULTIVARIANT).exists()
+        return status_of(one.id, fields, playing_url=f"/live/{one.id}/{MULTIVARIANT}" if plays else "")
 
     def ready(self) -> bool:
         """See web.Site."""

@@ -139,7 +139,8 @@ async def numbered(looks: AsyncIterator[Look], desk: Desk) -> AsyncGenerator[Num
             mark = f"{snapshot.segments[-1].sequence} {identity(snapshot.segments[-1])}"
             newest, moved_s = mark, moved_s if mark == newest else clock.monotonic_s()
         silent = clock.monotonic_s() - moved_s >= SILENT_TARGET_DURATIONS * agreement.target_duration_s
-        if step and not step.fresh and silent and step.position.source == look.stream.source:
+        goes_on = step and step.position.source == look.stream.source and not step.position.withdrawn
+        if step and goes_on and not step.fresh and silent:
             seen = snapshot or Snapshot((), agreement.target_duration_s, 0)
             fallen = given_up(step.position, Load(seen, look.stream, clock.utc_now(), agreement.known_to(name)))
             step = replace(fallen, repairs=(*step.repairs, *fallen.repairs))

@@ -19,6 +19,8 @@ from hlsrelay.fields import checked_id
 from hlsrelay.model import SOURCE
 
 LEDGER = ".ledger.json"
+MULTIVARIANT = "index.m3u8"
+"""The playlist of all that a stream publishes."""
 _LEDGERS = ".ledger-"
 _LOCK = ".lock"
 _TEMP = ".tmp"
@@ -116,6 +118,11 @@ class LocalStorage:
         """Return the tracks that have a record here."""
         named = [path.name.removeprefix(_LEDGERS).removesuffix(".json") for path in self.folder.glob(f"{_LEDGERS}*.json")]
         return [SOURCE] * (self.folder / LEDGER).exists() + sorted(named)
+
+    def published(self) -> list[str]:
+        """Return the playlists that are here, the multivariant one first."""
+        found = [*self.folder.glob("*.m3u8"), *self.folder.glob("[!.]*/*.m3u8")]
+        return [path.relative_to(self.folder).as_posix() for path in found]
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove files and playlists; one that is gone already is fine."""

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from hlsrelay.clock import Clock, Nudges
+from hlsrelay.demand import Demand
 from hlsrelay.desk import Tools
 from hlsrelay.embedded import EmbeddedRedis, ffmpeg_path
 from hlsrelay.encoder import Encoded, Encoder, LocalEncoder
 from hlsrelay.errors import ConfigError, EncodeError, HlsRelayError, MissingProgram, RegistryUnavailable
 from hlsrelay.fields import Registered, stream_of
+from hlsrelay.house import cleared, withdraw
 from hlsrelay.ladder import format_ladder
 from hlsrelay.log import Repeated
 from hlsrelay.metrics import Metrics
@@ -28,7 +31,7 @@ from hlsrelay.recipe import EncodeJob
 from hlsrelay.registry import Link, RedisRegistry, Registry
 from hlsrelay.relay import Tick, relay
 from hlsrelay.settings import Settings
-from hlsrelay.storage import LocalStorage
+from hlsrelay.storage import MULTIVARIANT, LocalStorage
 from hlsrelay.upstream import Upstream
 from hlsrelay.urls import redacted
 
@@ -36,7 +39,7 @@ STALLED_TARGET_DURATIONS = 3.5
 """No new segment for this long: the source is stuck (hls-rules C)."""
 LAST_WORDS_S = 2.0
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-STATES = ("registered", "starting", "running", "stalled", "ended", "stopped", "failed")
+STATES = ("registered", "starting", "running", "stalled", "idle", "ended", "stopped", "failed")
 
 log = structlog.get_logger()
 
@@ -54,11 +57,27 @@ class Node:
     clock: Clock = field(default_factory=Clock)
     redis: EmbeddedRedis | None = None
     storages: dict[str, LocalStorage] = field(default_factory=dict)
+    demands: dict[str, Demand] = field(default_factory=dict)
+    told: Callable[[str], None] = lambda _: None
+    """Hears each state that a stream comes to."""
 
     @property
     def name(self) -> str:
         """This node's name in Redis."""
         return self.settings.node or f"{socket.gethostname()}:{os.getpid()}"
+
+    @property
+    def serves(self) -> bool:
+        """Whether players reach the streams through this process."""
+        return self.settings.http != "none"
+
+    def connect(self) -> Upstream:
+        """Return a way to a source."""
+        return Upstream(self.settings.allow_networks)
+
+    def refusal(self) -> str:
+        """Return why nothing more may be started here now, empty where it may: the one place that is asked before a cold start."""
+        return ""
 
 
 @asynccontextmanager
@@ -96,9 +115,10 @@ class _NoEncoder:
 class Wishes:
     """What the operator wants of one stream: the newest fields that make sense (stages.Control)."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, *, serves: bool = True) -> None:
         self.stream = stream
         self.deleted = False
+        self._serves = serves
 
     def take(self, registered: Registered | None) -> bool:
         """Follow the operator; returns whether anything changed. Raises ConfigError, and stays as it was, where the fields are wrong."""
@@ -106,15 +126,23 @@ class Wishes:
             self.deleted = True
             wanted = replace(self.stream, desired=Desired.STOP)
         else:
-            wanted = stream_of(registered.id, registered.fields)
+            wanted = _possible(registered, serves=self._serves)
         changed, self.stream = wanted != self.stream, wanted
         return changed
+
+
+def _possible(registered: Registered, *, serves: bool) -> Stream:
+    """Return the stream that is wanted. Raises ConfigError where its fields make no sense here."""
+    stream = stream_of(registered.id, registered.fields)
+    if stream.on_demand and not serves:
+        raise ConfigError("on_demand is 'yes', and who watches is known only where hlsrelay serves: set on_demand=no, or HLSRELAY_HTTP")
+    return stream
 
 
 async def admitted(registered: Registered, node: Node) -> Stream:
     """Return the stream that is to run. Raises ConfigError where its fields make no sense, and reports that, or where it is set to stop."""
     try:
-        stream = stream_of(registered.id, registered.fields)
+        stream = _possible(registered, serves=node.serves)
     except ConfigError as error:
         link = Link(node.registry, registered.id)
         Reporter(link, registered.id, node).state("failed", reason=str(error))
@@ -132,24 +160,24 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event) -> fl
     """
     link = Link(node.registry, stream.id, node.redis.ensure if node.redis else None)
     reporter = Reporter(link, stream.id, node)
-    wishes = Wishes(stream)
+    wishes = Wishes(stream, serves=node.serves)
     nudges = Nudges()
+    demand = Demand(lambda: wishes.stream, node.clock, nudges, node.refusal)
     with LocalStorage(node.live, stream.id) as storage:
         node.storages[stream.id] = storage
+        node.demands[stream.id] = demand
         reporter.state("starting", node=node.name, reason="")
         log.info("stream.starting", stream=stream.id, source=redacted(stream.source), ladder=format_ladder(stream.ladder))
         following = asyncio.create_task(_follow(link, wishes, nudges, reporter, node), name=f"follow {stream.id}")
         gone = asyncio.create_task(leaving.wait())
         try:
-            async with Upstream(node.settings.allow_networks) as upstream, Upstream(node.settings.allow_networks) as spare:
-                tools = Tools(upstream, storage, node.encoder, wishes, node.clock, nudges, spare)
-                relaying = asyncio.create_task(_relay(tools, reporter), name=f"relay {stream.id}")
-                await asyncio.wait((relaying, gone, following), return_when=asyncio.FIRST_COMPLETED)
-                relaying.cancel()
-                with suppress(asyncio.CancelledError):
-                    await relaying
-                if following.done():
-                    following.result()
+            keeping = asyncio.create_task(_kept(storage, wishes, nudges, demand, reporter, node), name=f"keep {stream.id}")
+            await asyncio.wait((keeping, gone, following), return_when=asyncio.FIRST_COMPLETED)
+            keeping.cancel()
+            with suppress(asyncio.CancelledError):
+                await keeping
+            if following.done():
+                following.result()
             stopped = wishes.stream.desired is Desired.STOP
             reporter.state("stopped" if stopped else "registered", node="")
             log.info("stream.stopped" if stopped else "stream.released", stream=stream.id)
@@ -160,12 +188,60 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event) -> fl
             for task in (following, gone):
                 task.cancel()
             await asyncio.gather(following, gone, return_exceptions=True)
-            del node.storages[stream.id]
+            del node.storages[stream.id], node.demands[stream.id]
+            demand.closed()
+            demand.failed("it is being stopped")
             await _last_words(link)
-    return reporter.target_duration_s
+    return 0.0 if demand.idle else reporter.target_duration_s
 
 
-async def _relay(tools: Tools, reporter: Reporter) -> None:
+async def _kept(storage: LocalStorage, wishes: Wishes, nudges: Nudges, demand: Demand, reporter: Reporter, node: Node) -> None:
+    """Relay the stream to its end; one that is on_demand only while somebody watches, and meanwhile nothing of it runs or is shown."""
+    while True:
+        if demand.unwanted:
+            demand.idle = True
+            reporter.idle()
+            try:
+                withdraw(storage, node.clock)
+            except OSError as error:
+                reporter.fault("withdraw", f"can't record what was published: {error.strerror}")
+            await _beside(cleared(storage, node.clock), demand.wanted())
+            if wishes.stream.desired is Desired.STOP:
+                return
+            demand.idle = False
+            reporter.state("starting")
+        async with node.connect() as upstream, node.connect() as spare:
+            tools = Tools(upstream, storage, node.encoder, wishes, node.clock, nudges, spare)
+            if not await _first_of(_relay(tools, reporter, demand), demand.left()):
+                return
+        demand.closed()
+
+
+async def _first_of(*works: Coroutine[Any, Any, None]) -> int:
+    """Return which of *works* was done first, or raise what it raised; the others are cancelled, and gone."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        first = next((index for index, task in enumerate(tasks) if task.done()), -1)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    tasks[first].result()
+    return first
+
+
+async def _beside(work: Coroutine[Any, Any, None], awaited: Coroutine[Any, Any, None]) -> None:
+    """Wait for *awaited*, and let *work* go on beside it until then."""
+    task = asyncio.create_task(work)
+    try:
+        await awaited
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _relay(tools: Tools, reporter: Reporter, demand: Demand) -> None:
     """Run the relay to its end. What nobody foresaw does not take the stream down for good: it is taken up from its record again."""
     pause_s = SHORTEST_PAUSE_S
     while True:
@@ -173,6 +249,7 @@ async def _relay(tools: Tools, reporter: Reporter) -> None:
             async with aclosing(relay(tools)) as ticks:
                 async for tick in ticks:
                     reporter.tick(tick)
+                    _tell(demand, tick, tools)
                     pause_s = SHORTEST_PAUSE_S if tick.made else pause_s
             return
         except Exception as error:
@@ -180,6 +257,17 @@ async def _relay(tools: Tools, reporter: Reporter) -> None:
             reporter.fault("relay", f"{type(error).__name__}, a fault of hlsrelay: see its log; taken up again in {pause_s:.0f} s")
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _tell(demand: Demand, tick: Tick, tools: Tools) -> None:
+    """Let players who wait for a stream to start have its first window, all that the first load listed, or hear what went wrong."""
+    if tick.track not in ("", SOURCE) or not tick.turn:
+        return
+    if reason := tick.turn.error or tick.error:
+        if not tools.control.stream.backups:  # else another source may yet be taken
+            demand.failed(reason)
+    elif tick.progress and tick.progress.entries and MULTIVARIANT in tools.storage.playlists:
+        demand.opened()
 
 
 async def _follow(link: Link, wishes: Wishes, nudges: Nudges, reporter: Reporter, node: Node) -> None:
@@ -213,6 +301,7 @@ class Reporter:
         self._id = stream_id
         self._metrics = node.metrics
         self._clock = node.clock
+        self._told = node.told
         self._state = ""
         self._faults: dict[str, Repeated] = {}
         self._repairs: dict[str, int] = {}
@@ -225,7 +314,13 @@ class Reporter:
             raise AssertionError(f"no such state: {state}")
         if state != self._state:
             self._state = state
+            self._told(state)
             self._link.report(state=state, since=_stamp(self._clock.utc_now()), **fields)
+
+    def idle(self) -> None:
+        """Report that nobody watches: what comes after begins anew."""
+        self._made_s = None
+        self.state("idle")
 
     def fault(self, event: str, text: str) -> None:
         """Report what went wrong; the same again is only counted."""

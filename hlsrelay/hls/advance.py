@@ -67,6 +67,8 @@ def advance(
     by the source's numbers, how segments longer than the target duration are cut: each slice gets a number of its own.
     """
     load = Load(snapshot, stream, now, agreed, slices or {}, digests or {})
+    if position and position.withdrawn:
+        return _begun_again(position, load)
     if position is None:
         fresh = live_edge(snapshot)
         offset = -(fresh[0].sequence // FAR * FAR) if first_number is None else first_number - fresh[0].sequence
@@ -119,6 +121,33 @@ def live_edge(snapshot: Snapshot) -> tuple[Segment, ...]:
         length_s += segment.duration_s
         kept += 1
     return snapshot.segments[-kept:]
+
+
+def _begun_again(position: Position, load: Load) -> Step:
+    """Begin at the live edge a stream that listed nothing for a while, because nobody watched: after our last number, repeating nothing."""
+    snapshot, agreed = load.snapshot, load.agreed
+    seen = {one.sequence: one for one in position.recent} if position.source == load.stream.source else {}
+    known = [index for index, one in enumerate(snapshot.segments) if one.sequence in seen and _alike(seen[one.sequence], one, snapshot)]
+    unseen = snapshot.segments[known[-1] + 1 if known else 0 :]
+    own, newest = position.next_program_date_time, snapshot.segments[-1].time
+    if position.dated and newest is not None and near(newest, own, load.stream):
+        unseen = tuple(one for one in unseen if one.time and one.time > own - timedelta(seconds=one.duration_s / 2))
+    if not unseen:
+        return Step(replace(position, listed_at=load.now))
+    fresh = live_edge(replace(snapshot, segments=unseen))
+    start = Position(
+        load.stream.source,
+        agreed.generation,
+        position.last_number + 1 - fresh[0].sequence,
+        position.last_number,
+        (),
+        load.now,
+        max(own, beginning(fresh, load)),
+        load.stream.ladder,
+        older=(*position.older, *position.recent)[-REMEMBERED:],
+        past_sequence=snapshot.segments[0].sequence,
+    )
+    return numbered(start, fresh, load, cut=True)
 
 
 def _thrown_away(position: Position, load: Load) -> bool:

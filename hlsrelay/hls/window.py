@@ -121,6 +121,31 @@ def _standing_in(file: MediaFile, home: str) -> MediaFile:
     return replace(file, uri=f"../{home}/{file.uri}", init_uri=f"../{home}/{file.init_uri}" if file.init_uri else None, key_uris=())
 
 
+def withdrawn(progress: Progress, generation: int, discontinuities: int, now: datetime) -> Progress:
+    """Return *progress* with nothing listed any more: what comes next begins at the live edge, under the numbers after these.
+
+    *generation* and *discontinuities* are those of the track of the presentation that has come furthest: all tracks go on from them, or
+    they would disagree for ever (RFC 8216 6.2.4). Files stay as long as if their entries had left the window (A7). The renditions are
+    made known anew: nobody plays them.
+    """
+    longest_s = max((entry.duration_s for entry in progress.entries), default=0.0)
+    listed_us = sum(map(_length_us, progress.entries)) if progress.listed_us is None else progress.listed_us
+    paths = tuple(dict.fromkeys(path for entry in progress.entries for path in _paths(entry)))
+    last = (Retired(paths, now + timedelta(seconds=longest_s, microseconds=listed_us)),) if paths else ()
+    before = (replace(one, paths=tuple(path for path in one.paths if path not in paths)) for one in progress.retired)
+    return replace(
+        progress,
+        position=replace(progress.position, generation=generation, withdrawn=True),
+        entries=(),
+        discontinuity_sequence=discontinuities,
+        renditions=(),
+        retired=(*before, *last),
+        ended=False,
+        dateranges=(),
+        listed_us=0,
+    )
+
+
 def expired(progress: Progress, now: datetime) -> tuple[Progress, tuple[str, ...]]:
     """Return *progress* without the files that nobody may ask for any more (A7), and these files."""
     again = {path for entry in progress.entries for path in _paths(entry)} if any(one.until <= now for one in progress.retired) else set()

@@ -43,6 +43,7 @@ CORS = (
     (b"timing-allow-origin", b"*"),
 )
 PLAYLIST_CACHE = (b"cache-control", b"max-age=1")
+START_AGAIN = (b"retry-after", b"2")
 SEGMENT_CACHE = (b"cache-control", b"public, max-age=3600")
 
 PREFLIGHT = Answer(
@@ -78,6 +79,8 @@ class Live:
             await NOT_ALLOWED(scope, receive, send)
         elif not _is_ours(path):
             await NOT_FOUND(scope, receive, send)
+        elif self._site.waits(path) and (reason := await self._site.started(path)):
+            await short(503, reason, START_AGAIN, *CORS)(scope, receive, send)
         elif path.endswith(PLAYLIST):
             await self._playlist(scope, path)(scope, receive, send)
         else:

@@ -38,6 +38,12 @@ class Site(Protocol):
     def playlist(self, path: str) -> bytes | None:
         """Return a playlist as last published ('news/720p/index.m3u8'); None: not ours, look on disk. The same object until it changes."""
 
+    def waits(self, path: str) -> bool:
+        """Note that a player asks for *path*, playlist or segment; returns whether `started` is to be waited for first."""
+
+    async def started(self, path: str) -> str:
+        """Wait until a stream that is relayed on demand has something to show; returns why it has not, empty if it has."""
+
     async def streams(self) -> list[StreamStatus]:
         """Return every registered stream, soon: what is known now, rather than waiting for Redis."""
 

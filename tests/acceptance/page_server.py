@@ -26,6 +26,12 @@ class DiskSite:
     def playlist(self, path: str) -> bytes | None:
         return None
 
+    def waits(self, path: str) -> bool:
+        return False
+
+    async def started(self, path: str) -> str:
+        return ""
+
     async def streams(self) -> list[StreamStatus]:
         if self._told.exists():
             return [StreamStatus(**fields) for fields in json.loads(self._told.read_bytes())]

@@ -36,6 +36,7 @@ class MemorySite:
         self.known: list[StreamStatus] = []
         self.fault: Exception | None = None
         self.is_ready = True
+        self.cold = ""
         folder = self.live_dir / "news" / "720p"
         folder.mkdir(parents=True)
         (folder / "812.ts").write_bytes(SEGMENT)
@@ -43,6 +44,12 @@ class MemorySite:
 
     def playlist(self, path: str) -> bytes | None:
         return self.published.get(path)
+
+    def waits(self, path: str) -> bool:
+        return path.startswith("cold/")
+
+    async def started(self, path: str) -> str:
+        return self.cold
 
     async def streams(self) -> list[StreamStatus]:
         if self.fault is not None:

@@ -136,3 +136,14 @@ def test_a_bad_setting_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HLSRELAY_ALLOW_NETWORKS", "10.0.0.0/33")
     with pytest.raises(ConfigError, match="HLSRELAY_ALLOW_NETWORKS"):
         load_settings()
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("yes", True), ("Yes ", True), ("no", False), ("", False)])
+def test_on_demand_is_yes_or_no(text: str, wanted: bool) -> None:
+    assert stream_of("news", {"source": "https://origin.example/live/index.m3u8", "on_demand": text}).on_demand is wanted
+
+
+@pytest.mark.parametrize("fields", [{"on_demand": "1"}, {"idle_timeout": "9"}, {"idle_timeout": "soon"}])
+def test_on_demand_fields_that_make_no_sense_say_what_to_write(fields: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"write (yes or no|seconds from 10 to 86400)"):
+        stream_of("news", {"source": "https://origin.example/live/index.m3u8", **fields})

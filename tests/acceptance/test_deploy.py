@@ -1,0 +1,165 @@
+"""deploy/: each file under a linter that others wrote, offline; and a real relay that tells a service manager how it is."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.live_source import muxing, nginx
+from tests.acceptance.relay_process import redis_server, relaying, until
+from tests.needs import needs
+
+pytestmark = pytest.mark.acceptance
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+UNIT = DEPLOY / "hlsrelay@.service"
+OURS = str(Path(sys.executable).parent)
+MOST_EXPOSED = 30
+"""Tenths, of 100, by `systemd-analyze security`: what it calls OK ends at 50."""
+
+
+def linted(program: str, *words: str) -> None:
+    """Run a linter that came with the tests' packages, or is on PATH; skips where there is none."""
+    found = shutil.which(program, path=f"{OURS}:{os.environ['PATH']}")
+    if found is None:
+        pytest.skip(f"not on this machine: {program}")
+    done = subprocess.run([found, *words], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> str:
+    """The unit as it would be of a stream `news`, on a machine where hlsrelay is at another place."""
+    path = tmp_path / "hlsrelay@news.service"
+    path.write_text(UNIT.read_text().replace("/opt/hlsrelay/.venv/bin/hlsrelay", sys.executable))
+    return str(path)
+
+
+@needs("systemd-analyze")
+def test_systemd_finds_no_fault_with_the_unit(unit: str) -> None:
+    linted("systemd-analyze", "verify", "--man=no", unit)
+
+
+@needs("systemd-analyze")
+def test_the_unit_is_shut_in_well_by_systemds_own_measure(unit: str) -> None:
+    linted("systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={MOST_EXPOSED}", unit)
+
+
+def test_the_unit_ends_starts_and_limits_the_relay_as_the_relay_expects() -> None:
+    parsed = configparser.ConfigParser(strict=False, interpolation=None)
+    parsed.optionxform = str  # type: ignore[assignment, method-assign]
+    parsed.read(UNIT)
+    service = dict(parsed["Service"])
+    wanted = {
+        "Type": "notify",
+        "KillMode": "mixed",
+        "Restart": "on-failure",
+        "RestartPreventExitStatus": "2 3",
+        "OOMPolicy": "continue",
+        "StateDirectory": "hlsrelay",
+        "NoNewPrivileges": "yes",
+        "ProtectSystem": "strict",
+        "PrivateTmp": "yes",
+    }
+    assert {name: service.get(name) for name in wanted} == wanted
+    assert {"WatchdogSec", "TimeoutStopSec", "MemoryMax", "TasksMax"} <= service.keys()
+    assert service["ExecStart"].endswith("/hlsrelay run %i")
+
+
+def test_hadolint_finds_no_fault_with_the_dockerfile() -> None:
+    linted("hadolint", "--no-color", str(DEPLOY / "Dockerfile"))
+
+
+def test_the_compose_file_keeps_to_the_schema_of_compose() -> None:
+    linted("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(DEPLOY / "compose.yaml"))
+
+
+def test_the_image_has_an_init_a_user_a_health_check_and_installs_from_the_lock_only() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    assert re.search(r'(?m)^ENTRYPOINT \["/usr/bin/tini", "-s", "--", "hlsrelay"\]$', text)
+    assert re.search(r"(?m)^USER [1-9]\d+:[1-9]\d+$", text)
+    assert re.search(r"(?m)^HEALTHCHECK ", text)
+    installs = re.findall(r"pip install (.+?)(?: \\)?\n", text)
+    assert installs == [
+        "--no-cache-dir --require-hashes --only-binary :all: -r requirements.lock",
+        "--no-cache-dir --no-deps --no-build-isolation .",
+    ]
+
+
+def test_what_the_image_is_built_from_is_there_and_goes_to_the_builder() -> None:
+    root, kept = DEPLOY.parent, (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    for line in re.findall(r"(?m)^COPY (?!--from)(.+) \S+$", (DEPLOY / "Dockerfile").read_text()):
+        for path in line.split():
+            assert (root / path).exists(), path
+            assert f"!{path.partition('/')[0]}" in kept, path
+
+
+# The service manager ----------------------------------------------------------------------------------------------------------------
+
+
+class Manager:
+    """What systemd is to a service: a socket that it tells its state."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[str] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._socket.setblocking(False)
+
+    def told(self) -> list[str]:
+        """Return every line that came until now."""
+        while True:
+            try:
+                self.lines += self._socket.recv(4096).decode().split("\n")
+            except BlockingIOError:
+                return self.lines
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    manager = Manager(tmp_path / "notify")
+    yield manager
+    manager.close()
+
+
+@needs("ffmpeg", "nginx", "redis-server", "redis-cli")
+def test_a_relay_says_that_it_serves_that_it_lives_what_it_does_and_that_it_goes(manager: Manager, tmp_path: Path) -> None:
+    with (
+        redis_server() as redis,
+        nginx(tmp_path / "origin", tmp_path / "nginx") as url,
+        muxing(tmp_path / "origin", size="320x180", segment_s=1),
+    ):
+        redis.hset("hlsrelay:stream:news", source=f"{url}/live.m3u8")
+        why = "it is the manager that is told"
+        with relaying(tmp_path / "data", redis, unjudged=why, NOTIFY_SOCKET=str(manager.path), WATCHDOG_USEC="600000") as relay:
+            until(lambda: "READY=1" in manager.told())
+            assert relay.client.get(f"{relay.url}/healthz").status_code == 200
+            until(lambda: "STATUS=stream news: running" in manager.told())
+            until(lambda: manager.told().count("WATCHDOG=1") >= 4)
+            assert "STOPPING=1" not in manager.told()
+            assert relay.stop() == 0
+        assert manager.told().count("STOPPING=1") == 1
+        assert manager.told().count("READY=1") == 1
+
+
+@needs("redis-server", "redis-cli")
+def test_a_stream_that_can_not_be_relayed_is_never_said_to_be_ready(manager: Manager, tmp_path: Path) -> None:
+    with redis_server() as redis:
+        env = os.environ | {"HLSRELAY_REDIS_URL": redis.url, "HLSRELAY_DATA": str(tmp_path), "HLSRELAY_HTTP": "127.0.0.1:0"}
+        argv = [sys.executable, "-m", "hlsrelay", "run", "news"]
+        done = subprocess.run(argv, env=env | {"NOTIFY_SOCKET": str(manager.path)}, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3, done.stderr  # as RestartPreventExitStatus counts on
+    assert "READY=1" not in manager.told()
