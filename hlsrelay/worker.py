@@ -21,6 +21,7 @@ from hlsrelay.errors import ConfigError, EncodeError, HlsRelayError, MissingProg
 from hlsrelay.fields import Registered, stream_of
 from hlsrelay.ladder import format_ladder
 from hlsrelay.log import Repeated
+from hlsrelay.memory import Pressure
 from hlsrelay.metrics import Metrics
 from hlsrelay.model import SOURCE, Desired, Made, Stream, Turn
 from hlsrelay.processes import Children
@@ -53,12 +54,18 @@ class Node:
     metrics: Metrics = field(default_factory=Metrics)
     clock: Clock = field(default_factory=Clock)
     redis: EmbeddedRedis | None = None
+    pressure: Pressure = field(default_factory=lambda: Pressure(100.0))
     storages: dict[str, LocalStorage] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """This node's name in Redis."""
         return self.settings.node or f"{socket.gethostname()}:{os.getpid()}"
+
+    @property
+    def pressed(self) -> bool:
+        """Whether memory is short (memory): no ladder job starts, and nothing new is claimed."""
+        return self.pressure.pressed
 
 
 @asynccontextmanager
@@ -77,10 +84,11 @@ async def open_registry(settings: Settings, children: Children) -> AsyncGenerato
             await embedded.aclose()
 
 
-def local_encoder(settings: Settings, children: Children) -> Encoder:
+def local_encoder(settings: Settings, children: Children, pressure: Pressure) -> Encoder:
     """Return the encoder of this machine; where there is no ffmpeg one whose every job fails and says so."""
     try:
-        return LocalEncoder(ffmpeg_path(), children, settings.transcode_slots or os.cpu_count() or 1)
+        slots = settings.transcode_slots or os.cpu_count() or 1
+        return LocalEncoder(ffmpeg_path(), children, slots, lambda: pressure.pressed)
     except MissingProgram as error:
         return _NoEncoder(str(error))
 

@@ -16,7 +16,8 @@ import uvloop
 
 from hlsrelay import processes
 from hlsrelay.errors import ChildError
-from hlsrelay.processes import TAG, Child, Children, Finished, Limits, Stdout, incarnation, sweep
+from hlsrelay.orphans import TAG, incarnation, sweep
+from hlsrelay.processes import Child, Children, Finished, Limits, Stdout
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="children are watched through /proc and pidfd here: Linux only")
 
@@ -335,7 +336,7 @@ def test_a_child_is_never_started_from_another_thread() -> None:
 
 PARENT = """
 import asyncio, sys
-from hlsrelay.processes import Children, Stdout, incarnation
+from hlsrelay.processes import Children, Stdout
 async def main():
     async with Children().spawn(["sleep", "600"], purpose="orphan to be") as child:
         print(child.pid, flush=True)

@@ -9,13 +9,14 @@ import hlsrelay
 
 PACKAGE = Path(hlsrelay.__file__).parent
 FLOORS = [
-    {"model", "errors", "failover", "ladder", "urls", "fields", "redis_keys", "hls", "media", "judge", "cookies", "expanding"},
-    {"clock", "metrics", "settings", "log", "addresses"},
-    {"processes", "embedded", "transport", "recipe"},
+    {"model", "errors", "failover", "ladder", "urls", "fields", "redis_keys", "hls", "media", "judge", "cookies", "expanding"}
+    | {"progress", "statuses"},
+    {"clock", "metrics", "settings", "log", "addresses", "proc", "memory"},
+    {"orphans", "pipes", "processes", "embedded", "transport", "recipe"},
     {"upstream", "encoder", "storage", "ledger", "registry"},
     {"relay", "house", "stages", "cutting", "downloading", "transcoding", "desk", "joints"},
     {"worker", "web", "checking"},
-    {"site"},
+    {"site", "vitals"},
     {"demo_origin", "commands", "cli", "__main__"},
 ]
 ONLY_IN = {
@@ -82,6 +83,9 @@ def _beside_allowed(here: str, there: str) -> bool:
     order += [
         "settings",
         "addresses",
+        "proc",
+        "orphans",
+        "pipes",
         "processes",
         "embedded",
         "storage",
@@ -94,6 +98,8 @@ def _beside_allowed(here: str, there: str) -> bool:
         "stages",
         "house",
         "relay",
+        "vitals",
+        "site",
         "demo_origin",
         "commands",
         "cli",
