@@ -43,7 +43,8 @@ from hlsrelay.worker import Node, admitted, local_encoder, open_registry, relay_
 DEMO = "demo"
 DEMO_LADDER = "480p,360p"
 LOOPBACK = "127.0.0.0/8,::1/128"
-FILES_FREE_WITHIN_S = 5.0
+FILES_FREE_WITHIN_S = 20.0
+"""A relay that is stopped first finishes what its encoder has begun."""
 LAST_LOOK_TARGET_DURATIONS = 1.5
 LONGEST_LAST_LOOK_S = 15.0
 
@@ -342,7 +343,7 @@ def _print_processes(nodes: list[NodeStatus]) -> None:
     Console(width=None if sys.stdout.isatty() else 400).print(table)
     for one in children:
         if one.orphan:
-            typer.echo(f"Process {one.pid} ({one.purpose}) is an orphan, {one.node}: hlsrelay's next start ends it")
+            typer.echo(f"Process {one.pid} ({one.purpose}) is an orphan: who started it is dead. The next hlsrelay run ends it.")
 
 
 def _progress(child: ChildStatus) -> str:

@@ -121,7 +121,7 @@ class RedisRegistry:
 
         async def scan() -> list[str]:
             keys = sorted({key async for key in self._redis.scan_iter(match=self._keys.vitals_pattern(), count=500, _type="STRING")})
-            return [text for text in (await self._redis.mget(keys) if keys else []) if text]
+            return [str(text) for text in (await self._redis.mget(keys) if keys else []) if text]
 
         found: list[str] = await self._asked(scan)
         return found

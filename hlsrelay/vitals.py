@@ -62,7 +62,7 @@ def found_here(known: Iterable[NodeStatus]) -> NodeStatus:
         if used is None or (one.pid, one.incarnation) in told:
             continue
         parent = one.incarnation.split(".")[1]
-        node = f"nobody: process {parent} is dead" if one.orphan else f"process {parent} here"
+        node = f"process {parent}, dead" if one.orphan else f"process {parent} here"
         age_s = proc.age_s(one.pid)
         argv, rounded = proc.argv(one.pid), None if age_s is None else round(age_s, 1)
         cpu_s = round(used.cpu_s, 2)
