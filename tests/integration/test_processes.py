@@ -374,6 +374,41 @@ def test_kill_9_of_the_parent_leaves_no_child() -> None:
     assert gone_within(child)
 
 
+LAST_STEPS = {
+    "SIGTERM": ("await child.wait()", signal.SIGTERM),
+    "SIGINT": ("await child.wait()", signal.SIGINT),
+    "SIGQUIT": ("await child.wait()", signal.SIGQUIT),
+    "an exception that nobody handles": ("await asyncio.to_thread(input); 1 / 0", None),
+    "sys.exit": ("await asyncio.to_thread(input); sys.exit(3)", None),
+    "os._exit": ("await asyncio.to_thread(input); import os; os._exit(3)", None),
+}
+
+
+@pytest.mark.parametrize("how", LAST_STEPS)
+def test_however_a_process_of_ours_ends_its_child_goes_with_it(how: str) -> None:
+    if processes._program("setpriv") is None:
+        pytest.skip("setpriv is not installed: no parent-death signal")
+    step, number = LAST_STEPS[how]
+    hold, go = os.pipe()
+    ends, end = os.pipe()
+    code = PARENT.replace("await child.wait()", f"sys.stdin, sys.stderr = open({hold}), open({end}, 'w'); {step}")
+    os.set_inheritable(hold, True)
+    os.set_inheritable(end, True)
+    try:
+        parent, child = start_parent(code)
+        while Path(f"/proc/{child}/comm").read_text().strip() != "sleep":
+            os.sched_yield()
+        if number is None:
+            os.write(go, b"\n")
+        else:
+            os.kill(parent, number)
+        assert gone_within(child)
+        os.waitpid(parent, 0)
+    finally:
+        for descriptor in (hold, go, ends, end):
+            os.close(descriptor)
+
+
 UNSWEPT = "HLSRELAY_TEST_CHILD"
 """Another tag, or a relay that starts in another test would sweep our orphans before we do."""
 UNCONFINED = PARENT.replace(
