@@ -39,17 +39,17 @@ ENCODES_WITHIN_S = 60.0
 ENCODING_CPU_S = 0.05
 """An ffmpeg that has used so much is beyond its start."""
 LADDER = "720p,480p,360p"
-SEGMENTS, SEGMENT_S = 3, 6
+SEGMENT_S = 6
 WARM_JOBS = 100
 """After so many, what is made once is there."""
 MOST_GROWN_KIB = 4096
 TINY = "-hide_banner -nostdin -nostats -progress pipe:1 -loglevel error -f lavfi -i testsrc2=size=64x36:duration=0.2 -f null -"
 
 
-def made(folder: Path, ffmpeg: Path) -> None:
+def made(folder: Path, ffmpeg: Path, segments: int = 3) -> None:
     """Make a live playlist that never moves on, of segments whose ladder takes seconds."""
     argv = [str(ffmpeg), "-loglevel", "error", "-nostdin", "-f", "lavfi", "-i"]
-    argv += [f"testsrc2=size=1280x720:rate=30:duration={SEGMENTS * SEGMENT_S}", "-c:v", "libx264", "-preset", "ultrafast"]
+    argv += [f"testsrc2=size=1280x720:rate=30:duration={segments * SEGMENT_S}", "-c:v", "libx264", "-preset", "ultrafast"]
     argv += ["-g", str(30 * SEGMENT_S), "-keyint_min", str(30 * SEGMENT_S), "-sc_threshold", "0", "-b:v", "2M", "-f", "hls"]
     argv += ["-hls_time", str(SEGMENT_S), "-hls_list_size", "0", "live.m3u8"]
     subprocess.run(argv, cwd=folder, check=True, timeout=120)
