@@ -132,6 +132,14 @@ def ls(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def ps(as_json: AsJson = False) -> None:
+    """List every child process of every hlsrelay process: what for, for how long, what it uses, how far it is; orphans too."""
+    from hlsrelay import commands
+
+    commands.run_until_done(commands.list_processes(as_json))
+
+
+@app.command()
 def show(stream_id: StreamId, as_json: AsJson = False) -> None:
     """Show one stream's fields, the operator's and the relay's."""
     from hlsrelay import commands

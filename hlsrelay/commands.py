@@ -20,28 +20,34 @@ import uvloop
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from hlsrelay import checking, demo_origin
-from hlsrelay.errors import ConfigError, HlsRelayError, ResourceBusy, UnknownStream
+from hlsrelay import checking, demo_origin, statuses
+from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, ResourceBusy, UnknownStream
 from hlsrelay.fields import OPERATOR_FIELDS, Registered, checked_id, shown, stream_of
 from hlsrelay.judge import RULES, Finding, Severity
 from hlsrelay.log import start_logging
+from hlsrelay.memory import Pressure
 from hlsrelay.notify import READY, notifying
+from hlsrelay.orphans import sweep
 from hlsrelay.portrait import as_data, as_words
 from hlsrelay.probing import probe_source
-from hlsrelay.processes import Children, Stdout, sweep
+from hlsrelay.processes import Children, Stdout
 from hlsrelay.registry import Registry, fetched
 from hlsrelay.settings import Settings, load_settings
 from hlsrelay.site import RelaySite, status_of
+from hlsrelay.statuses import ChildStatus, NodeStatus
 from hlsrelay.storage import LocalStorage, live_dir
 from hlsrelay.urls import redacted
+from hlsrelay.vitals import attended, found_here, read_all
 from hlsrelay.web import StreamStatus, create_app, serve
 from hlsrelay.worker import Node, admitted, local_encoder, open_registry, relay_stream
 
 DEMO = "demo"
 DEMO_LADDER = "480p,360p"
 LOOPBACK = "127.0.0.0/8,::1/128"
-FILES_FREE_WITHIN_S = 5.0
+FILES_FREE_WITHIN_S = 20.0
+"""A relay that is stopped first finishes what its encoder has begun."""
 LAST_LOOK_TARGET_DURATIONS = 1.5
 LONGEST_LAST_LOOK_S = 15.0
 
@@ -148,13 +154,34 @@ async def remove(stream_id: str, files: bool, data: Path | None, as_json: bool) 
 async def list_all(as_json: bool) -> None:
     """Print every stream at a glance."""
     async with _registry() as registry:
-        statuses = [status_of(one.id, one.fields) for one in await registry.all()]
+        streams = [status_of(one.id, one.fields) for one in await registry.all()]
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in statuses], indent=2))
-    elif statuses:
-        _print_table(statuses)
+        typer.echo(json.dumps([asdict(one) for one in streams], indent=2))
+    elif streams:
+        _print_table(streams)
     else:
         typer.echo("No stream is registered. Register one: hlsrelay add news https://example.com/live/index.m3u8")
+
+
+async def list_processes(as_json: bool) -> None:
+    """Print every child of every hlsrelay process: as their nodes tell, and those of this machine that nobody tells of.
+
+    Where Redis does not answer, those of this machine come first and RegistryUnavailable after.
+    """
+    nodes: list[NodeStatus] = []
+    unavailable: RegistryUnavailable | None = None
+    try:
+        async with _registry() as registry:
+            nodes = read_all(await registry.told())
+    except RegistryUnavailable as error:
+        unavailable = error
+    here = found_here(nodes)
+    if as_json:
+        typer.echo(json.dumps(statuses.shown([*nodes, here] if here.children else nodes), indent=2))
+    else:
+        _print_processes([*nodes, here])
+    if unavailable:
+        raise unavailable
 
 
 async def show(stream_id: str, as_json: bool) -> None:
@@ -260,7 +287,10 @@ async def _node(settings: Settings) -> AsyncGenerator[Node, None]:
     children = Children()
     try:
         async with open_registry(settings, children) as (registry, redis):
-            yield Node(settings, live, registry, children, local_encoder(settings, children), redis=redis)
+            pressure = Pressure(settings.memory_pressure)
+            node = Node(settings, live, registry, children, local_encoder(settings, children, pressure), redis=redis, pressure=pressure)
+            async with attended(node):
+                yield node
     finally:
         await children.aclose()
 
@@ -310,12 +340,44 @@ def _print_stream(registered: Registered, as_json: bool) -> None:
         typer.echo(f"{name:14} {value}")
 
 
-def _print_table(statuses: list[StreamStatus]) -> None:
+def _print_table(streams: list[StreamStatus]) -> None:
     columns = ("id", "desired", "state", "node", "since", "last_sequence", "lag_s", "ladder", "last_error")
     table = Table(*(name.replace("_", " ") for name in columns), box=box.SIMPLE_HEAD)
-    for one in statuses:
+    for one in streams:
         table.add_row(*("" if getattr(one, name) is None else str(getattr(one, name)) for name in columns))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _print_processes(nodes: list[NodeStatus]) -> None:
+    for node in nodes:
+        if node.pressed:
+            typer.echo(f"Memory is short on {node.node} ({node.memory_percent} % in use): no ladder job starts")
+    children = [child for node in nodes for child in node.children]
+    if not children:
+        typer.echo("No child process runs.")
+        return
+    table = Table("node", "pid", "purpose", "age", "CPU", "memory", "progress", "command", box=box.SIMPLE_HEAD)
+    for one in sorted(children, key=lambda one: (not one.orphan, one.node, one.pid)):
+        table.add_row(
+            "orphan" if one.orphan else one.node,
+            str(one.pid),
+            one.purpose,
+            "" if one.age_s is None else f"{one.age_s:.1f} s",
+            "" if one.cpu_s is None else f"{one.cpu_s:.2f} s",
+            "" if one.rss_bytes is None else f"{one.rss_bytes / 2**20:.0f} MiB",
+            _progress(one),
+            Text(" ".join(one.argv)),
+        )
+    Console(width=None if sys.stdout.isatty() else 400).print(table)
+    for one in children:
+        if one.orphan:
+            typer.echo(f"Process {one.pid} ({one.purpose}) is an orphan: who started it is dead. The next hlsrelay run ends it.")
+
+
+def _progress(child: ChildStatus) -> str:
+    told = [] if child.frame is None else [f"frame {child.frame}"]
+    told += [] if child.out_time_s is None else [f"at {child.out_time_s:.2f} s"]
+    return ", ".join(told + ([] if child.speed is None else [f"{child.speed:g}x"]))
 
 
 def _pair(text: str) -> tuple[str, str]:

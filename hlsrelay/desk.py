@@ -118,7 +118,7 @@ class Agreement:
         return new.discontinuity_sequence if self.discontinuities is None else self.discontinuities + self.had[track]
 
     def count_again(self, track: str, new: Numbered, count: int) -> int:
-        """Return the discontinuity sequence number that a withdrawn track goes on with after *count*: it lacks the cuts before its own first."""
+        """Return the discontinuity sequence number that a withdrawn track goes on with after *count*, without the cuts before it."""
         self.first_count(track, new)
         self.had[track] = max(0, self.had[track] - 1)  # the last of them is the DISCONTINUITY that it begins with
         return count + self.had[track]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,9 @@ from hlsrelay.errors import ChildError, EncodeError
 from hlsrelay.media.info import MediaError, MediaInfo
 from hlsrelay.processes import Children, Limits
 from hlsrelay.recipe import EncodeJob, command, impossible, last_audio_before, verified
+
+PURPOSE = "encode"
+"""How the purpose of every ladder job begins: what is shed when memory is short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +35,10 @@ class Encoder(Protocol):
 
 
 class LocalEncoder:
-    """Runs *ffmpeg* on this machine, at most *slots* at once; others wait in line."""
+    """Runs *ffmpeg* on this machine, at most *slots* at once; others wait in line. While memory is short (*pressed*) no job starts."""
 
-    def __init__(self, ffmpeg: Path, children: Children, slots: int) -> None:
+    def __init__(self, ffmpeg: Path, children: Children, slots: int, pressed: Callable[[], bool] = lambda: False) -> None:
+        self._pressed = pressed
         self._ffmpeg = ffmpeg
         self._children = children
         self._slots = asyncio.Semaphore(slots)
@@ -47,11 +51,14 @@ class LocalEncoder:
             if len(beyond) == len(job.rungs):
                 raise EncodeError(f"segment {job.number} of {job.stream_id}: {_reasons(beyond)}", argv=argv)
             async with self._slots:
+                if self._pressed():
+                    raise EncodeError(f"segment {job.number} of {job.stream_id}: memory is short", argv=argv)
                 finished = await self._children.run(
                     argv,
-                    purpose=f"encode {job.stream_id} {job.number}",
+                    purpose=f"{PURPOSE} {job.stream_id} {job.number}",
                     deadline_s=deadline_s(job.duration_s),
                     limits=_limits(job.duration_s),
+                    watched=True,
                 )
             if finished.exit_code != 0:
                 reason = (

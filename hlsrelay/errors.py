@@ -62,10 +62,14 @@ class SegmentLost(HlsRelayError):
 
 
 class ChildError(HlsRelayError):
-    """A child process failed, hung or hit a limit; what it was, how it ended and its last words."""
+    """A child process failed, hung or hit a limit; what it was, how it ended and its last words.
 
-    def __init__(self, reason: str, *, argv: Sequence[str], exit_code: int | None, stderr_tail: str) -> None:
+    *ended* is why it was stopped (`processes`): deadline, hung, memory, ...; empty where it never ran.
+    """
+
+    def __init__(self, reason: str, *, argv: Sequence[str], exit_code: int | None, stderr_tail: str, ended: str = "") -> None:
         super().__init__(reason)
+        self.ended = ended
         self.argv = tuple(argv)
         self.child_exit_code = exit_code
         self.stderr_tail = stderr_tail

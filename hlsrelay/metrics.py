@@ -21,6 +21,7 @@ class Metrics:
         )
         self.last_number = Gauge("hlsrelay_last_sequence", "Newest published media sequence number", stream, registry=self.registry)
         self.children = Gauge("hlsrelay_children", "Child processes running", registry=self.registry)
+        self.memory_pressure = Gauge("hlsrelay_memory_pressure", "1 while memory is short: no ladder job starts", registry=self.registry)
         self.registry_up = Gauge("hlsrelay_redis_up", "1 while Redis answers", registry=self.registry)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:

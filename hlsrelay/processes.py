@@ -5,46 +5,47 @@ Laws:
 - Its stderr is drained all the time: a full pipe stops ffmpeg for good. The last 4 KiB are kept.
 - Whoever starts a child leaves `run` or `spawn` only when the child is gone, cancelled or not: at most 4.5 s after it is told to stop.
 - What its process group leaves behind is killed with it, while the group's number can't yet be anybody else's.
+- One that reports its progress is stopped when it is hung (`progress` says when that is).
+- Every end is one log event, `child.ended`: the reason, how it ended, and what it cost.
 
-A grandchild that makes a session of its own escapes all this but `sweep`. Without setpriv (not Linux) a kill -9 of ours leaves children
-running until the next start sweeps them. The event loop must run in the main thread: the kernel's parent-death signal comes when the
-*thread* that spawned ends.
+A grandchild that makes a session of its own escapes all this but `orphans.sweep`. Without setpriv (not Linux) a kill -9 of ours leaves
+children running until the next start sweeps them. The event loop must run in the main thread: the kernel's parent-death signal comes
+when the *thread* that spawned ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import select
 import shutil
 import signal
 import subprocess
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import IO
 
 import structlog
 
+from hlsrelay import proc
 from hlsrelay.errors import ChildError
+from hlsrelay.orphans import incarnation, tags
+from hlsrelay.pipes import Lines, Reports, Tail
+from hlsrelay.progress import HUNG_AFTER_S, PERIOD_S, Progress, Watch
+from hlsrelay.statuses import ChildStatus
+from hlsrelay.urls import redacted
 
-TAG = "HLSRELAY_CHILD"
-"""Environment variable that names the incarnation a child belongs to."""
+DONE, DEADLINE, HUNG, MEMORY, SHUTDOWN = "done", "deadline", "hung", "memory", "shutdown"
+CANCELLED, NO_LONGER_WANTED = "cancelled", "no longer wanted"
+"""Why a child ended. DONE: by itself."""
 
 TERM_PATIENCE_S = 2.5
 KILL_PATIENCE_S = 2.0
-STDERR_TAIL_BYTES = 4096
 
-_CHUNK_BYTES = 64 * 1024
-_LAST_READS = 32  # after the exit: what a pipe can hold, and no more if a stranger goes on writing
-_MOST_LINE_BYTES = 1024 * 1024
 _POLL_S = 0.02
-_SWEEP_PATIENCE_S = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +57,8 @@ class Stdout(Enum):
     INHERIT = "inherit"
     LINES = "lines"
     """To `Child.lines`. A child that writes faster than they are read waits."""
+    PROGRESS = "progress"
+    """To `Child.progress`: ffmpeg's `-progress pipe:1`, always read. A child that is hung is stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +77,23 @@ UNLIMITED = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a child ended. *exit_code* is minus the signal's number if one ended it; *cpu_s* is None where the system doesn't tell."""
+    """How a child ended. *exit_code* is minus the signal's number if one ended it; *cpu_s* is None where the system doesn't tell.
+
+    *reason* is DONE, or why it was told to stop.
+    """
 
     argv: tuple[str, ...]
     exit_code: int
     stderr_tail: str
     wall_s: float
     cpu_s: float | None
+    reason: str = DONE
 
 
 class Child:
     """A running child. Made by `Children.spawn`; *argv* is what was asked for, without the programs that confine it."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], argv: tuple[str, ...], purpose: str, children: Children) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], argv: tuple[str, ...], purpose: str, stdout: Stdout, children: Children) -> None:
         self.argv = argv
         self.purpose = purpose
         self.pid = popen.pid
@@ -96,11 +103,13 @@ class Child:
         self.started_s = self._loop.time()
         self._finished: asyncio.Future[Finished] = self._loop.create_future()
         self._stopping: asyncio.Task[Finished | None] | None = None
-        self._tail = b""
-        self._stdout = _Lines(self._loop, popen.stdout) if popen.stdout else None
-        if popen.stderr is not None:
-            os.set_blocking(popen.stderr.fileno(), False)
-            self._loop.add_reader(popen.stderr.fileno(), self._drain, popen.stderr)
+        self._reason = DONE
+        self._stderr = Tail(self._loop, popen.stderr) if popen.stderr else None
+        self._lines = Lines(self._loop, popen.stdout) if popen.stdout and stdout is Stdout.LINES else None
+        self._reports = Reports(self._loop, popen.stdout) if popen.stdout and stdout is Stdout.PROGRESS else None
+        if self._reports:
+            self._watch = Watch(self.started_s)
+            self._loop.call_later(PERIOD_S, self._look)
         self._pidfd: int | None = None
         with suppress(AttributeError, OSError):  # not Linux, or a sandbox that forbids it: then by polling
             self._pidfd = os.pidfd_open(self.pid)
@@ -112,7 +121,12 @@ class Child:
     @property
     def stderr_tail(self) -> str:
         """The last 4 KiB it wrote to stderr so far."""
-        return self._tail.decode(errors="replace")
+        return self._stderr.text if self._stderr else ""
+
+    @property
+    def progress(self) -> Progress | None:
+        """What it reported last; None before that, and without Stdout.PROGRESS."""
+        return self._reports.progress if self._reports else None
 
     @property
     def finished(self) -> Finished | None:
@@ -121,9 +135,26 @@ class Child:
 
     def lines(self) -> AsyncIterator[str]:
         """Yield what it writes to stdout line by line, without line ends, until it closes it. Only with Stdout.LINES, and only once."""
-        if self._stdout is None:
+        if self._lines is None:
             raise ValueError("the child's stdout was not asked for")
-        return self._stdout.read()
+        return self._lines.read()
+
+    def status(self, node: str) -> ChildStatus:
+        """Return it as operators see it: a child of *node*."""
+        used, progress = proc.usage(self.pid), self.progress or Progress()
+        return ChildStatus(
+            node=node,
+            pid=self.pid,
+            parent=incarnation(),
+            purpose=self.purpose,
+            argv=tuple(redacted(word) if "://" in word else word for word in self.argv),
+            age_s=round(self._loop.time() - self.started_s, 1),
+            cpu_s=round(used.cpu_s, 2) if used else None,
+            rss_bytes=used.rss_bytes if used else None,
+            frame=progress.frame,
+            out_time_s=progress.out_time_s,
+            speed=progress.speed,
+        )
 
     async def wait(self) -> Finished:
         """Return when it has ended. Cancelling this leaves it running."""
@@ -137,7 +168,8 @@ class Child:
         if self._stopping is None:
             if self._finished.done():
                 return self._finished.result()
-            self._stopping = self._loop.create_task(self._stop(reason), name=f"stop {self.purpose}")
+            self._reason = reason
+            self._stopping = self._loop.create_task(self._stop(), name=f"stop {self.purpose}")
         cancelled: asyncio.CancelledError | None = None
         while not self._stopping.done():
             try:
@@ -148,13 +180,12 @@ class Child:
             raise cancelled
         return self._stopping.result()
 
-    async def _stop(self, reason: str) -> Finished | None:
+    async def _stop(self) -> Finished | None:
         try:
-            if self._stdout is not None:
-                self._stdout.close()  # an ffmpeg that is blocked on a pipe ignores SIGTERM; stderr is never full
+            if self._lines is not None:
+                self._lines.close()  # an ffmpeg that is blocked on a pipe ignores SIGTERM; the others are never full
             self._signal(signal.SIGTERM)
             self._signal(signal.SIGCONT)  # else a stopped one would not hear it
-            log.debug("child.stop", purpose=self.purpose, pid=self.pid, reason=reason)  # after the signals: stderr itself may be gone
             if await self._ended_within(TERM_PATIENCE_S):
                 return self._finished.result()
             self._signal(signal.SIGKILL)
@@ -176,25 +207,16 @@ class Child:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
 
-    def _drain(self, pipe: IO[bytes]) -> bool:
-        """Read once; return whether there may be more now."""
-        try:
-            chunk = os.read(pipe.fileno(), _CHUNK_BYTES)
-        except BlockingIOError:
-            return False
-        except OSError:
-            chunk = b""
-        if not chunk:
-            self._close_stderr()
-            return False
-        self._tail = (self._tail + chunk)[-STDERR_TAIL_BYTES:]
-        return True
-
-    def _close_stderr(self) -> None:
-        pipe = self._popen.stderr
-        if pipe is not None and not pipe.closed:
-            self._loop.remove_reader(pipe.fileno())
-            pipe.close()
+    def _look(self) -> None:
+        """See whether it is hung; where /proc doesn't tell, that can't be known, and the deadline is what holds."""
+        if self._stopping is not None or self._finished.done():
+            return
+        used = proc.usage(self.pid)
+        if used and self._watch.hung(self._loop.time(), self.progress, used.cpu_s, runnable=proc.runnable(self.pid)):
+            self._reason = HUNG
+            self._stopping = self._loop.create_task(self._stop(), name=f"stop {self.purpose}")
+        else:
+            self._loop.call_later(PERIOD_S, self._look)
 
     def _poll(self) -> None:
         if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
@@ -215,15 +237,28 @@ class Child:
         if self._pidfd is not None:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
-        pipe = self._popen.stderr
-        for _ in range(_LAST_READS):
-            if pipe is None or pipe.closed or not self._drain(pipe):
-                break
-        self._close_stderr()
-        if self._stdout is not None:
-            self._stdout.finish()
+        for pipe in (self._stderr, self._lines, self._reports):
+            if pipe is not None:
+                pipe.finish()
         self._children._gone(self)
-        self._finished.set_result(Finished(self.argv, exit_code, self.stderr_tail, self._loop.time() - self.started_s, cpu_s))
+        finished = Finished(self.argv, exit_code, self.stderr_tail, self._loop.time() - self.started_s, cpu_s, self._reason)
+        self._finished.set_result(finished)
+        self._log(finished)  # last: our own stderr may be gone
+
+    def _log(self, finished: Finished) -> None:
+        code = finished.exit_code
+        tell = log.info if finished.reason in (CANCELLED, NO_LONGER_WANTED, SHUTDOWN) else log.warning
+        if finished.reason == DONE and code == 0:
+            tell = log.debug
+        tell(
+            "child.ended",
+            purpose=self.purpose,
+            pid=self.pid,
+            reason=finished.reason,
+            **({"signal": signal.Signals(-code).name} if code < 0 else {"exit_code": code}),
+            wall_s=round(finished.wall_s, 3),
+            cpu_s=None if finished.cpu_s is None else round(finished.cpu_s, 3),
+        )
 
 
 class Children:
@@ -247,20 +282,26 @@ class Children:
         limits: Limits = UNLIMITED,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        watched: bool = False,
     ) -> Finished:
-        """Run *argv* to its end and return how it ended, whatever its exit code.
+        """Run *argv* to its end and return how it ended, whatever its exit code; *watched*: it writes `-progress` to stdout.
 
-        Raises ChildError if it can't start or is not done after *deadline_s*; it is gone by then.
+        Raises ChildError if it can't start, is not done after *deadline_s*, or somebody or something stopped it; it is gone by then.
         """
-        async with self.spawn(argv, purpose=purpose, limits=limits, env=env, cwd=cwd) as child:
+        stdout = Stdout.PROGRESS if watched else Stdout.NULL
+        async with self.spawn(argv, purpose=purpose, limits=limits, env=env, cwd=cwd, stdout=stdout) as child:
+            finished: Finished | None
             try:
                 async with asyncio.timeout(deadline_s):
-                    return await child.wait()
+                    finished = await child.wait()
             except TimeoutError:
-                finished = await child.stop("deadline")
-                exit_code = finished.exit_code if finished else None
-                reason = f"{purpose}: not done after {deadline_s:g} s"
-                raise ChildError(reason, argv=child.argv, exit_code=exit_code, stderr_tail=child.stderr_tail) from None
+                finished = await child.stop(DEADLINE)
+            if finished and finished.reason == DONE:
+                return finished
+            why = finished.reason if finished else DEADLINE
+            told = {DEADLINE: f"not done after {deadline_s:g} s", HUNG: f"no progress for {HUNG_AFTER_S:g} s"}.get(why, f"stopped: {why}")
+            exit_code = finished.exit_code if finished else None
+            raise ChildError(f"{purpose}: {told}", argv=child.argv, exit_code=exit_code, stderr_tail=child.stderr_tail, ended=why)
 
     @asynccontextmanager
     async def spawn(
@@ -279,16 +320,28 @@ class Children:
         It gets our environment without HLSRELAY_* (they may hold passwords), and *env* on top. stdin is /dev/null.
         """
         stderr = None if inherit_stderr else subprocess.PIPE
-        child = self._start(tuple(argv), purpose, _confined(argv, limits), env=_environment(env), cwd=cwd, stdout=stdout, stderr=stderr)
+        child = self._start(
+            tuple(argv), purpose, _confined(argv, limits), env=_environment(env, purpose), cwd=cwd, stdout=stdout, stderr=stderr
+        )
         try:
             yield child
+        except asyncio.CancelledError:
+            await child.stop(CANCELLED)
+            raise
         finally:
-            await child.stop("no longer wanted")
+            await child.stop(NO_LONGER_WANTED)
+
+    async def shed(self, purpose: str) -> Child | None:
+        """Stop the oldest child whose purpose begins with *purpose*, because memory is short; returns it, None where there is none."""
+        oldest = next((child for child in self.running() if child.purpose.startswith(purpose)), None)
+        if oldest is not None:
+            await oldest.stop(MEMORY)
+        return oldest
 
     async def aclose(self) -> None:
         """Stop all children at once, and start no more."""
         self._closed = True
-        await asyncio.gather(*(child.stop("shutdown") for child in self.running()))
+        await asyncio.gather(*(child.stop(SHUTDOWN) for child in self.running()))
 
     def _start(
         self,
@@ -311,7 +364,7 @@ class Children:
             popen = subprocess.Popen(
                 confined,
                 stdin=subprocess.DEVNULL,
-                stdout={Stdout.NULL: subprocess.DEVNULL, Stdout.INHERIT: None, Stdout.LINES: subprocess.PIPE}[stdout],
+                stdout={Stdout.NULL: subprocess.DEVNULL, Stdout.INHERIT: None}.get(stdout, subprocess.PIPE),
                 stderr=stderr,
                 bufsize=0,
                 cwd=cwd,
@@ -320,7 +373,7 @@ class Children:
             )
         except (OSError, ValueError) as error:
             raise ChildError(f"{purpose}: can't be started: {error}", argv=argv, exit_code=None, stderr_tail="") from error
-        child = Child(popen, argv, purpose, self)
+        child = Child(popen, argv, purpose, stdout, self)
         self._running[child.pid] = child
         return child
 
@@ -328,148 +381,9 @@ class Children:
         self._running.pop(child.pid, None)
 
 
-class _Lines:
-    """A child's stdout, line by line; reads no further than a line and a bit ahead."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, pipe: IO[bytes]) -> None:
-        self._loop = loop
-        self._pipe = pipe
-        self._lines: deque[bytes] = deque()
-        self._rest = b""
-        self._news = asyncio.Event()
-        os.set_blocking(pipe.fileno(), False)
-        loop.add_reader(pipe.fileno(), self._on_readable)
-
-    async def read(self) -> AsyncIterator[str]:
-        while True:
-            while self._lines:
-                yield self._lines.popleft().decode(errors="replace")
-            if self._pipe.closed:
-                return
-            self._news.clear()
-            self._loop.add_reader(self._pipe.fileno(), self._on_readable)
-            await self._news.wait()
-
-    def finish(self) -> None:
-        """Take what is left after the child's end."""
-        for _ in range(_LAST_READS):
-            if self._pipe.closed or not self._take():
-                break
-        self.close()
-
-    def close(self) -> None:
-        if not self._pipe.closed:
-            self._loop.remove_reader(self._pipe.fileno())
-            self._pipe.close()
-            if self._rest:
-                self._lines.append(self._rest)
-                self._rest = b""
-            self._news.set()
-
-    def _on_readable(self) -> None:
-        self._take()
-        if self._lines and not self._pipe.closed:
-            self._loop.remove_reader(self._pipe.fileno())  # until somebody has read them
-
-    def _take(self) -> bool:
-        try:
-            chunk = os.read(self._pipe.fileno(), _CHUNK_BYTES)
-        except BlockingIOError:
-            return False
-        except OSError:
-            chunk = b""
-        if not chunk:
-            self.close()
-            return False
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        self._rest = self._rest[:_MOST_LINE_BYTES]
-        self._lines += lines
-        if lines:
-            self._news.set()
-        return True
-
-
-def incarnation() -> str:
-    """Return what names this process for ever: PID namespace, PID, and start time (a PID alone is used again)."""
-    started = _started(os.getpid())
-    return f"{_namespace()}.{os.getpid()}.{started or 0}"
-
-
-def sweep() -> tuple[int, ...]:
-    """Kill the children that a dead incarnation of hlsrelay left, and return their PIDs.
-
-    They are known by the tag in their environment, never by name. Children of a living one, in other PID namespaces (containers) and of
-    other users are left alone. For start-up: it waits up to two seconds for them to be gone, and blocks.
-    """
-    swept: dict[int, int] = {}
-    try:
-        for pid in _orphans():
-            with suppress(OSError, AttributeError):
-                swept[os.pidfd_open(pid)] = pid
-        for pidfd, pid in list(swept.items()):
-            if pid in _orphans((pid,)):  # the PID may have changed hands since; the descriptor holds it now
-                with suppress(OSError):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            else:
-                del swept[pidfd]
-                os.close(pidfd)
-        waiting = set(swept)
-        while waiting:
-            ended, _, _ = select.select(waiting, (), (), _SWEEP_PATIENCE_S)
-            if not ended:
-                break
-            waiting -= set(ended)
-    finally:
-        for pidfd in swept:
-            os.close(pidfd)
-    if swept:
-        log.warning("child.swept", pids=sorted(swept.values()))
-    return tuple(sorted(swept.values()))
-
-
-def _orphans(pids: Sequence[int] | None = None) -> list[int]:
-    if pids is None:
-        with suppress(OSError):
-            pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    prefix = f"{TAG}={_namespace()}.".encode()
-    orphans = []
-    for pid in pids or ():
-        if pid == os.getpid():
-            continue
-        try:
-            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:  # gone, or somebody else's
-            continue
-        tag = next((variable for variable in variables if variable.startswith(prefix)), None)
-        if tag is None:
-            continue
-        parent, _, started = tag[len(prefix) :].decode(errors="replace").partition(".")
-        if parent.isdigit() and started.isdigit() and _started(int(parent)) != int(started):
-            orphans.append(pid)
-    return orphans
-
-
-def _started(pid: int) -> int | None:
-    """Return when process *pid* started, in ticks since boot; None if there is none, or only its zombie."""
-    try:
-        # The program's name, in parentheses, may hold anything, also blanks and parentheses (proc(5)).
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
-
-
-@cache
-def _namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid").removeprefix("pid:[").removesuffix("]")
-    except OSError:
-        return "0"
-
-
-def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+def _environment(extra: Mapping[str, str] | None, purpose: str) -> dict[str, str]:
     ours = {name: value for name, value in os.environ.items() if not name.startswith("HLSRELAY_")}
-    return ours | dict(extra or {}) | {TAG: incarnation()}
+    return ours | dict(extra or {}) | tags(purpose)
 
 
 def _confined(argv: Sequence[str], limits: Limits) -> list[str]:

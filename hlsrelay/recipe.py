@@ -72,7 +72,7 @@ def command(job: EncodeJob, ffmpeg: Path, last_audio_before_90k: int | None = No
     """
     beyond = impossible(job)
     rungs = [rung for rung in job.rungs if rung.name not in beyond]
-    argv = [str(ffmpeg), "-hide_banner", "-nostdin", "-nostats", "-loglevel", "error", "-y"]
+    argv = [str(ffmpeg), "-hide_banner", "-nostdin", "-nostats", "-progress", "pipe:1", "-loglevel", "error", "-y"]
     argv += ["-max_alloc", "400000000", "-filter_complex_threads", "1", "-threads", "2"]
     argv += ["-max_pixels", "8912896"]  # 4K: an 8K bomb is refused before it is decoded
     argv += ["-codec_whitelist", "h264,hevc,mpeg2video,aac,aac_latm,mp3,mp2,ac3,eac3"]

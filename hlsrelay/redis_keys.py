@@ -17,8 +17,18 @@ class Keys:
 
     def stream_pattern(self) -> str:
         """What SCAN matches all streams with; an operator's plain HSET is a registration."""
-        escaped = "".join(f"\\{char}" if char in "*?[]\\" else char for char in self.prefix)
-        return f"{escaped}stream:*"
+        return f"{self._escaped()}stream:*"
+
+    def vitals(self, incarnation: str) -> str:
+        """String with an expiry: what an hlsrelay process tells of its memory and its children (statuses)."""
+        return f"{self.prefix}ps:{incarnation}"
+
+    def vitals_pattern(self) -> str:
+        """What SCAN matches all of them with."""
+        return f"{self._escaped()}ps:*"
+
+    def _escaped(self) -> str:
+        return "".join(f"\\{char}" if char in "*?[]\\" else char for char in self.prefix)
 
     def stream_id(self, key: str) -> str:
         """Return the id in a key of `stream`."""

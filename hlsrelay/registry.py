@@ -42,6 +42,12 @@ class Registry(Protocol):
     async def report(self, stream_id: str, fields: Mapping[str, str]) -> bool:
         """Write what the relay knows; False, and nothing written, where the operator has deleted the stream."""
 
+    async def tell(self, incarnation: str, vitals: str, kept_s: int) -> None:
+        """Keep what an hlsrelay process tells of itself (statuses) for *kept_s*."""
+
+    async def told(self) -> list[str]:
+        """Return what all processes have told."""
+
 
 class RedisRegistry:
     """The registry in Redis, every change of several steps one Lua script."""
@@ -106,6 +112,20 @@ class RedisRegistry:
         """See Registry."""
         return bool(await self._asked(lambda: self._redis.eval(REPORT, 1, self._keys.stream(stream_id), *_flat(fields))))
 
+    async def tell(self, incarnation: str, vitals: str, kept_s: int) -> None:
+        """See Registry."""
+        await self._asked(lambda: self._redis.set(self._keys.vitals(incarnation), vitals, ex=kept_s))
+
+    async def told(self) -> list[str]:
+        """See Registry."""
+
+        async def scan() -> list[str]:
+            keys = sorted({key async for key in self._redis.scan_iter(match=self._keys.vitals_pattern(), count=500, _type="STRING")})
+            return [str(text) for text in (await self._redis.mget(keys) if keys else []) if text]
+
+        found: list[str] = await self._asked(scan)
+        return found
+
     async def _asked(self, ask: Callable[[], Any]) -> Any:
         task = asyncio.current_task()
         cancelled_before = task.cancelling() if task else 0
@@ -128,6 +148,7 @@ class MemoryRegistry:
 
     def __init__(self) -> None:
         self.streams: dict[str, dict[str, str]] = {}
+        self.vitals: dict[str, str] = {}
         self.away = False
 
     def _answering(self) -> None:
@@ -170,6 +191,16 @@ class MemoryRegistry:
     async def report(self, stream_id: str, fields: Mapping[str, str]) -> bool:
         """See Registry."""
         return await self.change(stream_id, fields)
+
+    async def tell(self, incarnation: str, vitals: str, kept_s: int) -> None:  # noqa: ARG002
+        """See Registry; it is kept for good."""
+        self._answering()
+        self.vitals[incarnation] = vitals
+
+    async def told(self) -> list[str]:
+        """See Registry."""
+        self._answering()
+        return list(self.vitals.values())
 
 
 class Link:

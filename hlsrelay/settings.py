@@ -36,6 +36,9 @@ class Settings(BaseSettings):
         (), description="non-public address ranges that sources may be in, such as 127.0.0.0/8,10.1.0.0/16; empty: none"
     )
     transcode_slots: int = Field(0, ge=0, le=1024, description="how many ffmpeg jobs run at once; 0: one per processor core")
+    memory_pressure: int = Field(
+        90, ge=10, le=100, description="percent of the memory in use, of the cgroup or the machine, from which on ladder jobs are shed"
+    )
     log: str = Field("auto", pattern="^(auto|text|json)$", description="log format on stderr: auto is text on a terminal, JSON elsewhere")
 
     @field_validator("allow_networks", mode="before")

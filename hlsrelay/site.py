@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from hlsrelay import vitals
 from hlsrelay.errors import RegistryUnavailable
 from hlsrelay.fields import Registered
 from hlsrelay.model import Desired
+from hlsrelay.statuses import NodeStatus
 from hlsrelay.storage import MULTIVARIANT
 from hlsrelay.urls import redacted
+from hlsrelay.vitals import read_all
 from hlsrelay.web.site import StreamStatus
 from hlsrelay.worker import Node
 
@@ -25,6 +28,8 @@ class RelaySite:
         self._node = node
         self._known: list[Registered] = []
         self._asked_s = float("-inf")
+        self._nodes: list[NodeStatus] = []
+        self._asked_nodes_s = float("-inf")
 
     @property
     def live_dir(self) -> Path:
@@ -64,6 +69,17 @@ class RelaySite:
         demand = self._node.demands.get(one.id)
         plays = (demand and demand.starts) or (self._node.live / one.id / MULTIVARIANT).exists()
         return status_of(one.id, fields, playing_url=f"/live/{one.id}/{MULTIVARIANT}" if plays else "")
+
+    async def nodes(self) -> list[NodeStatus]:
+        """See web.Site: ours as it is now, the others' as Redis told within the last second."""
+        now_s = self._node.clock.monotonic_s()
+        if now_s - self._asked_nodes_s >= self.FRESH_S:
+            self._asked_nodes_s = now_s
+            with suppress(RegistryUnavailable, TimeoutError):
+                async with asyncio.timeout(self.FRESH_S):
+                    self._nodes = read_all(await self._node.registry.told())
+        ours = vitals.status_of(self._node)
+        return [ours, *(one for one in self._nodes if one.parent != ours.parent)]
 
     def ready(self) -> bool:
         """See web.Site."""

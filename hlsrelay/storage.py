@@ -1,6 +1,9 @@
 """Where published files live. Local: `<data>/live/<stream>/<rendition>/<number>.ts`, every change one rename.
 
 Readers see whole files only: bytes go to `.tmp/` first. Files whose names begin with a dot are ours and never served.
+
+Law: a file that a job still reads is never removed. An encoder opens the second of two files late, and who removes does not know of it:
+so who reads says so (`reading`), and what is to be removed meanwhile goes when the last reader is done.
 """
 
 from __future__ import annotations
@@ -9,7 +12,9 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -47,6 +52,8 @@ class LocalStorage:
         self.playlists: dict[str, bytes] = {}
         """What was published last, by path relative to the stream's folder: the web server answers from here."""
         self._lock: int | None = None
+        self._read: Counter[Path] = Counter()
+        self._unwanted: set[Path] = set()
 
     def __enter__(self) -> Self:
         """Take the stream's folder. Raises ResourceBusy where another process has it or it can't be written."""
@@ -127,8 +134,29 @@ class LocalStorage:
     def remove(self, paths: Iterable[str]) -> None:
         """Remove files and playlists; one that is gone already is fine."""
         for path in paths:
-            (self.folder / path).unlink(missing_ok=True)
+            self.discard(self.folder / path)
             self.playlists.pop(path, None)
+
+    @contextmanager
+    def reading(self, *paths: Path | None) -> Generator[None, None, None]:
+        """Keep files where they are while the block runs: what is removed meanwhile goes at its end."""
+        held = [path for path in paths if path is not None]
+        self._read.update(held)
+        try:
+            yield
+        finally:
+            self._read.subtract(held)
+            self._read += Counter()  # forget what nobody reads any more
+            for path in self._unwanted - self._read.keys():
+                self._unwanted.remove(path)
+                path.unlink(missing_ok=True)
+
+    def discard(self, path: Path) -> None:
+        """Remove a file of this stream's once nobody reads it; one that is gone already is fine."""
+        if path in self._read:
+            self._unwanted.add(path)
+        else:
+            path.unlink(missing_ok=True)
 
     def sweep(self, known: set[str]) -> int:
         """Remove segments that *known* does not name: what a crash left between two steps. Returns how many."""
@@ -136,6 +164,6 @@ class LocalStorage:
         for path in self.folder.glob("*/*"):
             name = path.relative_to(self.folder).as_posix()
             if not name.startswith(".") and path.suffix != ".m3u8" and name not in known and path.is_file():
-                path.unlink(missing_ok=True)
+                self.discard(path)
                 swept += 1
         return swept

@@ -134,7 +134,7 @@ class Transcoding:
         self._plain.append(path)
         path.write_bytes(plain)
         if len(self._plain) > KEPT_PLAIN:
-            self._plain.popleft().unlink(missing_ok=True)
+            self._tools.storage.discard(self._plain.popleft())
         return path
 
     async def _rungs(
@@ -158,8 +158,9 @@ class Transcoding:
         give_up_s = max(LONGEST_ENCODE_TARGET_DURATIONS * made.target_duration_s, 10.0)
         files = {}
         try:
-            async with asyncio.timeout(give_up_s):
-                encoded = await self._tools.encoder.encode(job)
+            with storage.reading(source, previous):
+                async with asyncio.timeout(give_up_s):
+                    encoded = await self._tools.encoder.encode(job)
             for rung in rungs:
                 if (output := encoded.outputs.get(rung.name)) is not None:
                     name = f"{made.number}.ts"

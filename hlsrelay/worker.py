@@ -24,6 +24,7 @@ from hlsrelay.fields import Registered, stream_of
 from hlsrelay.house import cleared, withdraw
 from hlsrelay.ladder import format_ladder
 from hlsrelay.log import Repeated
+from hlsrelay.memory import Pressure
 from hlsrelay.metrics import Metrics
 from hlsrelay.model import SOURCE, Desired, Made, Stream, Turn
 from hlsrelay.processes import Children
@@ -56,6 +57,7 @@ class Node:
     metrics: Metrics = field(default_factory=Metrics)
     clock: Clock = field(default_factory=Clock)
     redis: EmbeddedRedis | None = None
+    pressure: Pressure = field(default_factory=lambda: Pressure(100.0))
     storages: dict[str, LocalStorage] = field(default_factory=dict)
     demands: dict[str, Demand] = field(default_factory=dict)
     told: Callable[[str], None] = lambda _: None
@@ -71,13 +73,18 @@ class Node:
         """Whether players reach the streams through this process."""
         return self.settings.http != "none"
 
+    @property
+    def pressed(self) -> bool:
+        """Whether memory is short (memory): no ladder job starts, and nothing new is claimed."""
+        return self.pressure.pressed
+
     def connect(self) -> Upstream:
         """Return a way to a source."""
         return Upstream(self.settings.allow_networks)
 
     def refusal(self) -> str:
         """Return why nothing more may be started here now, empty where it may: the one place that is asked before a cold start."""
-        return ""
+        return "memory is short on this node" if self.pressed else ""
 
 
 @asynccontextmanager
@@ -96,10 +103,11 @@ async def open_registry(settings: Settings, children: Children) -> AsyncGenerato
             await embedded.aclose()
 
 
-def local_encoder(settings: Settings, children: Children) -> Encoder:
+def local_encoder(settings: Settings, children: Children, pressure: Pressure) -> Encoder:
     """Return the encoder of this machine; where there is no ffmpeg one whose every job fails and says so."""
     try:
-        return LocalEncoder(ffmpeg_path(), children, settings.transcode_slots or os.cpu_count() or 1)
+        slots = settings.transcode_slots or os.cpu_count() or 1
+        return LocalEncoder(ffmpeg_path(), children, slots, lambda: pressure.pressed)
     except MissingProgram as error:
         return _NoEncoder(str(error))
 

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
 
-from hlsrelay import __version__
+from hlsrelay import __version__, statuses
 from hlsrelay.errors import HlsRelayError
 from hlsrelay.web.answers import NO_STORE, Answer, Texts, short
 from hlsrelay.web.files import Live
@@ -78,6 +78,9 @@ def create_app(site: Site, *, page_dir: Path = PAGE_DIR) -> Starlette:
             return short(503, str(error))
         return json_of(request, {"streams": [{name: getattr(status, name) for name in _FIELDS} for status in found]})
 
+    async def processes(request: Request) -> Answer:
+        return json_of(request, statuses.shown(await site.nodes()))
+
     async def healthz(request: Request) -> Answer:
         return json_of(request, {"status": "ok", "ready": site.ready(), "version": __version__})
 
@@ -95,6 +98,7 @@ def create_app(site: Site, *, page_dir: Path = PAGE_DIR) -> Starlette:
             Route("/", page),
             Route("/assets/{name}", assets),
             Route("/api/streams", streams),
+            Route("/api/processes", processes),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", metrics),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from hlsrelay.statuses import NodeStatus
+
 
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
@@ -46,6 +48,9 @@ class Site(Protocol):
 
     async def streams(self) -> list[StreamStatus]:
         """Return every registered stream, soon: what is known now, rather than waiting for Redis."""
+
+    async def nodes(self) -> list[NodeStatus]:
+        """Return every hlsrelay process that has told of itself lately, with its children; ours first."""
 
     def ready(self) -> bool:
         """Say whether a load balancer should send viewers here (false while draining)."""

@@ -361,6 +361,41 @@ function showSummary() {
   place.dataset.text = text;
 }
 
+function progress(child) {
+  const said = [];
+  if (child.frame !== null) said.push(`frame ${child.frame}`);
+  if (child.out_time_s !== null) said.push(`at ${child.out_time_s.toFixed(2)} s`);
+  if (child.speed !== null) said.push(`${child.speed}×`);
+  return said.join(", ");
+}
+
+function showProcesses({ nodes, processes }) {
+  const short = nodes.filter((node) => node.pressed).map((node) => `${node.node} (${node.memory_percent} % in use)`);
+  const text = short.length ? `Memory is short on ${short.join(", ")}: no ladder job starts, what is running is stopped, oldest first.` : "";
+  if (byId("pressed").textContent !== text) byId("pressed").textContent = text;
+  byId("pressed").hidden = !text;
+  const known = (value, shown) => (value === null ? "" : shown(value));
+  const rows = processes.map((child) => {
+    const command = child.argv.join(" ");
+    const cells = [
+      child.purpose,
+      child.node,
+      String(child.pid),
+      known(child.age_s, seconds),
+      known(child.cpu_s, (s) => `${s.toFixed(2)} s`),
+      known(child.rss_bytes, (bytes) => `${Math.round(bytes / 2 ** 20)} MiB`),
+      progress(child),
+      command,
+    ].map((cell) => part("td", "", cell));
+    cells.at(-1).title = command;
+    const line = document.createElement("tr");
+    line.append(...cells);
+    return line;
+  });
+  byId("children").replaceChildren(...rows);
+  byId("processes").hidden = !rows.length && !text;
+}
+
 function showChosen() {
   const stream = streams.get(chosen);
   byId("now").textContent = chosen || "\u00a0";
@@ -407,6 +442,8 @@ async function poll() {
     const answer = await fetch("/api/streams", { cache: "no-store" });
     if (!answer.ok) throw new Error((await answer.text()).trim());
     streams = new Map((await answer.json()).streams.map((stream) => [stream.id, stream]));
+    const told = await fetch("/api/processes", { cache: "no-store" });
+    if (told.ok) showProcesses(await told.json());
     byId("trouble").hidden = true;
     if (!chosen) {
       chosen = [...streams.values()].find((stream) => stream.state === "running" && stream.playing_url)?.id ?? "";

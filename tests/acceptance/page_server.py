@@ -1,7 +1,7 @@
 """A relay's web server without a relay: `python -m tests.acceptance.page_server <data> [page_dir]` serves <data>/live from disk.
 
 Prints its URL, then serves until it is told to stop. Every folder in <data>/live is a running stream; <data>/streams.json,
-where it exists, says what the page shows instead.
+where it exists, says what the page shows instead. Each <data>/processes/*.json is what a node tells of its children.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
+from hlsrelay.statuses import NodeStatus, read
 from hlsrelay.web import StreamStatus, create_app, serve
 from hlsrelay.web.app import PAGE_DIR
 
@@ -22,6 +23,7 @@ class DiskSite:
     def __init__(self, data: Path) -> None:
         self.live_dir = data / "live"
         self._told = data / "streams.json"
+        self._processes = data / "processes"
 
     def playlist(self, path: str) -> bytes | None:
         return None
@@ -37,6 +39,9 @@ class DiskSite:
             return [StreamStatus(**fields) for fields in json.loads(self._told.read_bytes())]
         found = [folder.name for folder in sorted(self.live_dir.iterdir()) if (folder / "index.m3u8").exists()]
         return [StreamStatus(id=name, desired="run", state="running", playing_url=f"/live/{name}/index.m3u8") for name in found]
+
+    async def nodes(self) -> list[NodeStatus]:
+        return [status for one in self._processes.glob("*.json") if (status := read(one.read_text()))]
 
     def ready(self) -> bool:
         return True

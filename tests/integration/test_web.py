@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from hlsrelay.errors import ConfigError, RegistryUnavailable, ResourceBusy
+from hlsrelay.statuses import NodeStatus
 from hlsrelay.web import StreamStatus, create_app, serve
 from hlsrelay.web.answers import Texts
 from hlsrelay.web.files import CHUNK_BYTES
@@ -34,6 +35,7 @@ class MemorySite:
         self.live_dir = data / "live"
         self.published: dict[str, bytes] = {"news/720p/index.m3u8": PLAYLIST}
         self.known: list[StreamStatus] = []
+        self.nodes_known: list[NodeStatus] = []
         self.fault: Exception | None = None
         self.is_ready = True
         self.cold = ""
@@ -55,6 +57,9 @@ class MemorySite:
         if self.fault is not None:
             raise self.fault
         return self.known
+
+    async def nodes(self) -> list[NodeStatus]:
+        return self.nodes_known
 
     def ready(self) -> bool:
         return self.is_ready

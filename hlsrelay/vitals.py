@@ -1,0 +1,92 @@
+"""What a node does once a second beside its relays: it tells its children to Redis, and sheds ladder jobs while memory is short.
+
+Laws:
+- No relay waits for any of this: Redis away, or slow, only makes `hlsrelay ps` on other machines blind.
+- While memory is short no ladder job starts and nothing new is claimed; those that run are stopped one at a time, oldest first, until it
+  eases. Their rungs are GAPs for that segment. Pass-through is never touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+
+import structlog
+
+from hlsrelay import proc
+from hlsrelay.encoder import PURPOSE
+from hlsrelay.errors import RegistryUnavailable
+from hlsrelay.memory import used_percent
+from hlsrelay.orphans import incarnation, tagged
+from hlsrelay.statuses import ChildStatus, NodeStatus, read, written
+from hlsrelay.worker import Node
+
+PERIOD_S = 1.0
+KEPT_S = 3
+"""A node that has told nothing for so long is dead, or has no children any more."""
+
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def attended(node: Node, used: Callable[[], float | None] = used_percent) -> AsyncGenerator[None, None]:
+    """Attend to *node* while the block runs; *used* reads how much memory is in use, in percent."""
+    tasks = [asyncio.create_task(_tell(node), name="tell"), asyncio.create_task(_relieve(node, used), name="relieve")]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def status_of(node: Node) -> NodeStatus:
+    """Return a node's memory and children as they are now."""
+    percent = node.pressure.percent
+    children = tuple(child.status(node.name) for child in node.children.running())
+    return NodeStatus(node.name, incarnation(), None if percent is None else round(percent, 1), node.pressed, children)
+
+
+def read_all(texts: Iterable[str]) -> list[NodeStatus]:
+    """Return what all nodes have told."""
+    return [status for status in map(read, texts) if status is not None]
+
+
+def found_here(known: Iterable[NodeStatus]) -> NodeStatus:
+    """Return the children on this machine that no node tells of: orphans, and those of commands. It reads all of /proc."""
+    told = {(child.pid, child.parent) for node in known for child in node.children}
+    found = []
+    for one in tagged():
+        used = proc.usage(one.pid)
+        if used is None or (one.pid, one.incarnation) in told:
+            continue
+        parent = one.incarnation.split(".")[1]
+        node = f"process {parent}, dead" if one.orphan else f"process {parent} here"
+        age_s = proc.age_s(one.pid)
+        argv, rounded = proc.argv(one.pid), None if age_s is None else round(age_s, 1)
+        cpu_s = round(used.cpu_s, 2)
+        found.append(ChildStatus(node, one.pid, one.incarnation, one.purpose, argv, rounded, cpu_s, used.rss_bytes, orphan=one.orphan))
+    return NodeStatus("", "", children=tuple(found))
+
+
+async def _tell(node: Node) -> None:
+    while True:
+        if node.children.running() or node.pressed:
+            with suppress(RegistryUnavailable):
+                await node.registry.tell(incarnation(), written(status_of(node)), KEPT_S)
+        await asyncio.sleep(PERIOD_S)
+
+
+async def _relieve(node: Node, used: Callable[[], float | None]) -> None:
+    while True:
+        changed = node.pressure.note(used())
+        percent = node.pressure.percent or 0.0
+        node.metrics.memory_pressure.set(node.pressed)
+        if changed and node.pressed:
+            log.warning("memory.short", used_percent=round(percent, 1), threshold_percent=node.settings.memory_pressure)
+        elif changed:
+            log.info("memory.eased", used_percent=round(percent, 1))
+        if node.pressed:
+            await node.children.shed(PURPOSE)
+        await asyncio.sleep(PERIOD_S)

@@ -1,0 +1,203 @@
+"""Ladder jobs whose ffmpeg hangs, is stopped, forks, floods, fills the disk, or is cancelled: gone, and no file is left. Real ffmpegs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import stat
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from structlog.testing import capture_logs
+
+from hlsrelay import encoder, processes, progress
+from hlsrelay.encoder import LocalEncoder
+from hlsrelay.errors import EncodeError
+from hlsrelay.memory import Pressure
+from hlsrelay.processes import Child, Children
+from hlsrelay.recipe import EncodeJob
+from tests.acceptance.test_encoder import KINDS, ffmpeg, ffmpegs, job_for, make  # noqa: F401 - ffmpeg is a fixture
+from tests.integration.test_endings import CancelledAt
+from tests.integration.test_processes import gone_within
+from tests.needs import needs
+
+pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "ffprobe")]
+
+T = TypeVar("T")
+RUNGS = "big:240:3000,small:180:300"
+
+
+@pytest.fixture(scope="module")
+def segment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("source"), KINDS["30 fps with B-frames"])[0]
+
+
+@pytest.fixture
+def job(segment: Path, tmp_path: Path) -> EncodeJob:
+    return job_for(Path(shutil.copy(segment, tmp_path)), 0, RUNGS)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "HUNG_AFTER_S", 1.0)
+
+
+def relieved(work: Callable[[Children], Coroutine[Any, Any, T]], job: EncodeJob) -> T:
+    """Run *work*; afterwards there is no child, no zombie, and no file of the job's."""
+
+    async def main() -> T:
+        children = Children()
+        try:
+            result = await work(children)
+            assert children.running() == ()
+            return result
+        finally:
+            await children.aclose()
+
+    result = asyncio.run(main())
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    assert not any(os.path.lexists(path) for path in job.outputs.values())
+    return result
+
+
+async def encoding(children: Children) -> Child:
+    """Return the ffmpeg once it has reported something."""
+    async with asyncio.timeout(60):
+        while not (running := children.running()) or running[0].progress is None:  # noqa: ASYNC110 - nobody sets an event for this
+            await asyncio.sleep(0.005)
+    return running[0]
+
+
+def refused(job: EncodeJob, ffmpeg: Path) -> str:  # noqa: F811
+    """Encode, and return why that failed."""
+
+    async def work(children: Children) -> str:
+        with pytest.raises(EncodeError) as caught:
+            await LocalEncoder(ffmpeg, children, slots=1).encode(job)
+        return str(caught.value)
+
+    return relieved(work, job)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_ffmpeg_that_is_stopped_by_sigstop_is_ended(job: EncodeJob, ffmpeg: Path) -> None:  # noqa: F811
+    async def work(children: Children) -> None:
+        task = asyncio.create_task(LocalEncoder(ffmpeg, children, slots=1).encode(job))
+        while not children.running():  # noqa: ASYNC110 - nobody sets an event for this
+            await asyncio.sleep(0)
+        os.kill(children.running()[0].pid, signal.SIGSTOP)
+        with pytest.raises(EncodeError, match="no progress for"):
+            await task
+
+    relieved(work, job)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_ffmpeg_that_is_blocked_on_a_full_pipe_is_ended(job: EncodeJob, ffmpeg: Path) -> None:  # noqa: F811
+    os.mkfifo(job.outputs["big"])
+    reader = os.open(job.outputs["big"], os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with capture_logs() as lines:
+            assert "no progress for" in refused(job, ffmpeg)
+    finally:
+        os.close(reader)
+    [end] = [line for line in lines if line["event"] == "child.ended"]
+    assert end["reason"] == "hung"
+
+
+def test_an_ffmpeg_whose_files_may_not_grow_is_ended(job: EncodeJob, ffmpeg: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    limits = replace(encoder._limits(2.0), file_size_bytes=20_000)
+    monkeypatch.setattr(encoder, "_limits", lambda duration_s: limits)
+    if processes._program("prlimit") is None:
+        pytest.skip("prlimit is not installed: children are not limited")
+    assert "segment 0 of news" in refused(job, ffmpeg)
+
+
+FORKS = "import subprocess\nwith open('pid', 'w') as file: file.write(str(subprocess.Popen(['sleep', '600']).pid))\n"
+HUNG = "no progress for"
+BAD = {
+    "ignores TERM": ("import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n", HUNG),
+    "forks a child": (FORKS, HUNG),
+    "forks a child and is gone": (FORKS + "os._exit(1)\n", "ended with 1"),
+    "floods stderr": ("for _ in range(50): sys.stderr.write('x' * 1_000_000)\n", HUNG),
+    "floods stdout": ("for _ in range(50): sys.stdout.write('frame=7\\n' * 100_000)\n", HUNG),
+    "fills the disk": ("with open(files[0], 'wb', 0) as file:\n    while True: file.write(b'x' * 65536)\n", "ended with 1"),
+    "fails": ("sys.exit('no')\n", "ended with 1: no"),
+    "makes nothing": ("sys.exit(0)\n", "big: "),
+    "makes nonsense": ("for one in files: open(one, 'w').write('so long')\nsys.exit(0)\n", "big: "),
+}
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("how", BAD)
+def test_whatever_is_run_in_place_of_ffmpeg_it_is_ended_and_leaves_nothing(
+    how: str, job: EncodeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "TERM_PATIENCE_S", 0.5)
+    monkeypatch.chdir(tmp_path)
+    limits = replace(encoder._limits(2.0), file_size_bytes=1 << 20)
+    monkeypatch.setattr(encoder, "_limits", lambda duration_s: limits)
+    if processes._program("prlimit") is None:
+        pytest.skip("prlimit is not installed: children are not limited")
+    code, reason = BAD[how]
+    files = [str(path) for path in job.outputs.values()]
+    fake = tmp_path / "fake"
+    head = f"#!{sys.executable} -S\nimport os, sys, time\nfiles = {files}\nfor one in files: open(one, 'w').close()\n"
+    fake.write_text(head + code + "time.sleep(600)\n")
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    assert reason in refused(job, fake)
+    if how.startswith("forks"):
+        assert gone_within(int((tmp_path / "pid").read_text()))
+
+
+def test_a_job_can_be_cancelled_at_any_step_and_leaves_nothing(job: EncodeJob, ffmpeg: Path) -> None:  # noqa: F811
+    async def work(children: Children) -> int:
+        async def outer(encoding: CancelledAt) -> object:
+            return await encoding
+
+        for step in range(1, 50):
+            encoding = CancelledAt(LocalEncoder(ffmpeg, children, slots=1).encode(job), step)
+            [result] = await asyncio.gather(asyncio.create_task(outer(encoding)), return_exceptions=True)
+            if not encoding.reached:
+                assert all(path.exists() for path in job.outputs.values())
+                for path in job.outputs.values():
+                    path.unlink()
+                return step
+            assert isinstance(result, asyncio.CancelledError)
+            assert children.running() == ()
+            assert not any(path.exists() for path in job.outputs.values())
+        raise AssertionError("it never came to its end")
+
+    assert relieved(work, job) > 3
+
+
+def test_a_job_that_is_shed_leaves_nothing_none_starts_while_memory_is_short_and_then_they_do_again(
+    job: EncodeJob,
+    ffmpeg: Path,  # noqa: F811
+) -> None:
+    pressure = Pressure(90)
+
+    async def work(children: Children) -> None:
+        local = LocalEncoder(ffmpeg, children, 2, lambda: pressure.pressed)
+        task = asyncio.create_task(local.encode(job))
+        await encoding(children)
+        pressure.note(95)
+        assert await children.shed(encoder.PURPOSE) is not None
+        with pytest.raises(EncodeError, match="stopped: memory"):
+            await task
+        assert not any(path.exists() for path in job.outputs.values())
+        with pytest.raises(EncodeError, match="memory is short"):
+            await local.encode(job)
+        pressure.note(50)
+        assert set((await local.encode(job)).outputs) == {"big", "small"}
+        for path in job.outputs.values():
+            path.unlink()
+
+    relieved(work, job)

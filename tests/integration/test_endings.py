@@ -1,0 +1,303 @@
+"""How children end, and that each end is told: hung ones, greedy ones, shed ones, and those whose caller is cancelled at any step."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from hlsrelay import proc, processes, progress
+from hlsrelay.errors import ChildError
+from hlsrelay.processes import Children, Limits, Stdout
+from hlsrelay.progress import Progress
+from tests.integration.test_processes import IGNORES_TERM, Body, first_line, python, run  # noqa: F401 - run is a fixture
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="children are watched through /proc and pidfd here: Linux only")
+
+REPORT = "print('frame={0}\\nout_time_us={0}0000\\ntotal_size=9\\nspeed=2x\\nprogress=continue'.format(n), flush=True)"
+MOST_STEPS = 60
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second of the watch takes a tenth: what it decides is tested with its own figures in tests/unit/test_progress.py."""
+    monkeypatch.setattr(processes, "PERIOD_S", 0.05)
+    monkeypatch.setattr(progress, "PERIOD_S", 0.05)
+    monkeypatch.setattr(progress, "HUNG_AFTER_S", 0.5)
+
+
+def ends(lines: list[Any]) -> list[dict[str, Any]]:
+    return [line for line in lines if line["event"] == "child.ended"]
+
+
+def told(body: Callable[[], None]) -> dict[str, Any]:
+    """Return the one event that *body*'s child ended with."""
+    with capture_logs() as lines:
+        body()
+    [end] = ends(list(lines))
+    return end
+
+
+GETS_NOWHERE = {
+    "is stopped by SIGSTOP": f"import os, signal\nn = 7\n{REPORT}\nos.kill(os.getpid(), signal.SIGSTOP)",
+    "waits for what never comes": f"import threading\nn = 7\n{REPORT}\nthreading.Event().wait()",
+    "says the same again and again": f"import time\nn = 7\nwhile True:\n    {REPORT}; time.sleep(0.1)",
+    "says nothing at all": "import time; time.sleep(600)",
+    "is blocked on a full pipe": "import os\na, b = os.pipe()\nwhile True: os.write(b, b'x' * 4096)",
+    "waits and ignores TERM": "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
+}
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("how", GETS_NOWHERE)
+def test_a_child_that_gets_nowhere_is_stopped_and_its_end_says_why(
+    how: str,
+    run: Callable[[Body], None],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "TERM_PATIENCE_S", 0.3)
+
+    async def body(children: Children) -> None:
+        with pytest.raises(ChildError, match="no progress for 5 s") as caught:
+            await children.run(python(GETS_NOWHERE[how]), purpose=how, deadline_s=60, watched=True)
+        assert caught.value.ended == "hung"
+
+    end = told(lambda: run(body))
+    assert (end["purpose"], end["reason"], end["log_level"]) == (how, "hung", "warning")
+    assert end["signal"] in ("SIGTERM", "SIGKILL")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_child_that_works_without_a_word_is_not_hung(run: Callable[[Body], None]) -> None:  # noqa: F811
+    async def body(children: Children) -> None:
+        code = "import time\nwhile time.thread_time() < 0.8: pass"
+        assert (await children.run(python(code), purpose="busy", deadline_s=60, watched=True)).reason == "done"
+
+    run(body)
+
+
+def test_reports_are_kept_and_a_flood_of_them_never_blocks(run: Callable[[Body], None]) -> None:  # noqa: F811
+    async def body(children: Children) -> None:
+        code = f"for n in range(30_000): {REPORT}"
+        async with children.spawn(python(code), purpose="talks", stdout=Stdout.PROGRESS) as child:
+            assert child.progress is None
+            assert (await child.wait()).exit_code == 0
+            assert child.progress == Progress(29_999, 299.99, 9, 2.0)
+
+    run(body)
+
+
+def test_who_could_run_is_told_from_who_waits(run: Callable[[Body], None]) -> None:  # noqa: F811
+    async def body(children: Children) -> None:
+        both = "import sys, threading\nprint('ready', flush=True)\nwhile {}: pass\nthreading.Event().wait()"
+        for busy in (True, False):
+            async with children.spawn(python(both.format(busy)), purpose="test", stdout=Stdout.LINES) as child:
+                await first_line(child)
+                async with asyncio.timeout(30):
+                    while proc.runnable(child.pid) is not busy:  # noqa: ASYNC110 - nobody sets an event for this
+                        await asyncio.sleep(0.01)
+
+    run(body)
+
+
+def test_an_operator_sees_what_a_child_is_for_what_it_uses_and_how_far_it_is(run: Callable[[Body], None]) -> None:  # noqa: F811
+    async def body(children: Children) -> None:
+        code = f"n = 7\n{REPORT}\nwhile True: pass"
+        argv = (*python(code), "https://user:secret@example.com/live.m3u8?token=hunter2")
+        async with children.spawn(argv, purpose="encode news 7", stdout=Stdout.PROGRESS) as child:
+            async with asyncio.timeout(30):
+                while child.progress is None or (child.status("a").cpu_s or 0) < 0.05:  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(0.01)
+            seen = child.status("a")
+        assert (seen.node, seen.pid, seen.purpose, seen.frame, seen.out_time_s, seen.speed) == (
+            "a",
+            child.pid,
+            "encode news 7",
+            7,
+            0.07,
+            2.0,
+        )
+        assert seen.rss_bytes is not None
+        assert seen.rss_bytes > 1 << 20
+        assert seen.argv[:-1] == argv[:-1]
+        assert seen.argv[-1] == "https://example.com/live.m3u8?token=…"
+        assert child.status("a").rss_bytes is None  # gone
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    ("program", "level", "expected"),
+    [
+        ("pass", "debug", {"reason": "done", "exit_code": 0}),
+        ("import sys; sys.exit(3)", "warning", {"reason": "done", "exit_code": 3}),
+        ("import os; os.abort()", "warning", {"reason": "done", "signal": "SIGABRT"}),
+    ],
+)
+def test_the_end_of_a_child_that_ends_by_itself_is_one_event(
+    program: str,
+    level: str,
+    expected: dict[str, Any],
+    run: Callable[[Body], None],  # noqa: F811
+) -> None:
+    async def body(children: Children) -> None:
+        await children.run(python(program), purpose="test", deadline_s=60)
+
+    end = told(lambda: run(body))
+    assert end["log_level"] == level
+    assert end.items() >= expected.items()
+    assert end["wall_s"] > 0
+    assert end["cpu_s"] > 0
+
+
+async def _late(children: Children) -> None:
+    with pytest.raises(ChildError, match="not done after"):
+        await children.run(["sleep", "600"], purpose="test", deadline_s=0.2)
+
+
+async def _cancelled(children: Children) -> None:
+    task = asyncio.create_task(children.run(["sleep", "600"], purpose="test", deadline_s=600))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _left(children: Children) -> None:
+    async with children.spawn(["sleep", "600"], purpose="test"):
+        pass
+
+
+async def _failed(children: Children) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with children.spawn(["sleep", "600"], purpose="test"):
+            1 / 0  # noqa: B018
+
+
+async def _closed(children: Children) -> None:
+    task = asyncio.create_task(children.run(["sleep", "600"], purpose="test", deadline_s=600))
+    await asyncio.sleep(0)
+    await children.aclose()
+    with pytest.raises(ChildError, match="stopped: shutdown"):
+        await task
+
+
+async def _shed(children: Children) -> None:
+    task = asyncio.create_task(children.run(["sleep", "600"], purpose="test", deadline_s=600))
+    await asyncio.sleep(0)
+    assert await children.shed("other") is None
+    assert await children.shed("test") is not None
+    with pytest.raises(ChildError, match="stopped: memory") as caught:
+        await task
+    assert caught.value.ended == "memory"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason", "level"),
+    [
+        (_late, "deadline", "warning"),
+        (_cancelled, "cancelled", "info"),
+        (_left, "no longer wanted", "info"),
+        (_failed, "no longer wanted", "info"),
+        (_closed, "shutdown", "info"),
+        (_shed, "memory", "warning"),
+    ],
+)
+def test_the_end_of_a_child_that_was_stopped_is_one_event_with_the_reason(
+    body: Body,
+    reason: str,
+    level: str,
+    run: Callable[[Body], None],  # noqa: F811
+) -> None:
+    end = told(lambda: run(body))
+    assert (end["reason"], end["log_level"], end["signal"]) == (reason, level, "SIGTERM")
+
+
+def test_the_oldest_is_shed_first_and_one_at_a_time(run: Callable[[Body], None]) -> None:  # noqa: F811
+    async def body(children: Children) -> None:
+        tasks = []
+        for name in ("redis", "encode a 1", "encode b 1"):
+            tasks.append(asyncio.create_task(children.run(["sleep", "600"], purpose=name, deadline_s=600)))
+            await asyncio.sleep(0)
+        for left in (["redis", "encode b 1"], ["redis"], ["redis"]):
+            await children.shed("encode")
+            assert [child.purpose for child in children.running()] == left
+        await children.aclose()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(body)
+
+
+def test_a_child_that_fills_the_disk_is_stopped_by_its_limit(run: Callable[[Body], None], tmp_path: Path) -> None:  # noqa: F811
+    async def body(children: Children) -> None:
+        code = "import sys\nwith open(sys.argv[1], 'wb', 0) as file:\n    while True: file.write(b'x' * 65536)"
+        limits = Limits(file_size_bytes=1 << 20)
+        finished = await children.run(python(code, str(tmp_path / "huge")), purpose="greedy", deadline_s=60, limits=limits)
+        assert finished.exit_code in (1, -signal.SIGXFSZ)  # Python ignores the signal and is told EFBIG
+        assert (tmp_path / "huge").stat().st_size == 1 << 20
+
+    if processes._program("prlimit") is None:
+        pytest.skip("prlimit is not installed: children are not limited")
+    run(body)
+
+
+class CancelledAt:
+    """Awaits *work* and cancels the task around it at its *step*-th suspension."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], step: int) -> None:
+        self.work, self.step, self.reached = work, step, False
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        steps = self.work.__await__()
+        value, error = None, None
+        for count in range(1, 1_000_000):
+            try:
+                waits_for = steps.throw(error) if error else steps.send(value)
+            except StopIteration as done:
+                return done.value
+            if count == self.step:
+                self.reached = True
+                task = asyncio.current_task()
+                assert task
+                asyncio.get_running_loop().call_soon(task.cancel)
+            value, error = None, None
+            try:
+                value = yield waits_for
+            except BaseException as thrown:
+                error = thrown
+        raise AssertionError("it never ends")
+
+
+def test_a_caller_can_be_cancelled_at_any_step_and_its_child_is_gone(
+    run: Callable[[Body], None],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "TERM_PATIENCE_S", 0.1)
+
+    async def body(children: Children) -> None:
+        async def outer(work: CancelledAt) -> None:
+            await work
+
+        async def inner() -> None:
+            async with children.spawn(python(IGNORES_TERM), purpose="test", stdout=Stdout.LINES) as child:
+                await first_line(child)
+                await child.stop("test")
+            await children.run(["true"], purpose="test", deadline_s=60, watched=True)
+
+        for step in range(1, MOST_STEPS):
+            work = CancelledAt(inner(), step)
+            [result] = await asyncio.gather(asyncio.create_task(outer(work)), return_exceptions=True)
+            assert children.running() == ()
+            if not work.reached:
+                assert result is None
+                assert step > 3
+                return
+            assert isinstance(result, asyncio.CancelledError)
+        raise AssertionError("it never came to its end")
+
+    run(body)

@@ -1,0 +1,191 @@
+"""What a node does beside its relays: it tells its children, finds those that nobody has, and sheds ladder jobs when memory is short."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from hlsrelay import orphans, vitals
+from hlsrelay.clock import Nudges
+from hlsrelay.desk import Tools
+from hlsrelay.encoder import LocalEncoder
+from hlsrelay.ladder import parse_ladder
+from hlsrelay.memory import Pressure
+from hlsrelay.orphans import sweep
+from hlsrelay.processes import Children
+from hlsrelay.registry import MemoryRegistry
+from hlsrelay.relay import relay
+from hlsrelay.settings import load_settings
+from hlsrelay.statuses import NodeStatus, read
+from hlsrelay.storage import LocalStorage
+from hlsrelay.upstream import Upstream
+from hlsrelay.vitals import attended, found_here
+from hlsrelay.worker import Node
+from tests.integration.test_processes import UNCONFINED, UNSWEPT, kill_parent, start_parent
+from tests.integration.test_relay import NoEncoder, Operator
+from tests.origin import Origin
+from tests.playlists import stream
+from tests.unit.test_media_probe import picture
+from tests.unit.test_media_probe import segment as ts_segment
+from tests.virtual import VirtualClock, run_virtually
+
+SHORT_FROM_S, SHORT_UNTIL_S, ENDS_S = 30.0, 60.0, 120.0
+LADDER = parse_ladder("tiny:64:100")
+
+
+def node_of(folder: Path, children: Children | None = None) -> tuple[Node, MemoryRegistry]:
+    registry = MemoryRegistry()
+    children = children or Children()
+    settings = load_settings(data=folder, node="a")
+    return Node(settings, folder / "live", registry, children, NoEncoder(), pressure=Pressure(90)), registry
+
+
+def media(path: str) -> bytes:
+    number = int(path.rpartition("-")[2].removesuffix(".ts"))
+    return ts_segment(*(picture(number * 360_000 + frame * 3600, idr=frame == 0) for frame in range(100)))
+
+
+def test_while_memory_is_short_no_ladder_job_starts_and_pass_through_lives(tmp_path: Path) -> None:
+    seen: dict[float, str] = {}
+    states: list[tuple[float, bool]] = []
+
+    async def play() -> None:
+        loop = asyncio.get_running_loop()
+        node, _ = node_of(tmp_path)
+
+        def used() -> float:
+            return 95.0 if SHORT_FROM_S <= loop.time() < SHORT_UNTIL_S else 50.0
+
+        origin, wishes = Origin(content=media), Operator(replace(stream(), ladder=LADDER))
+        encoder = LocalEncoder(Path("/no/such/ffmpeg"), node.children, 1, lambda: node.pressed)
+        transport = origin.transport()
+        with LocalStorage(tmp_path, "news") as storage:
+            async with attended(node, used), Upstream(transport=transport) as upstream:
+                tools = Tools(upstream, storage, encoder, wishes, VirtualClock(), Nudges())
+                async with aclosing(relay(tools)) as ticks:
+                    async for tick in ticks:
+                        if tick.made:
+                            assert not tick.made.lost
+                            seen[loop.time()] = tick.made.failed["tiny"]
+                            lag_s = (VirtualClock().utc_now() - tick.made.numbered.position.advanced_at).total_seconds()
+                            assert lag_s < 1
+                        states.append((loop.time(), bool(node.metrics.memory_pressure._value.get())))
+                        if loop.time() > ENDS_S:
+                            break
+
+    with capture_logs() as lines:
+        run_virtually(play())
+    assert len(seen) > 20
+    for when_s, reason in seen.items():
+        short = SHORT_FROM_S + 1 < when_s < SHORT_UNTIL_S
+        assert ("memory is short" in reason) == short or when_s in (SHORT_FROM_S, SHORT_UNTIL_S), (when_s, reason)
+    assert {pressed for when_s, pressed in states if when_s < SHORT_FROM_S} == {False}
+    assert {pressed for when_s, pressed in states if SHORT_FROM_S + 1 < when_s < SHORT_UNTIL_S} == {True}
+    assert {pressed for when_s, pressed in states if when_s > SHORT_UNTIL_S + 1} == {False}
+    events = [(line["event"], line["log_level"]) for line in lines if line["event"].startswith("memory.")]
+    assert events == [("memory.short", "warning"), ("memory.eased", "info")]
+
+
+@pytest.mark.parametrize(("eases_after", "left"), [(1, ["redis", "encode b 1"]), (9, ["redis"])])
+def test_ladder_jobs_are_shed_one_at_a_time_until_it_eases(
+    eases_after: int, left: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vitals, "PERIOD_S", 0.01)
+    gone: list[list[str]] = []
+
+    async def main() -> None:
+        children = Children()
+        node, _ = node_of(tmp_path, children)
+        tasks = []
+        for purpose in ("redis", "encode a 1", "encode b 1"):
+            tasks.append(asyncio.create_task(children.run(["sleep", "600"], purpose=purpose, deadline_s=600)))
+            await asyncio.sleep(0)
+        enough = asyncio.Event()
+
+        def used() -> float:
+            gone.append([child.purpose for child in children.running()])
+            if len(gone) > 12:
+                enough.set()
+            return 95.0 if len(gone) <= eases_after else 50.0
+
+        try:
+            async with attended(node, used), asyncio.timeout(60):
+                await enough.wait()
+        finally:
+            await children.aclose()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(main())
+    assert gone[0] == ["redis", "encode a 1", "encode b 1"]
+    assert gone[1] == ["redis", "encode b 1"]
+    assert gone[-1] == left
+
+
+class Tried(MemoryRegistry):
+    """Counts how often somebody tried to tell it something, heard or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries = asyncio.Semaphore(0)
+
+    async def tell(self, incarnation: str, vitals: str, kept_s: int) -> None:
+        self.tries.release()
+        await super().tell(incarnation, vitals, kept_s)
+
+
+def test_a_node_tells_of_its_children_and_goes_on_when_redis_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vitals, "PERIOD_S", 0.01)
+
+    async def main() -> None:
+        children = Children()
+        node, _ = node_of(tmp_path, children)
+        node.registry = registry = Tried()
+        registry.away = True
+        rounds = asyncio.Semaphore(0)
+
+        def used() -> float:
+            rounds.release()
+            return 12.34
+
+        async with asyncio.timeout(60), attended(node, used):
+            for _ in range(3):
+                await rounds.acquire()
+            assert registry.tries.locked(), "it has no children: there is nothing to tell"
+            async with children.spawn(["sleep", "600"], purpose="encode news 7") as child:
+                for _ in range(3):
+                    await registry.tries.acquire()
+                assert registry.vitals == {}
+                registry.away = False
+                await registry.tries.acquire()
+                await registry.tries.acquire()
+                [text] = registry.vitals.values()
+        told = read(text)
+        assert told is not None
+        assert (told.node, told.memory_percent, told.pressed) == ("a", 12.3, False)
+        assert [(one.pid, one.purpose, one.argv) for one in told.children] == [(child.pid, "encode news 7", ("sleep", "600"))]
+
+    asyncio.run(main())
+
+
+def test_children_that_no_node_tells_of_are_found_and_orphans_are_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orphans, "TAG", UNSWEPT)
+    dead, orphan = start_parent(UNCONFINED)
+    living, spared = start_parent(UNCONFINED)
+    try:
+        kill_parent(dead)
+        found = {one.pid: one for one in found_here([]).children}
+        assert found[orphan].orphan
+        assert not found[spared].orphan
+        assert (found[orphan].purpose, found[orphan].argv) == ("orphan to be", ("sleep", "600"))
+        assert found[orphan].rss_bytes
+        known = NodeStatus("a", found[spared].parent, children=(found[spared],))
+        assert spared not in {one.pid for one in found_here([known]).children}
+        assert found[orphan].node == f"process {dead}, dead"
+    finally:
+        kill_parent(living)
+        assert {orphan, spared} <= set(sweep())
