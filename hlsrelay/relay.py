@@ -22,7 +22,7 @@ from hlsrelay.transcoding import Transcoding
 DOWNLOADS_AHEAD = 3
 """Segments of a track fetched at once: more would only share the same line."""
 ENCODES_AHEAD = 16
-"""Segments and turns of a track with the encoder at once. It decides itself what runs when: nobody waits longer for having to queue here."""
+"""Segments and turns of a track with the encoder at once. It decides what runs when: nobody waits longer for queueing here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ Laws:
   was idle has no claim on what others used meanwhile, and no debt.
 - What all streams ask for together is held against what the slots give together: where it is too much, the costliest rungs are left out,
   of all streams alike and for as long as it lasts, rather than any rung now and then. The cheapest rung of a stream is never planned out.
+- A job starts where it and those that run have the time for it; else it waits for them, and makes do with fewer rungs.
 - What the plan leaves is held against the time that is left when the job starts, and the costliest rungs are dropped until the job fits.
 - Rungs come back one hold after there seems to be room. A return that did not last doubles the hold: lasting overload does not flap.
 
@@ -33,9 +34,11 @@ SAFE, SAFE_TO_ADD = 0.95, 0.75
 """A set of rungs is tried where it is reckoned to need less than this part of the time left; one that is more than the last, less."""
 BUSIEST, PLANNED, PLANNED_TO_ADD = 0.9, 0.85, 0.75
 """Parts of the capacity: rungs are left out above the first until the second holds; they come back where the third would hold."""
-SHORTEST_HOLD_S, LONGEST_HOLD_S = 10.0, 300.0
+SHORTEST_HOLD_S, LONGEST_HOLD_S = 10.0, 120.0
 FEWEST_GOOD, MOST_GOOD = 4, 256
 """Jobs that went well after which a stream tries a set of rungs more than is reckoned to fit; doubled each time that was wrong."""
+MOST_MISSED = 3
+"""What was late so often in a row is tried, though it seems to take too long, only once in two to the power of this segments."""
 ACTIVE_TARGET_DURATIONS = 3.0
 FORGOTTEN_S = 600.0
 
@@ -71,7 +74,11 @@ class Grant:
 
 @dataclass(slots=True, eq=False)
 class _Known:
-    """What is known of a stream. *served* is the start tag of its next job, *slowness* by how much its jobs take longer than reckoned."""
+    """What is known of a stream. *served* is the start tag of its next job, *slowness* by how much its jobs take longer than reckoned.
+
+    *hungry*: its last segment has no picture but the source's. *missed* counts jobs in a row that were late, *refused* those that were
+    not even tried since.
+    """
 
     newest: Work
     served: float
@@ -83,14 +90,18 @@ class _Known:
     stretch: float = 1.0
     good: int = 0
     good_needed: int = FEWEST_GOOD
+    refused: int = 0
+    missed: int = 0
+    hungry: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Run:
     began_s: float
     busy_before: float
     kept: frozenset[str]
     charged: float
+    left_cpu_s: float
     daring: bool
 
 
@@ -103,7 +114,7 @@ class Schedule:
         """The dearest rung made at present, in cost per second of media."""
         self._streams: dict[str, _Known] = {}
         self._running: dict[Work, _Run] = {}
-        self._capacity = float(slots)
+        self._capacity = self._proven = float(slots)
         self._cpu_per_cost = 1.0
         self._served = 0.0
         self._busy, self._busy_at_s = 0.0, 0.0
@@ -125,11 +136,11 @@ class Schedule:
         again: Work | None = None,
     ) -> Work:
         """Put a job in line. It is due as the laws say; where it goes on with *again*, which is done with, when that was."""
-        for name in [name for name, one in self._streams.items() if now_s - one.newest.ready_s > FORGOTTEN_S and not one.waiting]:
+        for name in [name for name, one in self._streams.items() if now_s - one.newest.ready_s > FORGOTTEN_S and not self._busy_with(name)]:
             del self._streams[name]
         work = Work(stream, number, max(duration_s, 0.1), target_duration_s, base, rungs, now_s, math.inf)
         known = self._streams.setdefault(stream, _Known(work, self._served))
-        if not known.waiting and not any(run.stream == stream for run in self._running):
+        if not self._busy_with(stream):
             known.served = max(known.served, self._served)
         if again is None:
             known.newest = work
@@ -144,31 +155,44 @@ class Schedule:
         known = self._streams.get(work.stream)
         if known is not None and work in known.waiting:
             known.waiting.remove(work)
+            known.hungry = known.hungry or now_s >= work.due_s
         if work in self._running:
             self.finished(work, now_s, learn=False)
 
     def grants(self, now_s: float) -> Iterator[Grant]:
         """Yield what may start now, or is refused."""
         self._plan(now_s)
+        self._count(now_s)
         while len(self._running) < self.slots and (known := self._next()):
-            work = known.waiting.popleft()
+            work = known.waiting[0]
+            if self._crowds(now_s) or self._yields(known, now_s):
+                return
+            kept, daring = self._fitting(known, work, now_s, len(self._running) + 1)
+            if not _decodes(work, kept):
+                alone, _ = self._fitting(known, work, now_s, 1)
+                if self._running and _decodes(work, alone):
+                    return
+                # Where nothing is ever tried nothing is learnt: the cheapest has its chance when it did not wait long.
+                known.refused += 1
+                if known.refused >= 1 << known.missed and work.due_s - now_s >= 0.5 * (work.due_s - work.ready_s):
+                    kept = _cheapest(work) or kept
+            known.hungry = not _decodes(work, kept)
+            known.waiting.popleft()
             self._served = max(self._served, known.served)
-            kept, daring = self._fitting(known, work, now_s)
             if kept:
                 charged = self._cpu_s(known, work.cost(kept))
                 known.served += charged
                 known.last_cost = work.cost(kept)
-                self._count(now_s)
-                self._running[work] = _Run(now_s, self._busy, kept, charged, daring)
+                self._running[work] = _Run(now_s, self._busy, kept, charged, charged, daring)
             yield Grant(work, kept)
 
     def finished(self, work: Work, now_s: float, *, cpu_s: float | None = None, late: bool = False, learn: bool = True) -> None:
         """A job is gone from its slot: done, or *late* (stopped at its deadline), or such as to *learn* nothing from."""
         self._count(now_s)
-        run, known = self._running.pop(work), self._streams.get(work.stream)
+        run, known = self._running.pop(work), self._streams[work.stream]
         wall_s = now_s - run.began_s
         cost = work.cost(run.kept)
-        if known is None or not learn or cost <= START or wall_s <= 0:
+        if not learn or cost <= START or wall_s <= 0:
             return
         at_once = max(1.0, (self._busy - run.busy_before) / wall_s)
         saturated = at_once >= 0.9 * self.slots
@@ -176,9 +200,13 @@ class Schedule:
             cpu_s = self._cpu_s(known, cost)  # or less: it is not done
             usual_s = cpu_s / self._speed(known, at_once)
             known.slowness = max(known.slowness, wall_s / usual_s)
+            known.hungry, known.refused = True, 0
+            if known.best_speed is not None or known.stretch >= LONGEST_ALLOWANCE / ALLOWANCE:
+                known.missed = min(known.missed + 1, MOST_MISSED)
             known.good, known.good_needed = 0, min(2 * known.good_needed, MOST_GOOD) if run.daring else known.good_needed
             if saturated:
                 self._capacity = _blend(self._capacity, min(self._capacity, cpu_s / wall_s * self.slots))
+                self._proven = min(self._proven, self._capacity)
             elif known.best_speed is None:
                 known.stretch *= 1.25  # not for want of slots, and nothing shows that it was ever faster
             return
@@ -190,13 +218,19 @@ class Schedule:
         known.slowness = _blend(known.slowness, wall_s * self._speed(known, at_once) / cpu_s, 0.5)
         all_slots = cpu_s / wall_s * self.slots
         if saturated:
-            self._capacity = _blend(self._capacity, all_slots)
-        else:  # so much they can draw at least; perhaps all that
-            self._capacity = max(self._capacity, cpu_s / wall_s * at_once)
-            self._capacity += 0.02 * max(0.0, all_slots - self._capacity)
+            self._capacity = self._proven = _blend(self._proven, all_slots)
+        else:  # so much they can draw at least
+            self._proven = max(self._proven, cpu_s / wall_s * at_once)
+            self._capacity = max(self._capacity, self._proven)
+            if known.slowness < 1.2:  # and perhaps so much: else what was learnt while CPU was taken away would stay for ever
+                self._capacity += 0.01 * max(0.0, all_slots - self._capacity)
+        known.missed, known.refused = 0, 0
         known.good = known.good + 1 if wall_s <= 0.8 * (work.due_s - work.ready_s) else 0
         if run.daring:
             known.good_needed = FEWEST_GOOD
+
+    def _busy_with(self, stream: str) -> bool:
+        return bool(self._streams[stream].waiting) or any(work.stream == stream for work in self._running)
 
     def _allowance_s(self, known: _Known, now_s: float) -> float:
         work = known.newest
@@ -213,30 +247,44 @@ class Schedule:
         for known in self._awake(now_s):
             work = known.newest
             slots += self._cpu_s(known, work.cost(work.rungs)) / (known.best_speed or 1.0) / work.duration_s
-        return slots <= PLANNED * self.slots and self._demand(_EVERYTHING, now_s) <= PLANNED * self._capacity
+        return slots <= PLANNED * self.slots and self._demand(_EVERYTHING, now_s) <= PLANNED * self._proven
 
     def _next(self) -> _Known | None:
         waiting = (known for known in self._streams.values() if known.waiting)
         return min(waiting, key=lambda known: (known.served, known.waiting[0].ready_s), default=None)
 
-    def _fitting(self, known: _Known, work: Work, now_s: float) -> tuple[frozenset[str], bool]:
-        """Return the rungs to make, and whether that is a trial of more than seems to fit."""
-        left_s = work.due_s - now_s
+    def _crowds(self, now_s: float) -> bool:
+        """Return whether one job more may make one late that runs, and at best is in time."""
+        at_once = len(self._running)
+        for work, run in self._running.items():
+            known, left_s = self._streams[work.stream], work.due_s - now_s
+            at_best_s = run.left_cpu_s / self._speed(known, at_once)
+            if at_best_s <= left_s < run.left_cpu_s * known.slowness / self._speed(known, at_once + 1):
+                return True
+        return False
+
+    def _yields(self, known: _Known, now_s: float) -> bool:
+        """Return whether a slot is kept free for a stream that went without, is about to have its next segment, and is no more served."""
+        if known.hungry:
+            return False
+        return any(
+            one.hungry and one.served <= known.served and now_s - one.newest.ready_s < 1.5 * one.newest.duration_s
+            for name, one in self._streams.items()
+            if not self._busy_with(name)
+        )
+
+    def _fitting(self, known: _Known, work: Work, now_s: float, at_once: int) -> tuple[frozenset[str], bool]:
+        """Return the rungs that can be made in time beside so many jobs, and whether that is a trial of more than seems to fit."""
         sets = list(_smaller(work, self._planned(work)))
-        at_once = min(self.slots, len(self._running) + 1 + sum(len(one.waiting) for one in self._streams.values()))
         speed = self._speed(known, at_once) / known.slowness
         for index, kept in enumerate(sets):
             cost = work.cost(kept)
             safe = SAFE if cost <= 1.01 * known.last_cost or known.cpu_per_cost is None else SAFE_TO_ADD
-            if self._cpu_s(known, cost) / speed <= safe * left_s:
+            if self._cpu_s(known, cost) / speed <= safe * (work.due_s - now_s):
                 if index and known.good >= known.good_needed and known.slowness <= 1.5:
                     known.good = 0
                     return sets[index - 1], True
                 return kept, False
-        # Where nothing is ever tried nothing is learnt: the cheapest has its chance when it did not wait long.
-        dear = [kept for kept in sets if work.cost(kept) > START]
-        if dear and left_s >= 0.5 * (work.due_s - work.ready_s):
-            return dear[-1], False
         return frozenset(), False
 
     def _planned(self, work: Work) -> frozenset[str]:
@@ -291,7 +339,11 @@ class Schedule:
         return share if known.best_speed is None else min(known.best_speed, share)
 
     def _count(self, now_s: float) -> None:
-        self._busy += len(self._running) * (now_s - self._busy_at_s)
+        since_s = now_s - self._busy_at_s
+        self._busy += len(self._running) * since_s
+        for work, run in self._running.items():
+            known = self._streams[work.stream]
+            run.left_cpu_s -= since_s * self._speed(known, len(self._running)) / known.slowness
         self._busy_at_s = now_s
 
 
@@ -299,6 +351,16 @@ def _below(ceiling: float, work: Work) -> list[str]:
     """Return the rungs that *ceiling* allows, and the cheapest that costs anything in any case."""
     cheapest = min((cost for cost in work.rungs.values() if cost), default=0.0)
     return [name for name, cost in work.rungs.items() if cost <= cheapest or cost / work.duration_s <= ceiling]
+
+
+def _cheapest(work: Work) -> frozenset[str]:
+    """Return what costs nothing and the cheapest that does; nothing if there is no such."""
+    kept = frozenset(_below(0.0, work))
+    return kept if _decodes(work, kept) else frozenset()
+
+
+def _decodes(work: Work, kept: frozenset[str]) -> bool:
+    return work.cost(kept) > START
 
 
 def _smaller(work: Work, names: frozenset[str]) -> Iterator[frozenset[str]]:

@@ -156,10 +156,11 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event) -> fl
                 if following.done():
                     following.result()
             stopped = wishes.stream.desired is Desired.STOP
-            reporter.state("stopped" if stopped else "registered", node="")
+            reporter.state("stopped" if stopped else "registered", node="", ladder_trouble="")
             log.info("stream.stopped" if stopped else "stream.released", stream=stream.id)
         except BaseException as error:
-            reporter.state("failed", node="", reason=str(error) if isinstance(error, HlsRelayError) else type(error).__name__)
+            reason = str(error) if isinstance(error, HlsRelayError) else type(error).__name__
+            reporter.state("failed", node="", reason=reason, ladder_trouble="")
             raise
         finally:
             for task in (following, gone):

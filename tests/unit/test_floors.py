@@ -9,7 +9,22 @@ import hlsrelay
 
 PACKAGE = Path(hlsrelay.__file__).parent
 FLOORS = [
-    {"model", "errors", "failover", "ladder", "urls", "fields", "redis_keys", "hls", "media", "judge", "cookies", "expanding"},
+    {
+        "model",
+        "errors",
+        "failover",
+        "ladder",
+        "urls",
+        "fields",
+        "redis_keys",
+        "hls",
+        "media",
+        "judge",
+        "cookies",
+        "expanding",
+        "scheduling",
+        "breaker",
+    },
     {"clock", "metrics", "settings", "log", "addresses"},
     {"processes", "embedded", "transport", "recipe"},
     {"upstream", "encoder", "storage", "ledger", "registry"},
