@@ -30,10 +30,10 @@ LONGEST_ALLOWANCE = 2.0
 """Target durations; players hold three."""
 START = 0.05
 """CPU seconds of a job before it decodes anything."""
-SAFE, SAFE_TO_ADD = 0.95, 0.75
+SAFE, SAFE_TO_ADD = 0.95, 0.85
 """A set of rungs is tried where it is reckoned to need less than this part of the time left; one that is more than the last, less."""
-BUSIEST, PLANNED, PLANNED_TO_ADD = 0.9, 0.85, 0.75
-"""Parts of the capacity: rungs are left out above the first until the second holds; they come back where the third would hold."""
+BUSIEST, PLANNED = 0.95, 0.9
+"""Parts of the capacity: rungs are left out above the first until the second holds, and come back where the second would hold."""
 SHORTEST_HOLD_S, LONGEST_HOLD_S = 10.0, 120.0
 FEWEST_GOOD, MOST_GOOD = 4, 256
 """Jobs that went well after which a stream tries a set of rungs more than is reckoned to fit; doubled each time that was wrong."""
@@ -239,7 +239,8 @@ class Schedule:
             return usual_s
         alone_s = usual_s * known.stretch
         if known.best_speed is not None:
-            alone_s = 1.25 * self._cpu_s(known, work.cost(work.rungs)) / known.best_speed
+            alone_s = self._cpu_s(known, work.cost(work.rungs)) / known.best_speed
+            alone_s *= 1.0 if alone_s <= SAFE * usual_s else 1.25
         return min(max(usual_s, alone_s), LONGEST_ALLOWANCE * work.target_duration_s)
 
     def _room_for_all(self, now_s: float) -> bool:
@@ -309,7 +310,7 @@ class Schedule:
             return
         if now_s - self._raised_s > 4 * self._hold_s and self.ceiling == _EVERYTHING:
             self._hold_s = SHORTEST_HOLD_S
-        higher = max((one for one in ceilings if self._demand(one, now_s) <= PLANNED_TO_ADD * self._capacity), default=self.ceiling)
+        higher = max((one for one in ceilings if self._demand(one, now_s) <= PLANNED * self._capacity), default=self.ceiling)
         if higher <= self.ceiling:
             self._room_since_s = None
         elif self._room_since_s is None:

@@ -50,32 +50,38 @@ class Machine:
         self._open: list[Work] = []
         self._left: dict[Work, tuple[Grant, float, float]] = {}
         self._dearer: dict[Work, float] = {}
+        self._freed = False
 
     def run(self, until_s: float, *channels: Channel) -> None:
         """Go on until simulated time *until_s*."""
         while self.now_s < until_s:
+            news = False
             for channel in channels:
                 while channel.next_s() <= self.now_s < channel.ends_s:
                     self._arrives(channel)
+                    news = True
             for work in [work for work in self._open if work.due_s <= self.now_s]:
                 self._answered(work, frozenset())
+                news = True
                 if work in self._left:
                     del self._left[work]
                     self.schedule.finished(work, self.now_s, late=True)
                 else:
                     self.schedule.withdraw(work, self.now_s)
-            for grant in self.schedule.grants(self.now_s):
+            for grant in self.schedule.grants(self.now_s) if news or self._freed else ():
                 if grant.kept:
                     cpu_s = grant.work.cost(grant.kept) * self._dearer[grant.work]
                     self._left[grant.work] = (grant, cpu_s, cpu_s)
                 else:
                     self._answered(grant.work, frozenset())
+            self._freed = False
             self.now_s += STEP_S
             share_s = min(self.parallel, self.cores / max(1, len(self._left))) * STEP_S
             for work, (grant, left_s, cpu_s) in list(self._left.items()):
                 self._left[work] = (grant, left_s - share_s, cpu_s)
                 if left_s <= share_s:
                     del self._left[work]
+                    self._freed = True
                     self.schedule.finished(work, self.now_s, cpu_s=cpu_s)
                     self._answered(work, grant.kept)
 
