@@ -32,7 +32,7 @@ START = 0.05
 """CPU seconds of a job before it decodes anything."""
 SAFE, SAFE_TO_ADD = 0.95, 0.85
 """A set of rungs is tried where it is reckoned to need less than this part of the time left; one that is more than the last, less."""
-BUSIEST, PLANNED = 0.95, 0.9
+BUSIEST, PLANNED = 0.92, 0.85
 """Parts of the capacity: rungs are left out above the first until the second holds, and come back where the second would hold."""
 SHORTEST_HOLD_S, LONGEST_HOLD_S = 10.0, 120.0
 FEWEST_GOOD, MOST_GOOD = 4, 256
@@ -103,6 +103,8 @@ class _Run:
     charged: float
     left_cpu_s: float
     daring: bool
+    alone: bool = True
+    """Whether nobody waited for it although slots were free: else the machine gave all it has."""
 
 
 class Schedule:
@@ -165,13 +167,15 @@ class Schedule:
         self._count(now_s)
         while len(self._running) < self.slots and (known := self._next()):
             work = known.waiting[0]
-            if self._crowds(now_s) or self._yields(known, now_s):
+            if self._yields(known, now_s):
                 return
+            if self._crowds(now_s):
+                return self._blocked()
             kept, daring = self._fitting(known, work, now_s, len(self._running) + 1)
             if not _decodes(work, kept):
                 alone, _ = self._fitting(known, work, now_s, 1)
                 if self._running and _decodes(work, alone):
-                    return
+                    return self._blocked()
                 # Where nothing is ever tried nothing is learnt: the cheapest has its chance when it did not wait long.
                 known.refused += 1
                 if known.refused >= 1 << known.missed and work.due_s - now_s >= 0.5 * (work.due_s - work.ready_s):
@@ -195,7 +199,8 @@ class Schedule:
         if not learn or cost <= START or wall_s <= 0:
             return
         at_once = max(1.0, (self._busy - run.busy_before) / wall_s)
-        saturated = at_once >= 0.9 * self.slots
+        full = at_once >= 0.9 * self.slots
+        saturated, drawing = full or not run.alone, self.slots if full else at_once
         if late:
             cpu_s = self._cpu_s(known, cost)  # or less: it is not done
             usual_s = cpu_s / self._speed(known, at_once)
@@ -204,26 +209,25 @@ class Schedule:
             if known.best_speed is not None or known.stretch >= LONGEST_ALLOWANCE / ALLOWANCE:
                 known.missed = min(known.missed + 1, MOST_MISSED)
             known.good, known.good_needed = 0, min(2 * known.good_needed, MOST_GOOD) if run.daring else known.good_needed
-            if saturated:
-                self._capacity = _blend(self._capacity, min(self._capacity, cpu_s / wall_s * self.slots))
-                self._proven = min(self._proven, self._capacity)
-            elif known.best_speed is None:
+            if known.best_speed is None and not full:
                 known.stretch *= 1.25  # not for want of slots, and nothing shows that it was ever faster
+            elif saturated:
+                self._capacity = _blend(self._capacity, min(self._capacity, cpu_s / wall_s * drawing))
+                self._proven = min(self._proven, self._capacity)
             return
         cpu_s = max(wall_s if cpu_s is None else cpu_s, 1e-3)
         known.served += cpu_s - run.charged
         known.cpu_per_cost = _blend(known.cpu_per_cost, cpu_s / cost)
         self._cpu_per_cost = _blend(self._cpu_per_cost, cpu_s / cost, 0.1)
-        known.best_speed = max(cpu_s / wall_s, 0.99 * (known.best_speed or 0.0))
+        known.best_speed = max(cpu_s / wall_s, 0.999 * (known.best_speed or 0.0))
         known.slowness = _blend(known.slowness, wall_s * self._speed(known, at_once) / cpu_s, 0.5)
-        all_slots = cpu_s / wall_s * self.slots
         if saturated:
-            self._capacity = self._proven = _blend(self._proven, all_slots)
+            self._capacity = self._proven = _blend(self._proven, cpu_s / wall_s * drawing)
         else:  # so much they can draw at least
             self._proven = max(self._proven, cpu_s / wall_s * at_once)
             self._capacity = max(self._capacity, self._proven)
             if known.slowness < 1.2:  # and perhaps so much: else what was learnt while CPU was taken away would stay for ever
-                self._capacity += 0.01 * max(0.0, all_slots - self._capacity)
+                self._capacity += 0.01 * max(0.0, cpu_s / wall_s * self.slots - self._capacity)
         known.missed, known.refused = 0, 0
         known.good = known.good + 1 if wall_s <= 0.8 * (work.due_s - work.ready_s) else 0
         if run.daring:
@@ -254,13 +258,17 @@ class Schedule:
         waiting = (known for known in self._streams.values() if known.waiting)
         return min(waiting, key=lambda known: (known.served, known.waiting[0].ready_s), default=None)
 
+    def _blocked(self) -> None:
+        for run in self._running.values():
+            run.alone = False
+
     def _crowds(self, now_s: float) -> bool:
         """Return whether one job more may make one late that runs, and at best is in time."""
         at_once = len(self._running)
         for work, run in self._running.items():
             known, left_s = self._streams[work.stream], work.due_s - now_s
             at_best_s = run.left_cpu_s / self._speed(known, at_once)
-            if at_best_s <= left_s < run.left_cpu_s * known.slowness / self._speed(known, at_once + 1):
+            if known.best_speed is not None and at_best_s <= left_s < run.left_cpu_s * known.slowness / self._speed(known, at_once + 1):
                 return True
         return False
 

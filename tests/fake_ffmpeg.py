@@ -9,6 +9,7 @@ import asyncio
 import re
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from hlsrelay.processes import Children, Finished
@@ -45,6 +46,9 @@ class FakeFfmpeg:
         cpu_s = DECODE_S + sum(CPU_S[int(height)] for height in re.findall(r"scale=\d+:(\d+)", command))
         fails = {stream, f"{stream} {threads}"} & self.failing
         left_s = 0.1 if fails else cpu_s
+        source, *outputs = re.findall(r"file:(\S+)", command.replace("concat:", "file:"))
+        for output in outputs:
+            Path(output).touch()
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
@@ -54,7 +58,6 @@ class FakeFfmpeg:
         finally:
             self.running -= 1
         if not fails:
-            source, *outputs = re.findall(r"file:(\S+)", command.replace("concat:", "file:"))
             for output in outputs:
                 shutil.copyfile(source.rpartition("|")[2], output)
         return Finished(tuple(argv), 1 if fails else 0, "no such luck" if fails else "", loop.time() - began_s, cpu_s)
