@@ -288,7 +288,7 @@ async def _node(settings: Settings) -> AsyncGenerator[Node, None]:
     try:
         async with open_registry(settings, children) as (registry, redis):
             pressure = Pressure(settings.memory_pressure)
-            node = Node(settings, live, registry, children, local_encoder(settings, children, pressure), redis=redis, pressure=pressure)
+            node = Node(settings, live, registry, children, local_encoder(settings, children), redis=redis, pressure=pressure)
             async with attended(node):
                 yield node
     finally:

@@ -1,94 +1,294 @@
-"""Does encode jobs: runs what `recipe` says, and keeps what passes its check."""
+"""Does encode jobs: runs what `recipe` says when `scheduling` says so, and keeps what passes its check.
+
+Laws:
+- Whoever asks has his answer when the job is due, done or not: what is not made by then is dropped, and nobody waits for its ffmpeg to
+  end. Only its slot does.
+- A job that failed is tried once more, on one thread, as far as time is left. What was dropped for want of time is no failure.
+- A stream whose jobs fail one after another is left alone for a while (`breaker`): no ffmpeg starts that would fail again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+import structlog
+
+from hlsrelay.breaker import FAILURES, Breaker
+from hlsrelay.clock import Clock
 from hlsrelay.errors import ChildError, EncodeError
 from hlsrelay.media.info import MediaError, MediaInfo
-from hlsrelay.processes import Children, Limits
-from hlsrelay.recipe import EncodeJob, command, impossible, last_audio_before, verified
+from hlsrelay.processes import MEMORY, OVERLOADED, Children, Finished, Limits
+from hlsrelay.recipe import EncodeJob, command, frame_rate, impossible, last_audio_before, verified, width_for
+from hlsrelay.scheduling import Schedule, Work
 
-PURPOSE = "encode"
-"""How the purpose of every ladder job begins: what is shed when memory is short."""
+OVERLOAD = "overload: left out, it can't be made in time; fewer rungs, more cores or more HLSRELAY_TRANSCODE_SLOTS help"
+SHED = "memory is short: left out"
+SHED_S = 5.0
+"""After `shed` was called last, nothing is started for so long."""
+DECODE_PER_MEGAPIXEL, ENCODE_PER_MEGAPIXEL = 0.006, 0.015
+"""CPU seconds of H.264 decoded, and of scaled and encoded by libx264 veryfast, measured. Where they are wrong `scheduling` learns it."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What came of a job: the rungs whose files are good, by name, and why the others are not; theirs are deleted."""
+    """What came of a job: the rungs whose files are good, by name, and why the others are not; theirs are deleted.
+
+    *dropped* are those that were left out for want of time or memory, and did not fail. *paused*: the stream's ladder is left alone.
+    """
 
     outputs: Mapping[str, MediaInfo]
     failed: Mapping[str, str]
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    paused: bool = False
 
 
 class Encoder(Protocol):
     """Whoever can do a job: the processes of this machine, or somebody else's."""
 
     async def encode(self, job: EncodeJob) -> Encoded:
-        """Do *job*. Raises EncodeError if not one rung is good; no output file is left then, nor when this is cancelled."""
+        """Do *job* as far as that is possible by the time `scheduling` has it due.
+
+        Raises EncodeError if every rung failed; no output file is left then, nor when this is cancelled.
+        """
+        ...
+
+    def shed(self) -> bool:
+        """Memory is short: stop the oldest job, and start none for a while. Returns whether there was one."""
         ...
 
 
-class LocalEncoder:
-    """Runs *ffmpeg* on this machine, at most *slots* at once; others wait in line. While memory is short (*pressed*) no job starts."""
+@dataclass(slots=True, eq=False)
+class _Call:
+    """Somebody waits for a job: *work* is its attempt of now, *runs* whether that has a slot, *dropped* why nobody waits any more."""
 
-    def __init__(self, ffmpeg: Path, children: Children, slots: int, pressed: Callable[[], bool] = lambda: False) -> None:
-        self._pressed = pressed
+    work: Work
+    task: asyncio.Task[Encoded]
+    runs: bool = False
+    dropped: str = ""
+
+
+class LocalEncoder:
+    """Runs *ffmpeg* on this machine, at most *slots* at once, as `scheduling` decides. *chance* gives numbers from 0 to 1."""
+
+    def __init__(
+        self, ffmpeg: Path, children: Children, slots: int, clock: Clock | None = None, chance: Callable[[], float] = random.random
+    ) -> None:
         self._ffmpeg = ffmpeg
         self._children = children
-        self._slots = asyncio.Semaphore(slots)
+        self._clock = clock or Clock()
+        self._chance = chance
+        self._schedule = Schedule(slots)
+        self._granted: dict[Work, asyncio.Future[frozenset[str]]] = {}
+        self._calls: list[_Call] = []
+        self._breakers: dict[str, Breaker] = {}
+        self._shed_until_s = -math.inf
 
     async def encode(self, job: EncodeJob) -> Encoded:
+        """See Encoder."""
         beyond = impossible(job)
-        argv = command(job, self._ffmpeg, last_audio_before(job))
-        good: dict[str, MediaInfo] = {}
+        job = replace(job, rungs=tuple(rung for rung in job.rungs if rung.name not in beyond))
+        if not job.rungs:
+            raise EncodeError(f"segment {job.number} of {job.stream_id}: {_reasons(beyond)}")
+        now_s = self._clock.monotonic_s()
+        if now_s < self._shed_until_s:
+            return Encoded({}, beyond, _all(job, SHED))
+        breaker = self._breakers.get(job.stream_id)
+        if breaker and not breaker.admits(now_s):
+            reason = f"the ladder is paused, {FAILURES} jobs or more failed in a row, the last one: {breaker.reason}"
+            return Encoded({}, beyond | _all(job, reason), paused=True)
+        work = self._submit(job)
+        call = _Call(work, asyncio.create_task(self._made(job, work), name=f"encode {job.stream_id} {job.number}"))
+        self._calls.append(call)
+        call.task.add_done_callback(lambda task: self._left(call, task))
         try:
-            if len(beyond) == len(job.rungs):
-                raise EncodeError(f"segment {job.number} of {job.stream_id}: {_reasons(beyond)}", argv=argv)
-            async with self._slots:
-                if self._pressed():
-                    raise EncodeError(f"segment {job.number} of {job.stream_id}: memory is short", argv=argv)
+            await asyncio.wait({call.task}, timeout=work.due_s - now_s if math.isfinite(work.due_s) else None)
+            self._drop(call, OVERLOAD)
+            encoded = Encoded({}, {}, _all(job, call.dropped)) if call.dropped else call.task.result()
+        except EncodeError as error:
+            self._told(job.stream_id, str(error))
+            raise
+        except asyncio.CancelledError:
+            call.task.cancel()
+            await asyncio.wait({call.task})
+            self._told(job.stream_id, None)
+            raise
+        self._told(job.stream_id, "" if encoded.outputs else None)
+        return replace(encoded, failed={**beyond, **encoded.failed})
+
+    def shed(self) -> bool:
+        """Memory is short: stop the oldest job, refuse what waits and, for SHED_S, what comes. Returns whether a job was stopped.
+
+        Whoever watches the memory calls this for as long as it is short, once each time that it should get better.
+        """
+        self._shed_until_s = self._clock.monotonic_s() + SHED_S
+        wanted = [call for call in self._calls if not call.dropped]
+        oldest = next((call for call in wanted if call.runs), None)
+        for call in wanted:
+            if call is oldest or not call.runs:
+                self._drop(call, SHED)
+        return oldest is not None
+
+    def _drop(self, call: _Call, reason: str) -> None:
+        if not call.task.done():
+            call.dropped = reason
+            call.task.cancel(MEMORY if reason == SHED else OVERLOADED)
+
+    def _left(self, call: _Call, task: asyncio.Task[Encoded]) -> None:
+        """A task is gone, however it ended: so is its place in line."""
+        self._calls.remove(call)
+        self._granted.pop(call.work, None)
+        self._schedule.withdraw(call.work, self._clock.monotonic_s())
+        self._start()
+        if not task.cancelled():
+            task.exception()  # whoever waited has seen it
+
+    def _told(self, stream_id: str, failure: str | None) -> None:
+        """A job of the stream failed for a reason, or went well (no reason), or showed nothing (None)."""
+        breaker = self._breakers.get(stream_id)
+        if failure:
+            breaker = self._breakers.setdefault(stream_id, breaker or Breaker())
+            if breaker.failed(self._clock.monotonic_s(), failure, self._chance()):
+                log.warning("ladder.paused", stream=stream_id, pause_s=round(breaker.pause_s), failures=breaker.failures, reason=failure)
+        elif breaker and failure is None:
+            breaker.undecided()
+        elif breaker:
+            del self._breakers[stream_id]
+            if breaker.open:
+                log.info("ladder.resumed", stream=stream_id, failures=breaker.failures)
+
+    def _submit(self, job: EncodeJob, again: Work | None = None) -> Work:
+        base, rungs = _costs(job)
+        work = self._schedule.submit(
+            job.stream_id,
+            job.number,
+            duration_s=job.duration_s,
+            target_duration_s=job.target_duration_s,
+            base=base,
+            rungs=rungs,
+            now_s=self._clock.monotonic_s(),
+            again=again,
+        )
+        self._granted[work] = asyncio.get_running_loop().create_future()
+        return work
+
+    def _start(self) -> None:
+        now_s = self._clock.monotonic_s()
+        for grant in self._schedule.grants(now_s):
+            granted = self._granted.get(grant.work)
+            if granted is None or granted.done():  # nobody waits for it any more
+                self._schedule.withdraw(grant.work, now_s)
+            else:
+                granted.set_result(grant.kept)
+
+    async def _made(self, job: EncodeJob, work: Work) -> Encoded:
+        """Do a job, with a second attempt at what failed in the first. Raises EncodeError if every rung failed."""
+        call = next(call for call in self._calls if call.work is work)
+        try:
+            encoded, failure = await self._attempted(call, job)
+            if encoded.failed:
+                again = replace(job, rungs=tuple(rung for rung in job.rungs if rung.name in encoded.failed), threads=1)
+                call.work = self._submit(again, again=work)
+                second, last = await self._attempted(call, again)
+                log.debug("encode.again", stream=job.stream_id, number=job.number, reason=_reasons(encoded.failed), good=[*second.outputs])
+                failed = {name: reason for name, reason in {**encoded.failed, **second.failed}.items() if name not in second.outputs}
+                encoded, failure = replace(encoded, outputs={**encoded.outputs, **second.outputs}, failed=failed), last or failure
+            if failure and encoded.failed and not encoded.outputs:
+                raise failure
+        except BaseException:
+            _delete(job, job.outputs)
+            raise
+        return encoded
+
+    async def _attempted(self, call: _Call, job: EncodeJob) -> tuple[Encoded, EncodeError | None]:
+        """Run ffmpeg once, as soon and for as many rungs as the schedule says; return what came of it and, if any failed, why."""
+        work = call.work
+        self._start()
+        kept = await self._granted[work]
+        dropped = {name: reason for name, reason in _all(job, OVERLOAD).items() if name not in kept}
+        job = replace(job, rungs=tuple(rung for rung in job.rungs if rung.name in kept))
+        if not job.rungs:
+            return Encoded({}, {}, dropped), None
+        good: dict[str, MediaInfo] = {}
+        failed: dict[str, str] = {}
+        failure: EncodeError | None = None
+        finished: Finished | None = None
+        call.runs = True
+        try:
+            argv = command(job, self._ffmpeg, last_audio_before(job))
+            try:
                 finished = await self._children.run(
                     argv,
-                    purpose=f"{PURPOSE} {job.stream_id} {job.number}",
+                    purpose=f"encode {job.stream_id} {job.number}",
                     deadline_s=deadline_s(job.duration_s),
                     limits=_limits(job.duration_s),
                     watched=True,
                 )
-            if finished.exit_code != 0:
-                reason = (
-                    f"segment {job.number} of {job.stream_id}: ffmpeg ended with {finished.exit_code}: {_last_line(finished.stderr_tail)}"
-                )
-                raise EncodeError(reason, argv=argv, exit_code=finished.exit_code, stderr_tail=finished.stderr_tail)
-            failed = dict(beyond)
-            for rung in job.rungs:
-                if rung.name in beyond:
-                    continue
-                try:
-                    good[rung.name] = verified(job, rung)
-                except (MediaError, OSError) as error:
-                    failed[rung.name] = str(error)
-                await asyncio.sleep(0)  # a look at a file takes milliseconds: let others run in between
-            if not good:
-                reason = f"segment {job.number} of {job.stream_id}: {_reasons(failed)}"
-                raise EncodeError(reason, argv=argv, exit_code=0, stderr_tail=finished.stderr_tail)
-            _delete(job, failed)
-        except ChildError as error:
-            _delete(job, job.outputs)
-            raise EncodeError(str(error), argv=argv, exit_code=error.child_exit_code, stderr_tail=error.stderr_tail) from error
-        except BaseException:
-            _delete(job, job.outputs)
-            raise
-        return Encoded(good, failed)
+                if finished.exit_code == 0:
+                    good, failed = await _checked(job)
+                else:
+                    failed = _all(job, f"ffmpeg ended with {finished.exit_code}: {_last_line(finished.stderr_tail)}")
+                if failed:
+                    failure = _error(job, failed, argv, finished)
+            except ChildError as error:
+                failed = _all(job, str(error))
+                failure = EncodeError(str(error), argv=argv, exit_code=error.child_exit_code, stderr_tail=error.stderr_tail)
+        finally:
+            call.runs = False
+            late, whole = call.dropped == OVERLOAD, finished is not None and not failed
+            cpu_s = finished.cpu_s if finished else None
+            self._schedule.finished(work, self._clock.monotonic_s(), cpu_s=cpu_s, late=late, learn=late or whole)
+            self._start()
+        _delete(job, failed)
+        return Encoded(good, failed, dropped), failure
+
+
+async def _checked(job: EncodeJob) -> tuple[dict[str, MediaInfo], dict[str, str]]:
+    """Return the rungs that are good, and why others are not."""
+    good: dict[str, MediaInfo] = {}
+    failed: dict[str, str] = {}
+    for rung in job.rungs:
+        try:
+            good[rung.name] = verified(job, rung)
+        except (MediaError, OSError) as error:
+            failed[rung.name] = str(error)
+        await asyncio.sleep(0)  # a look at a file takes milliseconds: let others run in between
+    return good, failed
+
+
+def _costs(job: EncodeJob) -> tuple[float, dict[str, float]]:
+    """Return a guess at what decoding costs, and each rung, in CPU seconds (see `scheduling`)."""
+    video = job.info.video
+    if video is None:
+        return 0.0, {rung.name: 0.0 for rung in job.rungs}
+    frames = float(frame_rate(video)) * job.duration_s
+    costs = {}
+    for rung in job.rungs:
+        height = rung.height or 0
+        width = width_for(video, height) or height * 16 / 9
+        costs[rung.name] = ENCODE_PER_MEGAPIXEL * frames * width * height / 1e6
+    pixels = video.width * video.height or 1280 * 720
+    return DECODE_PER_MEGAPIXEL * frames * pixels / 1e6, costs
+
+
+def _error(job: EncodeJob, failed: Mapping[str, str], argv: list[str], finished: Finished) -> EncodeError:
+    reason = f"segment {job.number} of {job.stream_id}: {_reasons(failed)}"
+    return EncodeError(reason, argv=argv, exit_code=finished.exit_code, stderr_tail=finished.stderr_tail)
+
+
+def _all(job: EncodeJob, reason: str) -> dict[str, str]:
+    return {rung.name: reason for rung in job.rungs}
 
 
 def deadline_s(duration_s: float) -> float:
-    """Return how long a job for a segment of *duration_s* may take, waiting for a slot not counted."""
+    """Return how long a job may take, its wait for a slot not counted, however late it may come."""
     return max(30.0, 5 * duration_s)
 
 

@@ -37,6 +37,7 @@ RELAY_FIELDS: Mapping[str, str] = {
     "lag": "seconds from the load that listed the newest segment at the source to our listing it",
     "last_error": "what went wrong last, and when; empty when nothing did",
     "repairs": "what the source broke and the relay made right, each name with its count since this relay started",
+    "ladder_trouble": "what the ladder lacks at present: rungs dropped under overload, or why it is paused; empty when it is whole",
     "reason": "why the state is failed: which field is wrong and what to write",
 }
 _OURS = {"host", "range", "accept-encoding", "content-length", "transfer-encoding", "connection"}

@@ -14,12 +14,17 @@ class Metrics:
         self.loads = self._counter("hlsrelay_playlist_loads_total", "Loads of a source's playlist", ("stream", "outcome"))
         self.segments = self._counter("hlsrelay_segments_total", "Numbers published, by what stands under them", ("stream", "outcome"))
         self.bytes_in = self._counter("hlsrelay_source_bytes_total", "Segment bytes taken from the source", stream)
-        self.rung_gaps = self._counter("hlsrelay_rung_gaps_total", "Segments that a rung of the ladder has no file for", ("stream", "rung"))
+        self.rung_gaps = self._counter(
+            "hlsrelay_rung_gaps_total", "Segments that a rung has no file for, and why", ("stream", "rung", "reason")
+        )
         self.repairs = self._counter("hlsrelay_repairs_total", "What the relay made right, by name", ("stream", "repair"))
         self.lag_s = Gauge(
             "hlsrelay_lag_seconds", "From the load that listed the newest segment to our listing it", stream, registry=self.registry
         )
         self.last_number = Gauge("hlsrelay_last_sequence", "Newest published media sequence number", stream, registry=self.registry)
+        self.ladder_paused = Gauge(
+            "hlsrelay_ladder_paused", "1 while a ladder is not tried, because it failed again and again", stream, registry=self.registry
+        )
         self.children = Gauge("hlsrelay_children", "Child processes running", registry=self.registry)
         self.memory_pressure = Gauge("hlsrelay_memory_pressure", "1 while memory is short: no ladder job starts", registry=self.registry)
         self.registry_up = Gauge("hlsrelay_redis_up", "1 while Redis answers", registry=self.registry)

@@ -352,12 +352,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An entry ready to be published, what it was made from, why there is no media, and which rungs failed why."""
+    """An entry ready to be published, what it was made from, why there is no media, which rungs failed why, which were *dropped* why.
+
+    Dropped is what was left out under overload. *ladder_paused*: the rungs failed so often that they are not tried for a while.
+    """
 
     entry: Entry
     numbered: Numbered
     lost: str = ""
     failed: Mapping[str, str] = field(default_factory=dict)
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    ladder_paused: bool = False
     received_bytes: int = 0
     repairs: tuple[str, ...] = ()
 

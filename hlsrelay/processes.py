@@ -39,7 +39,7 @@ from hlsrelay.statuses import ChildStatus
 from hlsrelay.urls import redacted
 
 DONE, DEADLINE, HUNG, MEMORY, SHUTDOWN = "done", "deadline", "hung", "memory", "shutdown"
-CANCELLED, NO_LONGER_WANTED = "cancelled", "no longer wanted"
+CANCELLED, NO_LONGER_WANTED, OVERLOADED = "cancelled", "no longer wanted", "overload"
 """Why a child ended. DONE: by itself."""
 
 TERM_PATIENCE_S = 2.5
@@ -325,18 +325,11 @@ class Children:
         )
         try:
             yield child
-        except asyncio.CancelledError:
-            await child.stop(CANCELLED)
+        except asyncio.CancelledError as error:  # whoever cancels may say why
+            await child.stop(next((said for said in error.args if said in (MEMORY, OVERLOADED)), CANCELLED))
             raise
         finally:
             await child.stop(NO_LONGER_WANTED)
-
-    async def shed(self, purpose: str) -> Child | None:
-        """Stop the oldest child whose purpose begins with *purpose*, because memory is short; returns it, None where there is none."""
-        oldest = next((child for child in self.running() if child.purpose.startswith(purpose)), None)
-        if oldest is not None:
-            await oldest.stop(MEMORY)
-        return oldest
 
     async def aclose(self) -> None:
         """Stop all children at once, and start no more."""

@@ -47,6 +47,7 @@ class EncodeJob:
     """Make *rungs* (none above the source) of the complete TS file *source*, each into its file of *outputs*, which it may overwrite.
 
     *previous* is the segment before, whole; with it also segments can be encoded that don't stand alone (see `needs_previous`).
+    *target_duration_s* tells how soon it is wanted (see `scheduling`; inf: whenever), *threads* how many each decoder and encoder has.
     """
 
     stream_id: str
@@ -57,6 +58,8 @@ class EncodeJob:
     outputs: Mapping[str, Path]
     rungs: tuple[Rung, ...]
     previous: Path | None = None
+    target_duration_s: float = math.inf
+    threads: int = 2
 
 
 def needs_previous(info: MediaInfo) -> bool:
@@ -73,7 +76,7 @@ def command(job: EncodeJob, ffmpeg: Path, last_audio_before_90k: int | None = No
     beyond = impossible(job)
     rungs = [rung for rung in job.rungs if rung.name not in beyond]
     argv = [str(ffmpeg), "-hide_banner", "-nostdin", "-nostats", "-progress", "pipe:1", "-loglevel", "error", "-y"]
-    argv += ["-max_alloc", "400000000", "-filter_complex_threads", "1", "-threads", "2"]
+    argv += ["-max_alloc", "400000000", "-filter_complex_threads", "1", "-threads", str(job.threads)]
     argv += ["-max_pixels", "8912896"]  # 4K: an 8K bomb is refused before it is decoded
     argv += ["-codec_whitelist", "h264,hevc,mpeg2video,aac,aac_latm,mp3,mp2,ac3,eac3"]
     preroll = _preroll(job)
@@ -98,7 +101,7 @@ def command(job: EncodeJob, ffmpeg: Path, last_audio_before_90k: int | None = No
             if preroll is not None:
                 argv += ["-bsf:a", _audio_filter(job.info.audio, last_audio_before_90k)]
         if video is not None and rung.height is not None:
-            argv += _video_options(video, rung)
+            argv += _video_options(video, rung, job.threads)
         argv += _MUX
         argv += ["-f", "mpegts", f"file:{job.outputs[rung.name]}"]
     return argv
@@ -154,7 +157,7 @@ def _filters(video: VideoInfo, rungs: list[Rung], *, preroll: bool) -> str:
     return ";".join(chains)
 
 
-def _video_options(video: VideoInfo, rung: Rung) -> list[str]:
+def _video_options(video: VideoInfo, rung: Rung, threads: int) -> list[str]:
     rate = frame_rate(video)
     level = level_for(width_for(video, rung.height or 0), rung.height or 0, rate, rung.video_kbps)
     kbps = rung.video_kbps
@@ -165,7 +168,7 @@ def _video_options(video: VideoInfo, rung: Rung) -> list[str]:
         "-preset", "veryfast",
         "-profile:v", "high",
         "-level:v", level,  # pinned, like fps below: SPS and PPS are then the same in every segment
-        "-threads:v", "2",
+        "-threads:v", str(threads),
         "-g", "9999",  # one GOP a segment
         "-flags", "+cgop",
         "-b:v", f"{kbps}k",

@@ -21,6 +21,8 @@ from hlsrelay.transcoding import Transcoding
 
 DOWNLOADS_AHEAD = 3
 """Segments of a track fetched at once: more would only share the same line."""
+ENCODES_AHEAD = 16
+"""Segments and turns of a track with the encoder at once. It decides what runs when: nobody waits longer for queueing here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Tick:
     error: str = ""
 
 
-async def relay(tools: Tools, encodes_ahead: int = 4) -> AsyncGenerator[Tick, None]:
+async def relay(tools: Tools, encodes_ahead: int = ENCODES_AHEAD) -> AsyncGenerator[Tick, None]:
     """Relay one stream tick by tick until the operator wants it stopped; then ENDLIST, and the generator is done.
 
     Closing it at any point leaves a playable stream that a successor goes on from.

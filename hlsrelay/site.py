@@ -105,5 +105,6 @@ def status_of(stream_id: str, fields: Mapping[str, str], playing_url: str = "") 
         last_sequence=int(number) if number.isdecimal() else None,
         lag_s=float(lag) if lag.replace(".", "", 1).isdecimal() else None,
         last_error=fields.get("last_error") or fields.get("reason", ""),
+        ladder_trouble=fields.get("ladder_trouble", ""),
         playing_url=playing_url,
     )

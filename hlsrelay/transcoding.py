@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from hlsrelay.desk import Desk
 from hlsrelay.downloading import Clip
+from hlsrelay.encoder import Encoded
 from hlsrelay.errors import EncodeError
 from hlsrelay.ladder import fitting
 from hlsrelay.media.decrypt import can_decrypt, decrypted
@@ -26,11 +26,9 @@ from hlsrelay.model import (
 )
 from hlsrelay.recipe import EncodeJob
 
-LONGEST_ENCODE_TARGET_DURATIONS = 3
-"""A ladder this late is given up for the segment: its rungs become a GAP, so that pass-through goes on."""
 LARGEST_TIME_STAMP_STEP_S = 1.0
 """A larger step between two segments is no encoder's rounding: the time stamps begin anew."""
-KEPT_PLAIN = 16
+KEPT_PLAIN = 24
 """Decrypted segments kept for the encoder: more than can be under way, and the one before each."""
 
 
@@ -77,20 +75,30 @@ class Transcoding:
         files = {self._name: replace(item.file, traits=self._traits)}
         rungs: tuple[Rung, ...] = ()
         failed: Mapping[str, str] = {}
+        encoded = Encoded({}, {})
         if wanted and info and info.container is Container.TS:
             rungs = self._fitting = fitting(wanted, info.video.height if info.video else None)
             # Calls begin in the segments' order, and nothing above waits: what was noted last is the segment before.
             number, before = self._previous or (-1, None)
             previous = before if number == made.number - 1 and not made.discontinuity else None
             self._previous = (made.number, source)
-            encoded, failed = await self._rungs(made, rungs, source, previous, info)
-            files |= encoded
+            ready, encoded = await self._rungs(made, rungs, source, previous, info)
+            files |= ready
+            failed = encoded.failed
         elif wanted and info is None and self._fitting:  # one segment that can't be read: a GAP in each rung, the ladder stays
             rungs, failed = self._fitting, {rung.name: "the segment can't be read" for rung in self._fitting}
         elif wanted:
             failed = {"ladder": "a ladder is made of MPEG-TS only, in the clear or with AES-128 and keys=proxy"}
         entry = replace(entry, files=files, rungs=tuple(rung.name for rung in rungs))
-        return Made(entry, made, failed=failed, received_bytes=item.file.size_bytes, repairs=repairs)
+        return Made(
+            entry,
+            made,
+            failed=failed,
+            dropped=encoded.dropped,
+            ladder_paused=encoded.paused,
+            received_bytes=item.file.size_bytes,
+            repairs=repairs,
+        )
 
     def _jumps(self, number: int, info: MediaInfo | None) -> bool:
         """Return whether the media's time does not go on from the segment before: a break that the source did not tell (A10).
@@ -139,10 +147,10 @@ class Transcoding:
 
     async def _rungs(
         self, made: Numbered, rungs: tuple[Rung, ...], source: Path, previous: Path | None, info: MediaInfo
-    ) -> tuple[Mapping[str, MediaFile], Mapping[str, str]]:
-        """Return the rungs' files, published names and all, and why the others failed."""
+    ) -> tuple[Mapping[str, MediaFile], Encoded]:
+        """Return the rungs' files, published names and all, and what came of the others: a GAP each, when the job is due at the latest."""
         if not rungs:
-            return {}, {}
+            return {}, Encoded({}, {})
         storage = self._tools.storage
         temps = {rung.name: storage.temp(f"{rung.name}-{made.number}.ts") for rung in rungs}
         job = EncodeJob(
@@ -154,27 +162,24 @@ class Transcoding:
             duration_s=made.duration_s,
             outputs=temps,
             rungs=rungs,
+            target_duration_s=made.target_duration_s,
         )
-        give_up_s = max(LONGEST_ENCODE_TARGET_DURATIONS * made.target_duration_s, 10.0)
-        files = {}
+        files: dict[str, MediaFile] = {}
         try:
             with storage.reading(source, previous):
-                async with asyncio.timeout(give_up_s):
-                    encoded = await self._tools.encoder.encode(job)
+                encoded = await self._tools.encoder.encode(job)
             for rung in rungs:
                 if (output := encoded.outputs.get(rung.name)) is not None:
                     name = f"{made.number}.ts"
                     size = temps[rung.name].stat().st_size
                     storage.commit(temps[rung.name], f"{rung.name}/{name}")
                     files[rung.name] = MediaFile(name, size, traits=_traits(output))
-            return files, encoded.failed
-        except TimeoutError:
-            reason = f"no room or no end within {give_up_s:.0f} s"
+            return files, encoded
         except EncodeError as error:
             reason = str(error)
         except OSError as error:
             reason = f"can't be stored: {error.strerror}"
-        return files, {rung.name: reason for rung in rungs if rung.name not in files}
+        return files, Encoded({}, {rung.name: reason for rung in rungs if rung.name not in files})
 
 
 def _traits(info: MediaInfo) -> Traits:

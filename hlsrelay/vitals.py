@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager, suppress
 import structlog
 
 from hlsrelay import proc
-from hlsrelay.encoder import PURPOSE
 from hlsrelay.errors import RegistryUnavailable
 from hlsrelay.memory import used_percent
 from hlsrelay.orphans import incarnation, tagged
@@ -88,5 +87,5 @@ async def _relieve(node: Node, used: Callable[[], float | None]) -> None:
         elif changed:
             log.info("memory.eased", used_percent=round(percent, 1))
         if node.pressed:
-            await node.children.shed(PURPOSE)
+            node.encoder.shed()
         await asyncio.sleep(PERIOD_S)

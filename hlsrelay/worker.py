@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -38,6 +39,10 @@ from hlsrelay.urls import redacted
 
 STALLED_TARGET_DURATIONS = 3.5
 """No new segment for this long: the source is stuck (hls-rules C)."""
+LADDER_SEGMENTS = 50
+"""So many are looked back on to say how much of the ladder is missing."""
+OVERLOAD_OVER_SEGMENTS = 10
+"""An overload is over when so many had every rung: told once, not each time that one more is missing."""
 LAST_WORDS_S = 2.0
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 STATES = ("registered", "starting", "running", "stalled", "idle", "ended", "stopped", "failed")
@@ -103,11 +108,10 @@ async def open_registry(settings: Settings, children: Children) -> AsyncGenerato
             await embedded.aclose()
 
 
-def local_encoder(settings: Settings, children: Children, pressure: Pressure) -> Encoder:
+def local_encoder(settings: Settings, children: Children) -> Encoder:
     """Return the encoder of this machine; where there is no ffmpeg one whose every job fails and says so."""
     try:
-        slots = settings.transcode_slots or os.cpu_count() or 1
-        return LocalEncoder(ffmpeg_path(), children, slots, lambda: pressure.pressed)
+        return LocalEncoder(ffmpeg_path(), children, settings.transcode_slots or os.cpu_count() or 1)
     except MissingProgram as error:
         return _NoEncoder(str(error))
 
@@ -118,6 +122,9 @@ class _NoEncoder:
 
     async def encode(self, _job: EncodeJob) -> Encoded:
         raise EncodeError(self._reason)
+
+    def shed(self) -> bool:
+        return False
 
 
 class Wishes:
@@ -174,7 +181,7 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event) -> fl
     with LocalStorage(node.live, stream.id) as storage:
         node.storages[stream.id] = storage
         node.demands[stream.id] = demand
-        reporter.state("starting", node=node.name, reason="")
+        reporter.state("starting", node=node.name, reason="", ladder_trouble="")
         log.info("stream.starting", stream=stream.id, source=redacted(stream.source), ladder=format_ladder(stream.ladder))
         following = asyncio.create_task(_follow(link, wishes, nudges, reporter, node), name=f"follow {stream.id}")
         gone = asyncio.create_task(leaving.wait())
@@ -187,10 +194,11 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event) -> fl
             if following.done():
                 following.result()
             stopped = wishes.stream.desired is Desired.STOP
-            reporter.state("stopped" if stopped else "registered", node="")
+            reporter.state("stopped" if stopped else "registered", node="", ladder_trouble="")
             log.info("stream.stopped" if stopped else "stream.released", stream=stream.id)
         except BaseException as error:
-            reporter.state("failed", node="", reason=str(error) if isinstance(error, HlsRelayError) else type(error).__name__)
+            reason = str(error) if isinstance(error, HlsRelayError) else type(error).__name__
+            reporter.state("failed", node="", reason=reason, ladder_trouble="")
             raise
         finally:
             for task in (following, gone):
@@ -314,6 +322,8 @@ class Reporter:
         self._faults: dict[str, Repeated] = {}
         self._repairs: dict[str, int] = {}
         self._made_s: float | None = None
+        self._dropped: deque[frozenset[str]] = deque(maxlen=LADDER_SEGMENTS)
+        self._trouble = ""
         self.target_duration_s = 0.0
 
     def state(self, state: str, **fields: str) -> None:
@@ -366,15 +376,31 @@ class Reporter:
         lag_s = (self._clock.utc_now() - made.numbered.position.advanced_at).total_seconds()
         self._metrics.lag_s.labels(self._id).set(lag_s)
         self._metrics.last_number.labels(self._id).set(made.entry.number)
-        for rung, reason in made.failed.items():
-            self._metrics.rung_gaps.labels(self._id, rung).inc()
-            self.fault(f"rung {rung}", reason)
-        if not made.lost:
-            for event in [one for one in self._faults if one.startswith("rung ") and one.removeprefix("rung ") not in made.failed]:
-                self.well(event)
+        self._missing(made)
         if not tick.error:
             self.state("running")
             self._link.report(last_sequence=str(made.entry.number), lag=f"{lag_s:.2f}")
+
+    def _missing(self, made: Made) -> None:
+        """Count and tell what the ladder lacks of a segment; one that was lost says nothing about the ladder."""
+        for rung, reason in made.failed.items():
+            self._metrics.rung_gaps.labels(self._id, rung, "failure").inc()
+            self.fault(f"rung {rung}", reason)
+        for rung, reason in made.dropped.items():
+            self._metrics.rung_gaps.labels(self._id, rung, "overload").inc()
+            self.fault(f"ladder {rung}", reason)
+        if made.lost:
+            return
+        self._dropped.append(frozenset(made.dropped))
+        lately = frozenset[str]().union(*list(self._dropped)[-OVERLOAD_OVER_SEGMENTS:])
+        missing = {f"rung {rung}" for rung in made.failed} | {f"ladder {rung}" for rung in lately}
+        for event in [one for one in self._faults if one.startswith(("rung ", "ladder ")) and one not in missing]:
+            self.well(event)
+        self._metrics.ladder_paused.labels(self._id).set(made.ladder_paused)
+        trouble = _ladder_trouble(self._dropped, made) if lately or made.ladder_paused else ""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self._link.report(ladder_trouble=trouble)
 
     def _counted(self, made: Made, track: str) -> None:
         self._metrics.segments.labels(self._id, "gap" if made.lost else "whole").inc()
@@ -403,6 +429,14 @@ class Reporter:
         silent_s = self._clock.monotonic_s() - self._made_s if self._made_s is not None else 0.0
         if self._state == "running" and silent_s > STALLED_TARGET_DURATIONS * self.target_duration_s:
             self.state("stalled")
+
+
+def _ladder_trouble(dropped: Collection[frozenset[str]], made: Made) -> str:
+    """Return in one line what the ladder lacks at present."""
+    if made.ladder_paused:
+        return f"paused: {next(iter(made.failed.values()), '')}"
+    counts = Counter(rung for rungs in dropped for rung in rungs)
+    return "overloaded: " + ", ".join(f"{rung} dropped {count} of the last {len(dropped)}" for rung, count in counts.most_common())
 
 
 def _stamp(when: datetime) -> str:

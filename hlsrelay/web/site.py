@@ -27,6 +27,7 @@ class StreamStatus:
     last_sequence: int | None = None
     lag_s: float | None = None
     last_error: str = ""
+    ladder_trouble: str = ""
     playing_url: str = ""
 
 

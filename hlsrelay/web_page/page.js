@@ -324,6 +324,7 @@ function fill(item, stream) {
   line.append(...facts(stream).map((text) => part("span", "", text)));
   const children = [part("span", `dot ${mood(stream)}`, ""), part("span", "id", stream.id), state];
   if (line.childElementCount) children.push(line);
+  if (stream.ladder_trouble) children.push(part("span", "ladder", `ladder ${stream.ladder_trouble}`));
   if (stream.last_error) children.push(part("span", "error", stream.last_error));
   button.replaceChildren(...children);
   button.setAttribute("aria-current", String(stream.id === chosen));

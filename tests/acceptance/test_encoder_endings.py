@@ -17,9 +17,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from hlsrelay import encoder, processes, progress
-from hlsrelay.encoder import LocalEncoder
+from hlsrelay.clock import Clock
+from hlsrelay.encoder import SHED_S, LocalEncoder
 from hlsrelay.errors import EncodeError
-from hlsrelay.memory import Pressure
 from hlsrelay.processes import Child, Children
 from hlsrelay.recipe import EncodeJob
 from tests.acceptance.test_encoder import KINDS, ffmpeg, ffmpegs, job_for, make  # noqa: F401 - ffmpeg is a fixture
@@ -178,24 +178,26 @@ def test_a_job_can_be_cancelled_at_any_step_and_leaves_nothing(job: EncodeJob, f
     assert relieved(work, job) > 3
 
 
-def test_a_job_that_is_shed_leaves_nothing_none_starts_while_memory_is_short_and_then_they_do_again(
-    job: EncodeJob,
-    ffmpeg: Path,  # noqa: F811
-) -> None:
-    pressure = Pressure(90)
+def test_the_oldest_job_is_shed_none_starts_while_memory_is_short_and_then_they_do_again(job: EncodeJob, ffmpeg: Path) -> None:  # noqa: F811
+    class Later(Clock):
+        def monotonic_s(self) -> float:
+            return super().monotonic_s() + passed_s
+
+    passed_s = 0.0
 
     async def work(children: Children) -> None:
-        local = LocalEncoder(ffmpeg, children, 2, lambda: pressure.pressed)
+        nonlocal passed_s
+        local = LocalEncoder(ffmpeg, children, 2, Later())
         task = asyncio.create_task(local.encode(job))
         await encoding(children)
-        pressure.note(95)
-        assert await children.shed(encoder.PURPOSE) is not None
-        with pytest.raises(EncodeError, match="stopped: memory"):
-            await task
+        assert local.shed()
+        assert set((await task).dropped) == {"big", "small"}
+        while children.running():
+            await children.running()[0].wait()
         assert not any(path.exists() for path in job.outputs.values())
-        with pytest.raises(EncodeError, match="memory is short"):
-            await local.encode(job)
-        pressure.note(50)
+        assert set((await local.encode(job)).dropped) == {"big", "small"}
+        assert not local.shed()
+        passed_s += SHED_S
         assert set((await local.encode(job)).outputs) == {"big", "small"}
         for path in job.outputs.values():
             path.unlink()

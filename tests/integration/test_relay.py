@@ -37,6 +37,9 @@ class NoEncoder:
     async def encode(self, job: EncodeJob) -> Encoded:
         raise EncodeError("not here")
 
+    def shed(self) -> bool:
+        return False
+
 
 @dataclass
 class Operator:

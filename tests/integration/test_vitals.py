@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from hlsrelay import orphans, vitals
 from hlsrelay.clock import Nudges
 from hlsrelay.desk import Tools
-from hlsrelay.encoder import LocalEncoder
+from hlsrelay.encoder import SHED, SHED_S, LocalEncoder
 from hlsrelay.ladder import parse_ladder
 from hlsrelay.memory import Pressure
 from hlsrelay.orphans import sweep
@@ -62,7 +62,7 @@ def test_while_memory_is_short_no_ladder_job_starts_and_pass_through_lives(tmp_p
             return 95.0 if SHORT_FROM_S <= loop.time() < SHORT_UNTIL_S else 50.0
 
         origin, wishes = Origin(content=media), Operator(replace(stream(), ladder=LADDER))
-        encoder = LocalEncoder(Path("/no/such/ffmpeg"), node.children, 1, lambda: node.pressed)
+        node.encoder = encoder = LocalEncoder(Path("/no/such/ffmpeg"), node.children, 1, VirtualClock())
         transport = origin.transport()
         with LocalStorage(tmp_path, "news") as storage:
             async with attended(node, used), Upstream(transport=transport) as upstream:
@@ -71,7 +71,7 @@ def test_while_memory_is_short_no_ladder_job_starts_and_pass_through_lives(tmp_p
                     async for tick in ticks:
                         if tick.made:
                             assert not tick.made.lost
-                            seen[loop.time()] = tick.made.failed["tiny"]
+                            seen[loop.time()] = {**tick.made.failed, **tick.made.dropped}["tiny"]
                             lag_s = (VirtualClock().utc_now() - tick.made.numbered.position.advanced_at).total_seconds()
                             assert lag_s < 1
                         states.append((loop.time(), bool(node.metrics.memory_pressure._value.get())))
@@ -82,8 +82,10 @@ def test_while_memory_is_short_no_ladder_job_starts_and_pass_through_lives(tmp_p
         run_virtually(play())
     assert len(seen) > 20
     for when_s, reason in seen.items():
-        short = SHORT_FROM_S + 1 < when_s < SHORT_UNTIL_S
-        assert ("memory is short" in reason) == short or when_s in (SHORT_FROM_S, SHORT_UNTIL_S), (when_s, reason)
+        if SHORT_FROM_S + 1 < when_s < SHORT_UNTIL_S:
+            assert reason == SHED
+        elif not SHORT_FROM_S <= when_s <= SHORT_UNTIL_S + SHED_S + 1:
+            assert "no program" in reason
     assert {pressed for when_s, pressed in states if when_s < SHORT_FROM_S} == {False}
     assert {pressed for when_s, pressed in states if SHORT_FROM_S + 1 < when_s < SHORT_UNTIL_S} == {True}
     assert {pressed for when_s, pressed in states if when_s > SHORT_UNTIL_S + 1} == {False}
@@ -91,39 +93,27 @@ def test_while_memory_is_short_no_ladder_job_starts_and_pass_through_lives(tmp_p
     assert events == [("memory.short", "warning"), ("memory.eased", "info")]
 
 
-@pytest.mark.parametrize(("eases_after", "left"), [(1, ["redis", "encode b 1"]), (9, ["redis"])])
-def test_ladder_jobs_are_shed_one_at_a_time_until_it_eases(
-    eases_after: int, left: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(vitals, "PERIOD_S", 0.01)
-    gone: list[list[str]] = []
+class Shedding(NoEncoder):
+    """Counts how often it is asked to make room."""
 
-    async def main() -> None:
-        children = Children()
-        node, _ = node_of(tmp_path, children)
-        tasks = []
-        for purpose in ("redis", "encode a 1", "encode b 1"):
-            tasks.append(asyncio.create_task(children.run(["sleep", "600"], purpose=purpose, deadline_s=600)))
-            await asyncio.sleep(0)
-        enough = asyncio.Event()
+    def __init__(self) -> None:
+        self.asked = 0
 
-        def used() -> float:
-            gone.append([child.purpose for child in children.running()])
-            if len(gone) > 12:
-                enough.set()
-            return 95.0 if len(gone) <= eases_after else 50.0
+    def shed(self) -> bool:
+        self.asked += 1
+        return True
 
-        try:
-            async with attended(node, used), asyncio.timeout(60):
-                await enough.wait()
-        finally:
-            await children.aclose()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
-    asyncio.run(main())
-    assert gone[0] == ["redis", "encode a 1", "encode b 1"]
-    assert gone[1] == ["redis", "encode b 1"]
-    assert gone[-1] == left
+def test_ladder_jobs_are_shed_one_a_second_until_it_eases(tmp_path: Path) -> None:
+    async def play() -> int:
+        node, _ = node_of(tmp_path)
+        node.encoder = encoder = Shedding()
+        loop = asyncio.get_running_loop()
+        async with attended(node, lambda: 95.0 if 10 <= loop.time() < 14 else 50.0):
+            await asyncio.sleep(30)
+        return encoder.asked
+
+    assert run_virtually(play()) == 4
 
 
 class Tried(MemoryRegistry):

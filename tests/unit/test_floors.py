@@ -8,16 +8,18 @@ from pathlib import Path
 import hlsrelay
 
 PACKAGE = Path(hlsrelay.__file__).parent
-FLOORS = [
-    set("model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses".split()),
-    set("clock metrics settings log addresses notify proc memory".split()),
-    set("orphans pipes processes embedded transport recipe".split()),
-    set("upstream encoder storage ledger registry demand".split()),
-    set("relay house stages cutting downloading transcoding desk joints".split()),
-    set("worker web checking probing".split()),
-    set("site vitals".split()),
-    {"demo_origin", "commands", "cli", "__main__"},
-]
+HOUSE = """
+model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
+/ clock metrics settings log addresses notify proc memory
+/ orphans pipes processes embedded transport recipe
+/ upstream encoder storage ledger registry demand
+/ relay house stages cutting downloading transcoding desk joints
+/ worker web checking probing
+/ site vitals
+/ demo_origin commands cli __main__
+"""
+FLOORS = [set(floor.split()) for floor in HOUSE.split("/")]
+"""From the ground up."""
 ONLY_IN = {
     "m3u8": {"hls"},
     "httpx": {"upstream", "transport"},

@@ -95,6 +95,29 @@ def test_a_rung_that_fails_again_is_told_again_and_a_lost_segment_takes_nothing_
     assert reported.events(GOOD, failing) == ["rung 480p.recovered", "rung 360p.failed"]
 
 
+def test_overload_is_told_once_counted_and_over_when_ten_segments_had_every_rung(reported: Reported) -> None:
+    short = replace(GOOD, made=replace(MADE, dropped={"720p": "overload"}))
+    assert reported.events(short, GOOD, short, GOOD) == ["ladder 720p.failed"]
+    assert reported.link.fields["ladder_trouble"] == "overloaded: 720p dropped 2 of the last 4"
+    assert "ladder 720p: overload" in reported.link.fields["last_error"]
+    assert reported.events(*[GOOD] * 9) == ["ladder 720p.recovered"]
+    assert reported.link.fields["ladder_trouble"] == ""
+    figure = reported.node.metrics.registry.get_sample_value
+    assert figure("hlsrelay_rung_gaps_total", {"stream": ID, "rung": "720p", "reason": "overload"}) == 2
+    assert not figure("hlsrelay_rung_gaps_total", {"stream": ID, "rung": "720p", "reason": "failure"})
+
+
+def test_a_paused_ladder_is_told_while_it_is_paused(reported: Reported) -> None:
+    paused = replace(GOOD, made=replace(MADE, failed={"720p": "the ladder is paused"}, ladder_paused=True))
+    figure = reported.node.metrics.registry.get_sample_value
+    reported.events(paused)
+    assert reported.link.fields["ladder_trouble"] == "paused: the ladder is paused"
+    assert figure("hlsrelay_ladder_paused", {"stream": ID}) == 1
+    reported.events(GOOD)
+    assert reported.link.fields["ladder_trouble"] == ""
+    assert figure("hlsrelay_ladder_paused", {"stream": ID}) == 0
+
+
 def test_a_field_that_was_put_right_may_be_wrong_again(reported: Reported) -> None:
     for _ in range(2):
         reported.link.fields.clear()
