@@ -117,7 +117,7 @@ def entered(progress: Progress | None, made: Made, desk: Desk) -> Progress:
         count = agreement.first_count(name, new)
         target_s, kind = agreement.target_duration_s, desk.track.kind
         progress = Progress(new.position, target_s, name, kind, discontinuity_sequence=count, i_frames_only=new.i_frames_only)
-    elif at and agreement.breaks_off(name, at, entry.duration_s, new.stream):
+    elif at and agreement.breaks_off(name, at, entry.duration_s):
         entry = replace(entry, discontinuity=True)
     progress = replace(progress, target_duration_s=max(progress.target_duration_s, agreement.target_duration_s))
     position = noted(new.position, desk.digests)
