@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -18,6 +18,7 @@ from hlsrelay.model import (
     SOURCE,
     ByteRange,
     Desired,
+    Entry,
     Numbered,
     Presentation,
     Restart,
@@ -86,6 +87,26 @@ class Agreement:
     """What the track *clock* says of the source's last numbers."""
     moved: Nudges = field(default_factory=Nudges)
 
+    @classmethod
+    def resumed(cls, published: Mapping[str, Progress], tracks: Collection[str]) -> Agreement:
+        """Return what *tracks* have come to, by what was *published*: one may have been left short of a DISCONTINUITY of the others."""
+        here = {name: progress for name, progress in published.items() if name in tracks}
+        ends = {name: progress.position.next_program_date_time for name, progress in here.items() if not progress.position.withdrawn}
+        lead = here[max(ends, key=ends.__getitem__)].entries if ends else ()
+        cuts = [one for one in lead if one.discontinuity and one.program_date_time > min(ends.values()) - _half(one)]
+        had = {name: sum(one.program_date_time < end - _half(one) for one in cuts) for name, end in ends.items()}
+        main = published.get(SOURCE)
+        return cls(
+            generation=max((progress.position.generation for progress in published.values()), default=1),
+            target_duration_s=max((progress.target_duration_s for progress in published.values()), default=0),
+            discontinuities=main.discontinuities - had.get(SOURCE, 0) if main else None,
+            cuts=[one.program_date_time for one in cuts],
+            had=had,
+            joined={name: progress.position.generation for name, progress in here.items()},
+            ends=ends,
+            shown=dict(ends),
+        )
+
     def known_to(self, track: str) -> Agreed:
         """Return what numbering a segment of *track* must keep to."""
         lead = max((end for name, end in self.ends.items() if name != track), default=None)
@@ -123,10 +144,10 @@ class Agreement:
         self.had[track] = max(0, self.had[track] - 1)  # the last of them is the DISCONTINUITY that it begins with
         return count + self.had[track]
 
-    def breaks_off(self, track: str, at: datetime, duration_s: float, stream: Stream) -> bool:
+    def breaks_off(self, track: str, at: datetime, duration_s: float) -> bool:
         """Return whether what a track publishes next, *at* our time for it, is a DISCONTINUITY because another track has one there."""
         due = next(iter(self.cuts[max(0, self.had.get(track, 0)) :]), None)
-        return due is not None and (at >= due - timedelta(seconds=duration_s / 2) or not near(at, due, stream))
+        return due is not None and at >= due - timedelta(seconds=duration_s / 2)
 
     def broke_off(self, track: str, at: datetime) -> None:
         """A track has published a DISCONTINUITY: all have the same number of them in the end, so their sequence numbers agree."""
@@ -161,6 +182,10 @@ class Agreement:
         return (
             own is not None and lead is not None and near(own, lead, stream) and (lead - own).total_seconds() > self.target_duration_s / 2
         )
+
+
+def _half(entry: Entry) -> timedelta:
+    return timedelta(seconds=entry.duration_s / 2)
 
 
 @dataclass(frozen=True)

@@ -53,22 +53,7 @@ class House:
         """Return what each track's pipeline works with; tracks of before that are not among them follow the main one."""
         main = self._published.get(SOURCE)
         names = {track.name for track in presentation.tracks}
-        ends = {
-            name: progress.position.next_program_date_time
-            for name, progress in self._published.items()
-            if name in names and not progress.position.withdrawn
-        }
-        generation = max((progress.position.generation for progress in self._published.values()), default=1)
-        joined = {name: progress.position.generation for name, progress in self._published.items() if name in names}
-        agreement = Agreement(
-            generation=generation,
-            target_duration_s=max((progress.target_duration_s for progress in self._published.values()), default=0),
-            discontinuities=main.discontinuities + generation - main.position.generation if main else None,
-            had={name: reached - generation for name, reached in joined.items()},
-            joined=joined,
-            ends=ends,
-            shown=dict(ends),
-        )
+        agreement = Agreement.resumed(self._published, names)
         self._presentation, self._stream = presentation, stream
         self._first_shown_s = None
         last = main.entries[-1].number if main and main.entries else -1

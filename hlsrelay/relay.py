@@ -121,7 +121,7 @@ def entered(progress: Progress | None, made: Made, desk: Desk) -> Progress:
         progress = Progress(new.position, target_s, name, kind, discontinuity_sequence=count, i_frames_only=new.i_frames_only)
     elif progress.position.withdrawn:
         progress = replace(progress, discontinuity_sequence=agreement.count_again(name, new, progress.discontinuity_sequence))
-    elif at and agreement.breaks_off(name, at, entry.duration_s, new.stream):
+    elif at and agreement.breaks_off(name, at, entry.duration_s):
         entry = replace(entry, discontinuity=True)
     progress = replace(progress, target_duration_s=max(progress.target_duration_s, agreement.target_duration_s))
     position = noted(new.position, desk.digests)

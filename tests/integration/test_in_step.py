@@ -172,6 +172,25 @@ def test_a_discontinuity_of_some_tracks_is_one_of_all_at_the_same_moment(tmp_pat
     assert show.discontinuity_sequences() == {1}
 
 
+@pytest.mark.parametrize("tracks", [tuple(NAMES), ("high", "low", "de")], ids=["in all", "in the others"])
+def test_a_relay_that_ends_while_one_track_is_short_of_a_discontinuity_goes_on_with_one_in_each(
+    tmp_path: Path, tracks: tuple[str, ...]
+) -> None:
+    async def play(show: Show) -> None:
+        for track in tracks:
+            show.origins[track].fault = with_lines(show.origins[track], source_breaks)
+        good = show.origins["en"].fault
+        later(27, lambda: setattr(show.origins["en"], "fault", lambda _: httpx.Response(503)))
+        await show.relayed(31)
+        assert [show.listed(NAMES[track]).segments[-1].sequence for track in ("high", "en")] == [BREAK, BREAK - 1]
+        show.origins["en"].fault = good
+        await show.relayed(60)
+
+    show, broken = shown(tmp_path, play, pdt=False)
+    assert broken == []
+    assert show.discontinuity_sequences() == {1}
+
+
 def test_dates_that_jump_in_one_track_are_a_discontinuity_of_all(tmp_path: Path) -> None:
     async def play(show: Show) -> None:
         later(40, lambda: setattr(show.origins["high"], "began_s", show.origins["high"].began_s + 6.0))
