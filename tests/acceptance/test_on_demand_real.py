@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from hlsrelay.demand import START_WITHIN_S
 from hlsrelay.web.app import HLS_JS, PAGE_DIR
 from tests.acceptance.judged import judged
 from tests.acceptance.live_source import muxing, nginx
@@ -22,6 +23,13 @@ IDLE_S = 10
 
 def state(relay: RelayProcess) -> str:
     return next(str(one["state"]) for one in relay.client.get(f"{relay.url}/api/streams").json()["streams"])
+
+
+def started(relay: RelayProcess, path: str) -> bool:
+    """Ask for a playlist, and wait for the answer; a machine that is busy with other tests may say 503 first."""
+    answer = relay.client.get(f"{relay.playlist.rpartition('/')[0]}/{path}", timeout=START_WITHIN_S + 10)
+    assert answer.status_code in (200, 503), answer.text
+    return answer.status_code == 200
 
 
 def discontinuities(relay: RelayProcess) -> int:
@@ -45,8 +53,7 @@ def test_the_first_viewer_starts_it_the_last_one_leaves_no_ffmpeg_and_the_next_o
             until(lambda: state(relay) == "idle")
             assert tagged(relay.pid) == set()
             assert httpx.get(f"{beside}/news/index.m3u8", trust_env=False).status_code == 404
-            first = relay.get("index.m3u8")
-            assert first.status_code == 200, first.text
+            until(lambda: started(relay, "index.m3u8"))
             with judged(relay.playlist):
                 until(lambda: len(relay.numbers("small")) >= 6, every_s=0.3)
                 assert httpx.get(f"{beside}/news/index.m3u8", trust_env=False).status_code == 200
@@ -55,9 +62,10 @@ def test_the_first_viewer_starts_it_the_last_one_leaves_no_ffmpeg_and_the_next_o
             until(lambda: state(relay) == "idle", IDLE_S + 10)
             assert time.monotonic() - left_s >= IDLE_S - 1
             until(lambda: tagged(relay.pid) == set(), 5)
-            assert relay.get("small/index.m3u8").status_code == 200
+            assert list((relay.data / "live" / "news" / ".tmp").iterdir()) == []
+            until(lambda: started(relay, "small/index.m3u8"))
             again = relay.numbers("small")
-            assert last < again[0] <= last + IDLE_S + 4, "the numbers go on after the last one published, and nothing is listed again"
+            assert last < again[0] < last + 3 * IDLE_S, "the numbers go on after the last one published, and nothing is listed again"
             assert discontinuities(relay) >= count + 1
 
 

@@ -14,6 +14,7 @@ import pytest
 from hlsrelay.errors import ConfigError
 from hlsrelay.fields import Registered
 from hlsrelay.hls.parse import parse
+from hlsrelay.hls.window import Progress
 from hlsrelay.house import withdraw
 from hlsrelay.ledger import LocalLedger
 from hlsrelay.model import Snapshot
@@ -21,7 +22,7 @@ from hlsrelay.processes import Children
 from hlsrelay.registry import MemoryRegistry
 from hlsrelay.settings import load_settings
 from hlsrelay.site import RelaySite
-from hlsrelay.storage import LEDGER
+from hlsrelay.storage import LEDGER, LocalStorage
 from hlsrelay.upstream import Upstream
 from hlsrelay.web import create_app
 from hlsrelay.worker import Node, admitted, relay_stream
@@ -122,6 +123,12 @@ def scenario(folder: Path, play: Callable[[House], Awaitable[None]], origin: Ori
         return house
 
     return run_virtually(run())
+
+
+def recorded(storage: LocalStorage) -> Progress:
+    progress = LocalLedger(storage).resume()
+    assert progress is not None
+    return progress
 
 
 def loads(house: House) -> int:
@@ -252,8 +259,10 @@ def test_tracks_that_go_and_come_back_together_agree_on_their_discontinuities(aw
         for _ in range(3):
             await source.relayed(now_s() + 60)
             before = {name: source.listed(name) for name in names}
+            generation = recorded(source.storage).position.generation
             withdraw(source.storage, clock)
             withdraw(source.storage, clock)  # twice is as good as once
+            assert recorded(source.storage).position.generation == generation + 1
             assert source.storage.published() == []
             await asyncio.sleep(away_s)
             await source.relayed(now_s() + 20)
@@ -438,9 +447,7 @@ def test_six_rounds_leave_as_many_tasks_and_files_as_three(tmp_path: Path) -> No
             await house.state("idle")
             await asyncio.sleep(90)
             counts.append((len(asyncio.all_tasks()), len(list(house.folder.rglob("*")))))
-        progress = LocalLedger(house.node.storages["news"]).resume()
-        assert progress is not None
-        assert progress.retired == ()
+        assert recorded(house.node.storages["news"]).retired == ()
 
     scenario(tmp_path / "live", play)
     assert set(counts[3:]) == {counts[3]}
