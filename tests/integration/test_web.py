@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from hlsrelay.errors import ConfigError, RegistryUnavailable, ResourceBusy
-from hlsrelay.statuses import NodeStatus
+from hlsrelay.statuses import ChildStatus, NodeStatus
 from hlsrelay.web import StreamStatus, create_app, serve
 from hlsrelay.web.answers import Texts
 from hlsrelay.web.files import CHUNK_BYTES
