@@ -20,6 +20,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -79,7 +80,7 @@ UNLIMITED = Limits()
 class Finished:
     """How a child ended. *exit_code* is minus the signal's number if one ended it; *cpu_s* is None where the system doesn't tell.
 
-    *reason* is DONE, or why it was told to stop.
+    *reason* is DONE, or why it was told to stop. *peak_rss_bytes* also counts what we held when it was forked (getrusage(2)).
     """
 
     argv: tuple[str, ...]
@@ -88,6 +89,7 @@ class Finished:
     wall_s: float
     cpu_s: float | None
     reason: str = DONE
+    peak_rss_bytes: int | None = None
 
 
 class Child:
@@ -226,11 +228,12 @@ class Child:
 
     def _on_exit(self) -> None:
         self._signal(signal.SIGKILL)  # to what the group left behind, while the zombie still holds the group's number
-        cpu_s = None
+        cpu_s = peak_rss_bytes = None
         try:
             _, status, usage = os.wait4(self.pid, 0)
             exit_code = os.waitstatus_to_exitcode(status)
             cpu_s = usage.ru_utime + usage.ru_stime
+            peak_rss_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         except ChildProcessError:  # somebody ignores SIGCHLD or reaps what is not his
             exit_code = 255
         self._popen.returncode = exit_code
@@ -241,7 +244,7 @@ class Child:
             if pipe is not None:
                 pipe.finish()
         self._children._gone(self)
-        finished = Finished(self.argv, exit_code, self.stderr_tail, self._loop.time() - self.started_s, cpu_s, self._reason)
+        finished = Finished(self.argv, exit_code, self.stderr_tail, self._loop.time() - self.started_s, cpu_s, self._reason, peak_rss_bytes)
         self._finished.set_result(finished)
         self._log(finished)  # last: our own stderr may be gone
 
@@ -258,6 +261,7 @@ class Child:
             **({"signal": signal.Signals(-code).name} if code < 0 else {"exit_code": code}),
             wall_s=round(finished.wall_s, 3),
             cpu_s=None if finished.cpu_s is None else round(finished.cpu_s, 3),
+            peak_rss_mib=None if finished.peak_rss_bytes is None else finished.peak_rss_bytes >> 20,
         )
 
 

@@ -133,6 +133,8 @@ class Transcoding:
             info = probe(data, clip.init)
         except (MediaError, OSError):
             return path, None
+        if info.container in (Container.TS, Container.UNKNOWN) and info.video is None and info.audio is None:
+            return path, None  # noise, or tables without media: what the source is hasn't changed by that
         self._traits = _traits(info)
         return path, info
 

@@ -137,7 +137,7 @@ debian() {
 
 missing_programs() {
     PATH=$PATH:/usr/sbin:/sbin
-    for program in redis-server ffmpeg chromium nginx; do # each is named as its package
+    for program in redis-server ffmpeg chromium nginx strace; do # each is named as its package
         command -v "$program" >/dev/null || printf ' %s' "$program"
     done
 }

@@ -22,12 +22,15 @@ from hlsrelay.encoder import SHED_S, LocalEncoder
 from hlsrelay.errors import EncodeError
 from hlsrelay.processes import Child, Children
 from hlsrelay.recipe import EncodeJob
-from tests.acceptance.test_encoder import KINDS, ffmpeg, ffmpegs, job_for, make  # noqa: F401 - ffmpeg is a fixture
+from tests.acceptance import test_encoder
+from tests.acceptance.test_encoder import KINDS, job_for, make
 from tests.integration.test_endings import CancelledAt
 from tests.integration.test_processes import gone_within
 from tests.needs import needs
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "ffprobe")]
+
+ffmpeg = test_encoder.ffmpeg
 
 T = TypeVar("T")
 RUNGS = "big:240:3000,small:180:300"
@@ -75,7 +78,7 @@ async def encoding(children: Children) -> Child:
     return running[0]
 
 
-def refused(job: EncodeJob, ffmpeg: Path) -> str:  # noqa: F811
+def refused(job: EncodeJob, ffmpeg: Path) -> str:
     """Encode, and return why that failed."""
 
     async def work(children: Children) -> str:
@@ -87,7 +90,7 @@ def refused(job: EncodeJob, ffmpeg: Path) -> str:  # noqa: F811
 
 
 @pytest.mark.usefixtures("impatient")
-def test_an_ffmpeg_that_is_stopped_by_sigstop_is_ended(job: EncodeJob, ffmpeg: Path) -> None:  # noqa: F811
+def test_an_ffmpeg_that_is_stopped_by_sigstop_is_ended(job: EncodeJob, ffmpeg: Path) -> None:
     async def work(children: Children) -> None:
         task = asyncio.create_task(LocalEncoder(ffmpeg, children, slots=1).encode(job))
         while not children.running():  # noqa: ASYNC110 - nobody sets an event for this
@@ -100,7 +103,7 @@ def test_an_ffmpeg_that_is_stopped_by_sigstop_is_ended(job: EncodeJob, ffmpeg: P
 
 
 @pytest.mark.usefixtures("impatient")
-def test_an_ffmpeg_that_is_blocked_on_a_full_pipe_is_ended(job: EncodeJob, ffmpeg: Path) -> None:  # noqa: F811
+def test_an_ffmpeg_that_is_blocked_on_a_full_pipe_is_ended(job: EncodeJob, ffmpeg: Path) -> None:
     os.mkfifo(job.outputs["big"])
     reader = os.open(job.outputs["big"], os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -112,7 +115,7 @@ def test_an_ffmpeg_that_is_blocked_on_a_full_pipe_is_ended(job: EncodeJob, ffmpe
     assert end["reason"] == "hung"
 
 
-def test_an_ffmpeg_whose_files_may_not_grow_is_ended(job: EncodeJob, ffmpeg: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_an_ffmpeg_whose_files_may_not_grow_is_ended(job: EncodeJob, ffmpeg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = replace(encoder._limits(2.0), file_size_bytes=20_000)
     monkeypatch.setattr(encoder, "_limits", lambda duration_s: limits)
     if processes._program("prlimit") is None:
@@ -157,7 +160,7 @@ def test_whatever_is_run_in_place_of_ffmpeg_it_is_ended_and_leaves_nothing(
         assert gone_within(int((tmp_path / "pid").read_text()))
 
 
-def test_a_job_can_be_cancelled_at_any_step_and_leaves_nothing(job: EncodeJob, ffmpeg: Path) -> None:  # noqa: F811
+def test_a_job_can_be_cancelled_at_any_step_and_leaves_nothing(job: EncodeJob, ffmpeg: Path) -> None:
     async def work(children: Children) -> int:
         async def outer(encoding: CancelledAt) -> object:
             return await encoding
@@ -178,7 +181,7 @@ def test_a_job_can_be_cancelled_at_any_step_and_leaves_nothing(job: EncodeJob, f
     assert relieved(work, job) > 3
 
 
-def test_the_oldest_job_is_shed_none_starts_while_memory_is_short_and_then_they_do_again(job: EncodeJob, ffmpeg: Path) -> None:  # noqa: F811
+def test_the_oldest_job_is_shed_none_starts_while_memory_is_short_and_then_they_do_again(job: EncodeJob, ffmpeg: Path) -> None:
     class Later(Clock):
         def monotonic_s(self) -> float:
             return super().monotonic_s() + passed_s

@@ -125,13 +125,14 @@ def test_a_stream_is_removed_with_its_files_while_it_is_encoded(source: str, tmp
 def test_a_stream_is_stopped_while_it_is_encoded_and_what_was_begun_is_published(source: str, tmp_path: Path) -> None:
     with relay_encoding(tmp_path, source) as relay:
         hlsrelay("stop", "news", env=relay.env)
-        source_playlist = relay.folder / "source" / "index.m3u8"
-        until(lambda: source_playlist.exists() and "#EXT-X-ENDLIST" in source_playlist.read_text(), 120)
-        for rung in ("source", *"abc"):
-            playlist = (relay.folder / rung / "index.m3u8").read_text()
-            assert "#EXT-X-ENDLIST" in playlist
-            listed = [line for line in playlist.splitlines() if line.endswith(".ts")]
-            assert all((relay.folder / rung / name).stat().st_size for name in listed)
+        playlists = [relay.folder / name / "index.m3u8" for name in ("source", *"abc")]
+        until(lambda: all(one.exists() and "#EXT-X-ENDLIST" in one.read_text() for one in playlists), 120)
+        for one in playlists:
+            lines = one.read_text().splitlines()
+            assert len([line for line in lines if line.endswith(".ts")]) == 2
+            for number in range(2):  # on a machine this busy a rung may come too late: then it is a GAP, and not a missing file
+                tags = lines[: lines.index(f"{number}.ts")][-3:]
+                assert "#EXT-X-GAP" in tags or (one.parent / f"{number}.ts").stat().st_size
         relay.process.send_signal(signal.SIGTERM)
         assert ended(relay) == 0
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from hlsrelay.statuses import ChildStatus, NodeStatus, written
 from hlsrelay.web.app import HLS_JS, PAGE_DIR
 from tests.needs import needs
 
@@ -172,6 +173,30 @@ def test_what_went_wrong_with_a_stream_is_on_the_page_as_text_and_never_as_marku
         wide = watching.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert text.count(error) == 2
     assert "1 failed" in text
+    assert wide
+
+
+def test_child_processes_are_a_table_below_the_streams_where_there_are_any_and_short_memory_is_said(tmp_path: Path) -> None:
+    (tmp_path / "streams.json").write_text(json.dumps([{"id": "radio", "desired": "run", "state": "failed"}]))
+    told = tmp_path / "processes" / "a.json"
+    told.parent.mkdir()
+    argv = ("ffmpeg", "-i", "file:<b>1.ts</b>")
+    child = ChildStatus("a:1", 4711, "x.1.1", "encode radio 7", argv, 2.5, 1.25, 64 << 20, 50, 7.52, 1.5)
+    with served(tmp_path, unjudged="its stream has failed") as url, viewer(dark=True) as watching:
+        watching.open(url, "radio")
+        watching.until("document.title === 'radio · hlsrelay'")
+        assert watching.page.is_hidden("#processes")
+        told.with_suffix(".new").write_text(written(NodeStatus("a:1", "x.1.1", 93.5, True, (child,))))
+        told.with_suffix(".new").replace(told)
+        watching.until("document.getElementById('children').childElementCount === 1")
+        cells = watching.page.locator("#children td").all_inner_texts()
+        pressed = watching.page.inner_text("#pressed")
+        wide = watching.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        told.unlink()
+        watching.until("document.getElementById('processes').hidden")
+    progress = "frame 50, at 7.52 s, 1.5×"
+    assert cells == ["encode radio 7", "a:1", "4711", "2.5 s", "1.25 s", "64 MiB", progress, "ffmpeg -i file:<b>1.ts</b>"]
+    assert pressed.startswith("Memory is short on a:1 (93.5 % in use)")
     assert wide
 
 

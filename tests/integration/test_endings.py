@@ -16,9 +16,12 @@ from hlsrelay import proc, processes, progress
 from hlsrelay.errors import ChildError
 from hlsrelay.processes import MEMORY, Children, Limits, Stdout
 from hlsrelay.progress import Progress
-from tests.integration.test_processes import IGNORES_TERM, Body, first_line, python, run  # noqa: F401 - run is a fixture
+from tests.integration import test_processes
+from tests.integration.test_processes import IGNORES_TERM, Body, first_line, python
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="children are watched through /proc and pidfd here: Linux only")
+
+run = test_processes.run
 
 REPORT = "print('frame={0}\\nout_time_us={0}0000\\ntotal_size=9\\nspeed=2x\\nprogress=continue'.format(n), flush=True)"
 MOST_STEPS = 60
@@ -58,7 +61,7 @@ GETS_NOWHERE = {
 @pytest.mark.parametrize("how", GETS_NOWHERE)
 def test_a_child_that_gets_nowhere_is_stopped_and_its_end_says_why(
     how: str,
-    run: Callable[[Body], None],  # noqa: F811
+    run: Callable[[Body], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(processes, "TERM_PATIENCE_S", 0.3)
@@ -74,7 +77,7 @@ def test_a_child_that_gets_nowhere_is_stopped_and_its_end_says_why(
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_child_that_works_without_a_word_is_not_hung(run: Callable[[Body], None]) -> None:  # noqa: F811
+def test_a_child_that_works_without_a_word_is_not_hung(run: Callable[[Body], None]) -> None:
     async def body(children: Children) -> None:
         code = "import time\nwhile time.thread_time() < 0.8: pass"
         assert (await children.run(python(code), purpose="busy", deadline_s=60, watched=True)).reason == "done"
@@ -82,7 +85,7 @@ def test_a_child_that_works_without_a_word_is_not_hung(run: Callable[[Body], Non
     run(body)
 
 
-def test_reports_are_kept_and_a_flood_of_them_never_blocks(run: Callable[[Body], None]) -> None:  # noqa: F811
+def test_reports_are_kept_and_a_flood_of_them_never_blocks(run: Callable[[Body], None]) -> None:
     async def body(children: Children) -> None:
         code = f"for n in range(30_000): {REPORT}"
         async with children.spawn(python(code), purpose="talks", stdout=Stdout.PROGRESS) as child:
@@ -93,7 +96,7 @@ def test_reports_are_kept_and_a_flood_of_them_never_blocks(run: Callable[[Body],
     run(body)
 
 
-def test_who_could_run_is_told_from_who_waits(run: Callable[[Body], None]) -> None:  # noqa: F811
+def test_who_could_run_is_told_from_who_waits(run: Callable[[Body], None]) -> None:
     async def body(children: Children) -> None:
         both = "import sys, threading\nprint('ready', flush=True)\nwhile {}: pass\nthreading.Event().wait()"
         for busy in (True, False):
@@ -106,7 +109,7 @@ def test_who_could_run_is_told_from_who_waits(run: Callable[[Body], None]) -> No
     run(body)
 
 
-def test_an_operator_sees_what_a_child_is_for_what_it_uses_and_how_far_it_is(run: Callable[[Body], None]) -> None:  # noqa: F811
+def test_an_operator_sees_what_a_child_is_for_what_it_uses_and_how_far_it_is(run: Callable[[Body], None]) -> None:
     async def body(children: Children) -> None:
         code = f"n = 7\n{REPORT}\nwhile True: pass"
         argv = (*python(code), "https://user:secret@example.com/live.m3u8?token=hunter2")
@@ -144,7 +147,7 @@ def test_the_end_of_a_child_that_ends_by_itself_is_one_event(
     program: str,
     level: str,
     expected: dict[str, Any],
-    run: Callable[[Body], None],  # noqa: F811
+    run: Callable[[Body], None],
 ) -> None:
     async def body(children: Children) -> None:
         await children.run(python(program), purpose="test", deadline_s=60)
@@ -210,13 +213,13 @@ def test_the_end_of_a_child_that_was_stopped_is_one_event_with_the_reason(
     body: Body,
     reason: str,
     level: str,
-    run: Callable[[Body], None],  # noqa: F811
+    run: Callable[[Body], None],
 ) -> None:
     end = told(lambda: run(body))
     assert (end["reason"], end["log_level"], end["signal"]) == (reason, level, "SIGTERM")
 
 
-def test_a_child_that_fills_the_disk_is_stopped_by_its_limit(run: Callable[[Body], None], tmp_path: Path) -> None:  # noqa: F811
+def test_a_child_that_fills_the_disk_is_stopped_by_its_limit(run: Callable[[Body], None], tmp_path: Path) -> None:
     async def body(children: Children) -> None:
         code = "import sys\nwith open(sys.argv[1], 'wb', 0) as file:\n    while True: file.write(b'x' * 65536)"
         limits = Limits(file_size_bytes=1 << 20)
@@ -257,7 +260,7 @@ class CancelledAt:
 
 
 def test_a_caller_can_be_cancelled_at_any_step_and_its_child_is_gone(
-    run: Callable[[Body], None],  # noqa: F811
+    run: Callable[[Body], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(processes, "TERM_PATIENCE_S", 0.1)

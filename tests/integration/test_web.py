@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from hlsrelay.errors import ConfigError, RegistryUnavailable, ResourceBusy
-from hlsrelay.statuses import NodeStatus
+from hlsrelay.statuses import ChildStatus, NodeStatus
 from hlsrelay.web import StreamStatus, create_app, serve
 from hlsrelay.web.answers import Texts
 from hlsrelay.web.files import CHUNK_BYTES
@@ -71,6 +71,16 @@ class MemorySite:
 @pytest.fixture
 def site(tmp_path: Path) -> MemorySite:
     return MemorySite(tmp_path)
+
+
+def test_the_api_tells_of_processes_and_of_memory(site: MemorySite) -> None:
+    child = ChildStatus("a:1", 17, "x", "encode news 1", ("ffmpeg",), 1.0, 0.5, 1 << 20, 7, 0.28, 1.5)
+    site.nodes_known = [NodeStatus("a:1", "x", 93.5, True, (child,))]
+    answer = ask(site, "/api/processes")
+    assert answer.headers["content-type"] == "application/json"
+    told = answer.json()
+    assert told["nodes"] == [{"node": "a:1", "memory_percent": 93.5, "pressed": True}]
+    assert [(one["pid"], one["purpose"], one["argv"], one["frame"]) for one in told["processes"]] == [(17, "encode news 1", ["ffmpeg"], 7)]
 
 
 def ask(site: MemorySite, path: str, method: str = "GET", page_dir: Path | None = None, **headers: str) -> httpx.Response:
