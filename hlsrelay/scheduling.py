@@ -37,9 +37,12 @@ BUSIEST, PLANNED = 0.92, 0.85
 SHORTEST_HOLD_S, LONGEST_HOLD_S = 10.0, 120.0
 FEWEST_GOOD, MOST_GOOD = 4, 256
 """Jobs that went well after which a stream tries a set of rungs more than is reckoned to fit; doubled each time that was wrong."""
-MOST_MISSED = 3
+MOST_MISSED = 2
 """What was late so often in a row is tried, though it seems to take too long, only once in two to the power of this segments."""
+MOST_CLAIM = 4
+"""So many of its jobs a stream that went without may catch up on, against the one served most."""
 ACTIVE_TARGET_DURATIONS = 3.0
+"""A stream without a new segment for longer is idle."""
 FORGOTTEN_S = 600.0
 
 _EVERYTHING = math.inf
@@ -143,7 +146,8 @@ class Schedule:
         work = Work(stream, number, max(duration_s, 0.1), target_duration_s, base, rungs, now_s, math.inf)
         known = self._streams.setdefault(stream, _Known(work, self._served))
         if not self._busy_with(stream):
-            known.served = max(known.served, self._served)
+            claim = MOST_CLAIM * self._cpu_s(known, work.cost(rungs)) if self._is_awake(known, now_s) else 0.0
+            known.served = max(known.served, self._served - claim)
         if again is None:
             known.newest = work
             known.newest = work = replace(work, due_s=now_s + self._allowance_s(known, now_s))
@@ -173,13 +177,13 @@ class Schedule:
                 return self._blocked()
             kept, daring = self._fitting(known, work, now_s, len(self._running) + 1)
             if not _decodes(work, kept):
-                alone, _ = self._fitting(known, work, now_s, 1)
-                if self._running and _decodes(work, alone):
-                    return self._blocked()
                 # Where nothing is ever tried nothing is learnt: the cheapest has its chance when it did not wait long.
+                chance = known.refused + 1 >= 1 << known.missed and work.due_s - now_s >= 0.5 * (work.due_s - work.ready_s)
+                waits = chance and known.best_speed is not None
+                if self._running and (waits or _decodes(work, self._fitting(known, work, now_s, 1)[0])):
+                    return self._blocked()
                 known.refused += 1
-                if known.refused >= 1 << known.missed and work.due_s - now_s >= 0.5 * (work.due_s - work.ready_s):
-                    kept = _cheapest(work) or kept
+                kept = (chance and _cheapest(work)) or kept
             known.hungry = not _decodes(work, kept)
             known.waiting.popleft()
             self._served = max(self._served, known.served)
@@ -333,11 +337,11 @@ class Schedule:
         )
 
     def _awake(self, now_s: float) -> Iterator[_Known]:
-        for known in self._streams.values():
-            if now_s - known.newest.ready_s <= ACTIVE_TARGET_DURATIONS * max(
-                min(known.newest.target_duration_s, 60.0), known.newest.duration_s
-            ):
-                yield known
+        return (known for known in self._streams.values() if self._is_awake(known, now_s))
+
+    def _is_awake(self, known: _Known, now_s: float) -> bool:
+        work = known.newest
+        return now_s - work.ready_s <= ACTIVE_TARGET_DURATIONS * max(min(work.target_duration_s, 60.0), work.duration_s)
 
     def _cpu_s(self, known: _Known, cost: float) -> float:
         return cost * (self._cpu_per_cost if known.cpu_per_cost is None else known.cpu_per_cost)
