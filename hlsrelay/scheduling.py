@@ -121,6 +121,7 @@ class Schedule:
         self._running: dict[Work, _Run] = {}
         self._capacity = self._proven = float(slots)
         self._cpu_per_cost = 1.0
+        self._best_speed = 0.0
         self._served = 0.0
         self._busy, self._busy_at_s = 0.0, 0.0
         self._hold_s = SHORTEST_HOLD_S
@@ -204,7 +205,7 @@ class Schedule:
             return
         at_once = max(1.0, (self._busy - run.busy_before) / wall_s)
         full = at_once >= 0.9 * self.slots
-        saturated, drawing = full or not run.alone, self.slots if full else at_once
+        drawing = self.slots if full else at_once
         if late:
             cpu_s = self._cpu_s(known, cost)  # or less: it is not done
             usual_s = cpu_s / self._speed(known, at_once)
@@ -215,7 +216,7 @@ class Schedule:
             known.good, known.good_needed = 0, min(2 * known.good_needed, MOST_GOOD) if run.daring else known.good_needed
             if known.best_speed is None and not full:
                 known.stretch *= 1.25  # not for want of slots, and nothing shows that it was ever faster
-            elif saturated:
+            elif full or not run.alone:
                 self._capacity = _blend(self._capacity, min(self._capacity, cpu_s / wall_s * drawing))
                 self._proven = min(self._proven, self._capacity)
             return
@@ -223,9 +224,13 @@ class Schedule:
         known.served += cpu_s - run.charged
         known.cpu_per_cost = _blend(known.cpu_per_cost, cpu_s / cost)
         self._cpu_per_cost = _blend(self._cpu_per_cost, cpu_s / cost, 0.1)
-        known.best_speed = max(cpu_s / wall_s, 0.999 * (known.best_speed or 0.0))
-        known.slowness = _blend(known.slowness, wall_s * self._speed(known, at_once) / cpu_s, 0.5)
-        if saturated:
+        before = None if known.best_speed is None else known.slowness  # of a job unlike the guess it said nothing
+        self._best_speed = max(cpu_s / wall_s, 0.999 * self._best_speed)
+        shared = cpu_s / wall_s >= 0.8 * self._capacity / at_once  # then it would have been faster by itself
+        alone = min(cpu_s / wall_s * at_once, self._best_speed) if shared else cpu_s / wall_s
+        known.best_speed = max(alone, 0.999 * (known.best_speed or 0.0))
+        known.slowness = _blend(before, wall_s * self._speed(known, at_once) / cpu_s, 0.5)
+        if full or (not run.alone and cpu_s / wall_s < 0.8 * known.best_speed):
             self._capacity = self._proven = _blend(self._proven, cpu_s / wall_s * drawing)
         else:  # so much they can draw at least
             self._proven = max(self._proven, cpu_s / wall_s * at_once)
