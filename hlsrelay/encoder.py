@@ -11,6 +11,7 @@ from typing import Protocol
 
 from hlsrelay.errors import ChildError, EncodeError
 from hlsrelay.media.info import MediaError, MediaInfo
+from hlsrelay.offers import Offers
 from hlsrelay.processes import Children, Limits
 from hlsrelay.recipe import EncodeJob, command, impossible, last_audio_before, verified
 
@@ -32,18 +33,21 @@ class Encoder(Protocol):
 
 
 class LocalEncoder:
-    """Runs *ffmpeg* on this machine, at most *slots* at once; others wait in line."""
+    """Runs *ffmpeg* on this machine, at most *slots* at once; others wait in line. *preferred* encoders are tried first (codecs)."""
 
-    def __init__(self, ffmpeg: Path, children: Children, slots: int) -> None:
+    def __init__(self, ffmpeg: Path, children: Children, slots: int, preferred: tuple[str, ...] = ()) -> None:
         self._ffmpeg = ffmpeg
+        self._offers = Offers(ffmpeg, children, preferred)
         self._children = children
         self._slots = asyncio.Semaphore(slots)
 
     async def encode(self, job: EncodeJob) -> Encoded:
-        beyond = impossible(job)
-        argv = command(job, self._ffmpeg, last_audio_before(job))
+        argv: list[str] = []
         good: dict[str, MediaInfo] = {}
         try:
+            encoders = await self._offers.encoders(rung.codec for rung in job.rungs if rung.height is not None)
+            beyond = impossible(job, encoders)
+            argv = command(job, self._ffmpeg, last_audio_before(job), encoders)
             if len(beyond) == len(job.rungs):
                 raise EncodeError(f"segment {job.number} of {job.stream_id}: {_reasons(beyond)}", argv=argv)
             async with self._slots:
@@ -52,6 +56,7 @@ class LocalEncoder:
                     purpose=f"encode {job.stream_id} {job.number}",
                     deadline_s=deadline_s(job.duration_s),
                     limits=_limits(job.duration_s),
+                    env={"SVT_LOG": "1"},  # else SVT-AV1 fills stderr with its settings
                 )
             if finished.exit_code != 0:
                 reason = (

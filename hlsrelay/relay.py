@@ -85,6 +85,7 @@ async def relay_track(desk: Desk, encodes_ahead: int) -> AsyncGenerator[Tick, No
             error = ""
             try:
                 if isinstance(item, Made):
+                    tools.storage.keep(item.inits)  # a sweep may have taken one since: nothing that was published listed it
                     progress = entered(progress, item, desk)
                     if item.numbered.more:  # players see the slices of a segment at once: a successor begins it again
                         continue

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from hlsrelay.codecs import BY_NAME
 from hlsrelay.errors import ConfigError
 
 Network = IPv4Network | IPv6Network
@@ -36,7 +37,18 @@ class Settings(BaseSettings):
         (), description="non-public address ranges that sources may be in, such as 127.0.0.0/8,10.1.0.0/16; empty: none"
     )
     transcode_slots: int = Field(0, ge=0, le=1024, description="how many ffmpeg jobs run at once; 0: one per processor core")
+    encoders: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="ffmpeg encoders to prefer, such as h264_nvenc,hevc_nvenc; each is tried once at start; empty: in software"
+    )
     log: str = Field("auto", pattern="^(auto|text|json)$", description="log format on stderr: auto is text on a terminal, JSON elsewhere")
+
+    @field_validator("encoders", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        names = tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else tuple(value)
+        if unknown := [name for name in names if name not in BY_NAME]:
+            raise ValueError(f"no encoder {unknown[0]} is known here: name some of {', '.join(BY_NAME)}")
+        return names
 
     @field_validator("allow_networks", mode="before")
     @classmethod

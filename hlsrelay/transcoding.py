@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from hlsrelay.downloading import Clip
 from hlsrelay.errors import EncodeError
 from hlsrelay.ladder import fitting
 from hlsrelay.media.decrypt import can_decrypt, decrypted
+from hlsrelay.media.fragment import parted, without_negative_offsets
 from hlsrelay.media.probe import PTS_MODULUS, Container, MediaError, MediaInfo, probe
 from hlsrelay.model import (
     SOURCE,
@@ -24,14 +26,14 @@ from hlsrelay.model import (
     Traits,
     Turn,
 )
-from hlsrelay.recipe import EncodeJob
+from hlsrelay.recipe import EncodeJob, container_of
 
 LONGEST_ENCODE_TARGET_DURATIONS = 3
 """A ladder this late is given up for the segment: its rungs become a GAP, so that pass-through goes on."""
 LARGEST_TIME_STAMP_STEP_S = 1.0
 """A larger step between two segments is no encoder's rounding: the time stamps begin anew."""
-KEPT_PLAIN = 16
-"""Decrypted segments kept for the encoder: more than can be under way, and the one before each."""
+KEPT_PLAIN = 32
+"""Segments and their init sections kept for the encoder: more than can be under way, and the one before each."""
 
 
 class Transcoding:
@@ -77,20 +79,21 @@ class Transcoding:
         files = {self._name: replace(item.file, traits=self._traits)}
         rungs: tuple[Rung, ...] = ()
         failed: Mapping[str, str] = {}
-        if wanted and info and info.container is Container.TS:
+        inits: Mapping[str, bytes] = {}
+        if wanted and info and info.container in (Container.TS, Container.FMP4):
             rungs = self._fitting = fitting(wanted, info.video.height if info.video else None)
             # Calls begin in the segments' order, and nothing above waits: what was noted last is the segment before.
             number, before = self._previous or (-1, None)
             previous = before if number == made.number - 1 and not made.discontinuity else None
             self._previous = (made.number, source)
-            encoded, failed = await self._rungs(made, rungs, source, previous, info)
+            encoded, failed, inits = await self._rungs(made, rungs, source, previous, info, item.init)
             files |= encoded
         elif wanted and info is None and self._fitting:  # one segment that can't be read: a GAP in each rung, the ladder stays
             rungs, failed = self._fitting, {rung.name: "the segment can't be read" for rung in self._fitting}
         elif wanted:
-            failed = {"ladder": "a ladder is made of MPEG-TS only, in the clear or with AES-128 and keys=proxy"}
+            failed = {"ladder": "a ladder is made of MPEG-TS and fMP4 only, in the clear or with AES-128 and keys=proxy"}
         entry = replace(entry, files=files, rungs=tuple(rung.name for rung in rungs))
-        return Made(entry, made, failed=failed, received_bytes=item.file.size_bytes, repairs=repairs)
+        return Made(entry, made, failed=failed, inits=inits, received_bytes=item.file.size_bytes, repairs=repairs)
 
     def _jumps(self, number: int, info: MediaInfo | None) -> bool:
         """Return whether the media's time does not go on from the segment before: a break that the source did not tell (A10).
@@ -109,7 +112,7 @@ class Transcoding:
         return abs(jump) > LARGEST_TIME_STAMP_STEP_S * 90_000
 
     def _probed(self, clip: Clip, *, keeps: bool) -> tuple[Path, MediaInfo | None]:
-        """Return what the clip is and where it lies: where the encoder *keeps* to it, AES-128 is decrypted into a file of its own."""
+        """Return what the clip is and where it lies: where the encoder *keeps* to it and players have it otherwise, in a copy."""
         storage = self._tools.storage
         assert clip.file is not None
         name = f"{self._name}/{clip.file.uri}"
@@ -120,17 +123,20 @@ class Transcoding:
                 if not can_decrypt(clip.keys) or not clip.secrets:
                     return path, None
                 data = decrypted(data, clip.keys[0], clip.secrets[0])
-                if keeps:
-                    path = self._kept(data, clip.numbered.number)
             info = probe(data, clip.init)
+            if info.container is Container.FMP4 and info.video is None and info.audio is None:
+                return path, None  # an init section that nobody here can read
+            for_encoder = without_negative_offsets(data) if keeps and info.container is Container.FMP4 else data
+            if keeps and (clip.keys or for_encoder is not data):
+                path = self._kept(for_encoder, f"{clip.numbered.number}")
         except (MediaError, OSError):
             return path, None
         self._traits = _traits(info)
         return path, info
 
-    def _kept(self, plain: bytes, number: int) -> Path:
-        """Write a segment in the clear to where the encoder finds it, and forget the oldest."""
-        path = self._tools.storage.temp(f"plain@{self._name}@{number}")
+    def _kept(self, plain: bytes, name: str) -> Path:
+        """Write a file in the clear to where the encoder finds it, and forget the oldest."""
+        path = self._tools.storage.temp(f"plain@{self._name}@{name}")
         self._plain.append(path)
         path.write_bytes(plain)
         if len(self._plain) > KEPT_PLAIN:
@@ -138,42 +144,55 @@ class Transcoding:
         return path
 
     async def _rungs(
-        self, made: Numbered, rungs: tuple[Rung, ...], source: Path, previous: Path | None, info: MediaInfo
-    ) -> tuple[Mapping[str, MediaFile], Mapping[str, str]]:
-        """Return the rungs' files, published names and all, and why the others failed."""
+        self, made: Numbered, rungs: tuple[Rung, ...], source: Path, previous: Path | None, info: MediaInfo, init: bytes | None
+    ) -> tuple[Mapping[str, MediaFile], Mapping[str, str], Mapping[str, bytes]]:
+        """Return the rungs' files, published names and all, why the others failed, and the init sections of those that have one."""
+        files: dict[str, MediaFile] = {}
+        inits: dict[str, bytes] = {}
         if not rungs:
-            return {}, {}
+            return files, {}, inits
         storage = self._tools.storage
-        temps = {rung.name: storage.temp(f"{rung.name}-{made.number}.ts") for rung in rungs}
-        job = EncodeJob(
-            stream_id=made.stream.id,
-            number=made.number,
-            source=source,
-            previous=previous,
-            info=info,
-            duration_s=made.duration_s,
-            outputs=temps,
-            rungs=rungs,
-        )
+        temps = {rung.name: storage.temp(f"{rung.name}-{made.number}.{_suffix(rung, info)}") for rung in rungs}
         give_up_s = max(LONGEST_ENCODE_TARGET_DURATIONS * made.target_duration_s, 10.0)
-        files = {}
         try:
+            job = EncodeJob(
+                stream_id=made.stream.id,
+                number=made.number,
+                source=source,
+                previous=previous,
+                info=info,
+                duration_s=made.duration_s,
+                outputs=temps,
+                rungs=rungs,
+                init=self._kept(init or b"", f"init-{made.number}") if info.container is Container.FMP4 else None,
+            )
             async with asyncio.timeout(give_up_s):
                 encoded = await self._tools.encoder.encode(job)
             for rung in rungs:
                 if (output := encoded.outputs.get(rung.name)) is not None:
-                    name = f"{made.number}.ts"
+                    name, init_uri = f"{made.number}.{_suffix(rung, info)}", None
+                    if container_of(rung, info.container) is Container.FMP4:
+                        head, media = parted(temps[rung.name].read_bytes())
+                        temps[rung.name].write_bytes(media)
+                        # By its content: jobs that end out of order, and a successor, name it alike without a word between them.
+                        init_uri = f"init-{hashlib.sha256(head).hexdigest()[:16]}.mp4"
+                        storage.keep({f"{rung.name}/{init_uri}": head})
+                        inits[f"{rung.name}/{init_uri}"] = head
                     size = temps[rung.name].stat().st_size
                     storage.commit(temps[rung.name], f"{rung.name}/{name}")
-                    files[rung.name] = MediaFile(name, size, traits=_traits(output))
-            return files, encoded.failed
+                    files[rung.name] = MediaFile(name, size, init_uri=init_uri, traits=_traits(output))
+            return files, encoded.failed, inits
         except TimeoutError:
             reason = f"no room or no end within {give_up_s:.0f} s"
-        except EncodeError as error:
+        except (EncodeError, MediaError) as error:
             reason = str(error)
         except OSError as error:
             reason = f"can't be stored: {error.strerror}"
-        return files, {rung.name: reason for rung in rungs if rung.name not in files}
+        return files, {rung.name: reason for rung in rungs if rung.name not in files}, inits
+
+
+def _suffix(rung: Rung, source: MediaInfo) -> str:
+    return "m4s" if container_of(rung, source.container) is Container.FMP4 else "ts"
 
 
 def _traits(info: MediaInfo) -> Traits:
