@@ -13,7 +13,7 @@ from hlsrelay.errors import ChildError, EncodeError
 from hlsrelay.media.info import MediaError, MediaInfo
 from hlsrelay.offers import Offers
 from hlsrelay.processes import Children, Limits
-from hlsrelay.recipe import EncodeJob, command, impossible, last_audio_before, verified
+from hlsrelay.recipe import EncodeJob, before, command, impossible, verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class LocalEncoder:
         try:
             encoders = await self._offers.encoders(rung.codec for rung in job.rungs if rung.height is not None)
             beyond = impossible(job, encoders)
-            argv = command(job, self._ffmpeg, last_audio_before(job), encoders)
+            argv = command(job, self._ffmpeg, before(job), encoders)
             if len(beyond) == len(job.rungs):
                 raise EncodeError(f"segment {job.number} of {job.stream_id}: {_reasons(beyond)}", argv=argv)
             async with self._slots:

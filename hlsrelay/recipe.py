@@ -10,7 +10,7 @@ Laws, each the answer to a trap that was reproduced on ffmpeg 5.1 and 9.0:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -57,16 +57,17 @@ def needs_previous(info: MediaInfo) -> bool:
 def command(
     job: EncodeJob,
     ffmpeg: Path,
-    last_audio_before_90k: Mapping[int | None, int] | None = None,
+    before: Before | None = None,
     encoders: Mapping[Codec, VideoEncoder] = FIRST_CHOICE,
 ) -> list[str]:
     """Return the command that does *job*; rungs that can't be made (see `impossible`) are left out.
 
-    Where the previous segment is read too, its pictures and its sound up to *last_audio_before_90k*, by track, are dropped again; without
-    that figure, its sound up to the first PTS of this one.
+    Where the previous segment is read too, its pictures and its sound are dropped again, as *before* tells which; where it does not, up to
+    the first PTS of this one.
     """
     beyond = impossible(job, encoders)
     rungs = [rung for rung in job.rungs if rung.name not in beyond]
+    before = before or Before()
     video = job.info.video
     scaled = [rung for rung in rungs if rung.height is not None]
     argv = [str(ffmpeg), "-hide_banner", "-nostdin", "-nostats", "-loglevel", "error", "-y"]
@@ -74,11 +75,11 @@ def command(
     argv += dict.fromkeys(word for rung in scaled for word in encoders[rung.codec].device)
     argv += _inputs(job)
     if video is not None and scaled:
-        argv += ["-filter_complex", _filters(video, scaled, encoders, preroll=_preroll(job) is not None)]
+        argv += ["-filter_complex", _filters(video, scaled, encoders, before if _preroll(job) else None)]
     for rung in rungs:
         if video is not None and rung.height is not None:
             argv += ["-map", f"[o{scaled.index(rung)}]"]
-        argv += _audio(job, last_audio_before_90k or {})
+        argv += _audio(job, rung, before)
         if video is not None and rung.height is not None:
             argv += _video_options(video, rung, encoders[rung.codec])
         if container_of(rung, job.info.container) is Container.FMP4:
@@ -106,7 +107,7 @@ _FMP4_MUX = [
     "-map_metadata", "-1",
     # One fragment a segment; delay_moov, because what AAC and AC-3 from TS are shows only in their first frames. No offsets below 0:
     # ffmpeg's demuxer shows such pictures late.
-    "-movflags", "+empty_moov+delay_moov+default_base_moof+frag_custom+frag_discont",
+    "-movflags", "+empty_moov+delay_moov+default_base_moof+frag_custom+frag_discont+skip_trailer",
 ]  # fmt: skip
 
 
@@ -131,28 +132,54 @@ def _preroll(job: EncodeJob) -> Path | None:
     return job.previous if usable and needs_previous(job.info) else None
 
 
-def last_audio_before(job: EncodeJob) -> dict[int | None, int]:
-    """Return the PTS of the last sound that the segment before has begun, by audio track; none where it is not read."""
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the segment before has that this one, decoded behind it, must not have again.
+
+    *sounds* is the PTS of the last sound that it has begun, by audio track; *pictures* are those shown only after this one's first.
+    """
+
+    sounds: Mapping[int | None, int] = field(default_factory=dict)
+    pictures: tuple[int, ...] = ()
+
+
+MOST_SHOWN_LATER = 16
+"""As many as pictures can be out of order (ITU-T H.264 A.3.1); more, and the time stamps begin anew."""
+
+
+def before(job: EncodeJob) -> Before:
+    """Look into the segment before, where it is to be read too."""
     previous = _preroll(job)
-    straddling = [audio for audio in job.info.sounds if audio.straddles]
-    if previous is None or not straddling:
-        return {}
+    if previous is None:
+        return Before()
     try:
         data = previous.read_bytes()
-        found = {audio.id: last_audio_pts(data, audio.id) for audio in straddling}
+        found = {audio.id: last_audio_pts(data, audio.id) for audio in job.info.sounds if audio.straddles}
+        shown = probe(data, job.init.read_bytes() if job.init else None).video
     except (MediaError, OSError):
-        return {}
-    return {track: pts for track, pts in found.items() if pts is not None}
+        return Before()
+    later: list[int] = []
+    if shown is not None and job.info.video is not None:
+        later = [pts for pts in shown.pts if (pts - job.info.video.first_pts_90k) % PTS_MODULUS < PTS_MODULUS // 2]
+    sounds = {track: pts for track, pts in found.items() if pts is not None}
+    return Before(sounds, tuple(later) if len(later) <= MOST_SHOWN_LATER else ())
 
 
-def _before(start_90k: int, timescale: int = 90_000) -> str:
+def _pts_90k(timescale: int) -> str:
+    return "pts" if timescale == 90_000 else f"pts*90000/{timescale}"
+
+
+def _is_before(start_90k: int, timescale: int = 90_000) -> str:
     """Return the ffmpeg expression, 1 or 0, of whether *pts*, of so many ticks a second, comes before *start_90k*, also across the wrap."""
-    slack_90k = 45  # a clock of other ticks is off by a fraction
-    pts_90k = "pts" if timescale == 90_000 else f"pts*90000/{timescale}+{slack_90k}"
-    return f"gte(mod({pts_90k}-{start_90k}+{2 * PTS_MODULUS},{PTS_MODULUS}),{PTS_MODULUS // 2})"
+    slack_90k = "" if timescale == 90_000 else "+45"  # a clock of other ticks is off by a fraction
+    return f"gte(mod({_pts_90k(timescale)}{slack_90k}-{start_90k}+{2 * PTS_MODULUS},{PTS_MODULUS}),{PTS_MODULUS // 2})"
 
 
-def _audio(job: EncodeJob, last_before_90k: Mapping[int | None, int]) -> list[str]:
+def _is_at(pts_90k: int, timescale: int) -> str:
+    return f"lt(mod({_pts_90k(timescale)}+1-{pts_90k}+{2 * PTS_MODULUS},{PTS_MODULUS}),2)"
+
+
+def _audio(job: EncodeJob, rung: Rung, before: Before) -> list[str]:
     """Return which audio tracks a rung has, and how.
 
     All of them, copied: variants present the same content (RFC 8216 6.2.4), so a player that lets viewers choose among tracks finds the
@@ -160,23 +187,29 @@ def _audio(job: EncodeJob, last_before_90k: Mapping[int | None, int]) -> list[st
     """
     argv = []
     separate = _preroll(job) is not None and job.init is not None
+    unpacked = job.init is None and container_of(rung, job.info.container) is Container.FMP4
     for index, audio in enumerate(job.info.sounds):
         argv += ["-map", f"{1 if separate else 0}:{'a:0' if audio.id is None else f'i:{audio.id}'}"]
-        if _preroll(job) is not None and not separate:
-            argv += [f"-bsf:a:{index}", _audio_filter(audio, last_before_90k.get(audio.id))]
+        filters = [_audio_filter(audio, before.sounds.get(audio.id))] if _preroll(job) is not None and not separate else []
+        if unpacked and (audio.codecs or "").startswith("mp4a.40.") and audio.codecs != "mp4a.40.34":
+            filters.append("aac_adtstoasc")  # ffmpeg does that by itself, but not with delay_moov
+        argv += [f"-bsf:a:{index}", ",".join(filters)] if filters else []
     return [*argv, "-c:a", "copy"] if argv else []
 
 
 def _audio_filter(audio: AudioInfo, last_before_90k: int | None) -> str:
     slack_90k = 450  # 5 ms, less than half the shortest frame: time stamps inside a PES are reckoned, and rounded
     start_90k = last_before_90k + slack_90k if last_before_90k is not None else (audio.first_pts_90k or 0) - slack_90k
-    return f"noise=drop='{_before(start_90k % PTS_MODULUS)}'"
+    return f"noise=drop='{_is_before(start_90k % PTS_MODULUS)}'"
 
 
-def _filters(video: VideoInfo, rungs: list[Rung], encoders: Mapping[Codec, VideoEncoder], *, preroll: bool) -> str:
+def _filters(video: VideoInfo, rungs: list[Rung], encoders: Mapping[Codec, VideoEncoder], before: Before | None) -> str:
     """Return the filter graph that makes a picture of each rung's size, with square pixels, from the first video track."""
     splits = "".join(f"[s{index}]" for index in range(len(rungs)))
-    first = f"select='not({_before(video.first_pts_90k, video.timescale)})'," if preroll else ""
+    first = ""
+    if before is not None:
+        again = [_is_before(video.first_pts_90k, video.timescale), *(_is_at(pts, video.timescale) for pts in before.pictures)]
+        first = f"select='not({'+'.join(again)})',"
     if video.interlaced:
         first += "bwdif=mode=send_frame:deint=interlaced,"  # as many pictures as before, and those that are whole stay as they are
     chains = [f"[0:v:0]{first}split={len(rungs)}{splits}"]

@@ -19,7 +19,10 @@ _OF_SEGMENTS = (b"styp", b"sidx", b"emsg", b"prft", b"moof", b"mdat")
 
 @dataclass(slots=True)
 class _Run:
-    """A track fragment: where its decode time and its composition offsets are, and what they say."""
+    """A track fragment: where its decode time and its composition offsets are, and what they say.
+
+    *shown* is when its first picture is to be seen; *next* when the next sample is to be decoded.
+    """
 
     track: int
     at: int = -1
@@ -27,6 +30,9 @@ class _Run:
     time: int = 0
     offsets: list[tuple[int, int]] = field(default_factory=list)  # where, how many ticks
     versions: list[int] = field(default_factory=list)  # where the `trun`s' versions are
+    shown: int | None = None
+    next: int = 0
+    duration: int = 0
 
 
 def parted(whole: bytes) -> tuple[bytes, bytes]:
@@ -43,16 +49,11 @@ def parted(whole: bytes) -> tuple[bytes, bytes]:
     scales = _settle_init(walk, init)
     media = bytearray().join(whole[box.begin : box.end] for box in boxes if box.kind in _OF_SEGMENTS)
     runs = [run for run in _runs(walk, media) if run.at >= 0]
-    begins = {track: min(run.time for run in runs if run.track == track) for track in {run.track for run in runs}}
-    shown = {
-        track: min((run.time + ticks for run in runs if run.track == track for _, ticks in run.offsets), default=0) for track in begins
-    }
-    # A picture's decode time alone may be mended by its offsets; what is to be shown or heard before 0 may not.
-    late = any(begin < 0 and (not _has_offsets(runs, track) or shown[track] < 0) for track, begin in begins.items())
-    for run in runs:
-        if late:
+    # A decode time alone may be mended by offsets; what is to be shown or heard before 0 may not.
+    if any(run.shown is not None and run.shown < 0 for run in runs):
+        for run in runs:
             run.time += PTS_MODULUS * scales.get(run.track, 90_000) // 90_000
-    for track in begins:
+    for track in {run.track for run in runs}:
         own = [run for run in runs if run.track == track]
         _shift(media, own, max(0, -min(run.time for run in own)))
     return bytes(init), bytes(media)
@@ -61,7 +62,8 @@ def parted(whole: bytes) -> tuple[bytes, bytes]:
 def without_negative_offsets(data: bytes) -> bytes:
     """Return the media segment *data* with composition offsets from 0 up, everything shown when it was. Raises MediaError."""
     runs = [run for run in _runs(Walk(), data) if run.at >= 0]
-    lowest = {track: min((ticks for run in runs if run.track == track for _, ticks in run.offsets), default=0) for track in _tracks(runs)}
+    tracks = {run.track for run in runs}
+    lowest = {track: min((ticks for run in runs if run.track == track for _, ticks in run.offsets), default=0) for track in tracks}
     if all(ticks >= 0 for ticks in lowest.values()):
         return data
     patched = bytearray(data)
@@ -69,14 +71,6 @@ def without_negative_offsets(data: bytes) -> bytes:
         # A run without offsets has them all 0: its time is when it is shown, and stays.
         _shift(patched, [run for run in runs if run.track == track and run.offsets], ticks)
     return bytes(patched)
-
-
-def _tracks(runs: list[_Run]) -> set[int]:
-    return {run.track for run in runs}
-
-
-def _has_offsets(runs: list[_Run], track: int) -> bool:
-    return any(run.offsets for run in runs if run.track == track)
 
 
 def _shift(data: bytearray, runs: list[_Run], ticks: int) -> None:
@@ -101,33 +95,38 @@ def _runs(walk: Walk, data: bytes | bytearray) -> list[_Run]:
             for box in walk.boxes(body, traf.body, traf.end):
                 fields = Fields(body, box.body, box.end)
                 if box.kind == b"tfhd":
-                    fields.take(4)
-                    run.track = fields.take(4)
+                    flags, run.track = fields.take(4), fields.take(4)
+                    fields.take((8 if flags & 0x01 else 0) + (4 if flags & 0x02 else 0))
+                    run.duration = fields.take(4) if flags & 0x08 else 0
                 elif box.kind == b"tfdt":
                     run.size = 8 if fields.take(4) >> 24 else 4
                     run.at = fields.at
-                    run.time = signed(fields.take(8), 64) if run.size == 8 else fields.take(4)
+                    run.time = run.next = signed(fields.take(8), 64) if run.size == 8 else fields.take(4)
                 elif box.kind == b"trun":
-                    _offsets(walk, fields, box.body, run)
+                    _samples(walk, fields, box.body, run)
             runs.append(run)
     return runs
 
 
-def _offsets(walk: Walk, fields: Fields, version_at: int, run: _Run) -> None:
+def _samples(walk: Walk, fields: Fields, version_at: int, run: _Run) -> None:
     head, count = fields.take(4), fields.take(4)
     walk.samples_left -= count
     if walk.samples_left < 0:
         raise MediaError("an MP4 fragment of too many samples")
     fields.take(4 if head & 0x001 else 0)
     fields.take(4 if head & 0x004 else 0)
-    if not head & 0x800:
-        return
-    run.versions.append(version_at)
-    before = 4 * sum(1 for bit in (0x100, 0x200, 0x400) if head & bit)
+    if head & 0x800:
+        run.versions.append(version_at)
     for _ in range(count):
-        fields.take(before)
-        ticks = fields.take(4)
-        run.offsets.append((fields.at - 4, signed(ticks, 32) if head >> 24 else ticks))
+        duration = fields.take(4) if head & 0x100 else run.duration
+        fields.take((4 if head & 0x200 else 0) + (4 if head & 0x400 else 0))
+        ticks = 0
+        if head & 0x800:
+            ticks = fields.take(4)
+            ticks = signed(ticks, 32) if head >> 24 else ticks
+            run.offsets.append((fields.at - 4, ticks))
+        run.shown = run.next + ticks if run.shown is None else min(run.shown, run.next + ticks)
+        run.next += duration
 
 
 def _settle_init(walk: Walk, init: bytearray) -> dict[int, int]:
