@@ -85,8 +85,8 @@ async def relay_track(desk: Desk, encodes_ahead: int) -> AsyncGenerator[Tick, No
             error = ""
             try:
                 if isinstance(item, Made):
-                    tools.storage.keep(item.inits)  # a sweep may have taken one since: nothing that was published listed it
                     progress = entered(progress, item, desk)
+                    tools.storage.keep(item.inits)  # a sweep may have taken one since: nothing that was published listed it
                     if item.numbered.more:  # players see the slices of a segment at once: a successor begins it again
                         continue
                     await in_step(progress, item, desk)

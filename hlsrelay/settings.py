@@ -38,7 +38,8 @@ class Settings(BaseSettings):
     )
     transcode_slots: int = Field(0, ge=0, le=1024, description="how many ffmpeg jobs run at once; 0: one per processor core")
     encoders: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="ffmpeg encoders to prefer, such as h264_nvenc,hevc_nvenc; each is tried once at start; empty: in software"
+        (),
+        description="ffmpeg encoders to prefer, such as h264_nvenc,hevc_nvenc; each is tried once, when first needed; empty: in software",
     )
     log: str = Field("auto", pattern="^(auto|text|json)$", description="log format on stderr: auto is text on a terminal, JSON elsewhere")
 
