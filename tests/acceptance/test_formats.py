@@ -5,16 +5,20 @@ Each kind is made small and short, and goes to one of two generations of ffmpeg 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from hlsrelay.ladder import parse_ladder
 from hlsrelay.media.fragment import parted, without_negative_offsets
 from hlsrelay.media.probe import PTS_MODULUS, Container, probe
 from hlsrelay.model import Codec
+from hlsrelay.offers import Offers
+from hlsrelay.processes import Children
 from hlsrelay.recipe import EncodeJob, container_of, needs_previous
 from tests.acceptance.media_checks import frame_digests
 from tests.acceptance.test_encoder import encode, ffmpegs, output
@@ -253,3 +257,49 @@ def plays_through(ffmpeg: Path, jobs: list[EncodeJob], inits: dict[str, set[byte
     if names:
         switching = b"".join(job.outputs[names[number % len(names)]].read_bytes() for number, job in enumerate(jobs))
         assert words_of_a_decoder(ffmpeg, "mpegts", switching, folder) == ""
+
+
+def offered(ffmpeg: Path, codec: Codec, *preferred: str) -> tuple[str | None, list[str]]:
+    """Return the name of the encoder that is chosen, and the events that are logged."""
+
+    async def main() -> str | None:
+        children = Children()
+        try:
+            offers = Offers(ffmpeg, children, preferred)
+            first, again = await asyncio.gather(offers.encoders([codec]), offers.encoders([codec]))
+            assert first == again
+            return first[codec].name if first else None
+        finally:
+            await children.aclose()
+
+    with capture_logs() as logs:
+        name = asyncio.run(main())
+    return name, [f"{line['event']} {line.get('instead_of', '')}{line.get('tried', '')}" for line in logs if line["log_level"] == "warning"]
+
+
+@pytest.mark.parametrize("program", ffmpegs())
+def test_hardware_that_ffmpeg_lists_and_this_machine_has_not_falls_back_with_one_line_in_the_log(program: str) -> None:
+    name, said = offered(ffmpegs()[program], Codec.H264, "h264_vaapi", "h264_nvenc")
+    if name in ("h264_vaapi", "h264_nvenc"):
+        pytest.skip("this machine has the hardware")
+    assert name == "libx264"
+    [line] = said
+    assert line.startswith("encoder.fell_back h264_vaapi: ")
+    assert "h264_nvenc: " in line
+    assert offered(ffmpegs()[program], Codec.HEVC) == ("libx265", [])
+    assert offered(ffmpegs()[program], Codec.AV1, "libaom-av1") == ("libaom-av1", [])
+
+
+def test_where_nothing_encodes_a_codec_its_rung_fails_and_says_what_to_install(tmp_path: Path) -> None:
+    poor = tmp_path / "ffmpeg"
+    real = ffmpegs()["on PATH"]
+    poor.write_text(f'#!/bin/sh\nfor word; do [ "$word" = -encoders ] && echo " V....D libx264  H.264" && exit; done\nexec {real} "$@"\n')
+    poor.chmod(0o755)
+    kind = Kind(ladder="small:90:100,tiny:64:60:av1")
+    [job, *_] = jobs_for(make(tmp_path, kind), kind.ladder, tmp_path)
+    with capture_logs() as logs:
+        [result] = encode(poor, job)
+    assert set(result.outputs) == {"small"}
+    assert result.failed == {"tiny": "nothing here encodes av1: install an ffmpeg that has libsvtav1 or libaom-av1"}
+    assert not job.outputs["tiny"].exists()
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["encoder.none"]
