@@ -21,10 +21,13 @@ import structlog
 
 from hlsrelay.breaker import FAILURES, Breaker
 from hlsrelay.clock import Clock
+from hlsrelay.codecs import VideoEncoder
 from hlsrelay.errors import ChildError, EncodeError
 from hlsrelay.media.info import MediaError, MediaInfo
+from hlsrelay.model import Codec
+from hlsrelay.offers import Offers
 from hlsrelay.processes import MEMORY, OVERLOADED, Children, Finished, Limits
-from hlsrelay.recipe import EncodeJob, command, frame_rate, impossible, last_audio_before, verified, width_for
+from hlsrelay.recipe import EncodeJob, before, command, frame_rate, impossible, verified, width_for
 from hlsrelay.scheduling import Schedule, Work
 
 OVERLOAD = "overload: left out, it can't be made in time; fewer rungs, more cores or more HLSRELAY_TRANSCODE_SLOTS help"
@@ -76,12 +79,22 @@ class _Call:
 
 
 class LocalEncoder:
-    """Runs *ffmpeg* on this machine, at most *slots* at once, as `scheduling` decides. *chance* gives numbers from 0 to 1."""
+    """Runs *ffmpeg* on this machine, at most *slots* at once, as `scheduling` decides. *chance* gives numbers from 0 to 1.
+
+    *preferred* encoders are tried first (codecs).
+    """
 
     def __init__(
-        self, ffmpeg: Path, children: Children, slots: int, clock: Clock | None = None, chance: Callable[[], float] = random.random
+        self,
+        ffmpeg: Path,
+        children: Children,
+        slots: int,
+        clock: Clock | None = None,
+        chance: Callable[[], float] = random.random,
+        preferred: tuple[str, ...] = (),
     ) -> None:
         self._ffmpeg = ffmpeg
+        self._offers = Offers(ffmpeg, children, preferred)
         self._children = children
         self._clock = clock or Clock()
         self._chance = chance
@@ -93,7 +106,11 @@ class LocalEncoder:
 
     async def encode(self, job: EncodeJob) -> Encoded:
         """See Encoder."""
-        beyond = impossible(job)
+        try:
+            encoders = await self._offers.encoders(rung.codec for rung in job.rungs if rung.height is not None)
+        except ChildError as error:
+            raise EncodeError(str(error), argv=error.argv, exit_code=error.child_exit_code, stderr_tail=error.stderr_tail) from error
+        beyond = impossible(job, encoders)
         job = replace(job, rungs=tuple(rung for rung in job.rungs if rung.name not in beyond))
         if not job.rungs:
             raise EncodeError(f"segment {job.number} of {job.stream_id}: {_reasons(beyond)}")
@@ -105,7 +122,7 @@ class LocalEncoder:
             reason = f"the ladder is paused, {FAILURES} jobs or more failed in a row, the last one: {breaker.reason}"
             return Encoded({}, beyond | _all(job, reason), paused=True)
         work = self._submit(job)
-        call = _Call(work, asyncio.create_task(self._made(job, work), name=f"encode {job.stream_id} {job.number}"))
+        call = _Call(work, asyncio.create_task(self._made(job, work, encoders), name=f"encode {job.stream_id} {job.number}"))
         self._calls.append(call)
         call.task.add_done_callback(lambda task: self._left(call, task))
         try:
@@ -188,15 +205,15 @@ class LocalEncoder:
             else:
                 granted.set_result(grant.kept)
 
-    async def _made(self, job: EncodeJob, work: Work) -> Encoded:
+    async def _made(self, job: EncodeJob, work: Work, encoders: Mapping[Codec, VideoEncoder]) -> Encoded:
         """Do a job, with a second attempt at what failed in the first. Raises EncodeError if every rung failed."""
         call = next(call for call in self._calls if call.work is work)
         try:
-            encoded, failure = await self._attempted(call, job)
+            encoded, failure = await self._attempted(call, job, encoders)
             if encoded.failed:
                 again = replace(job, rungs=tuple(rung for rung in job.rungs if rung.name in encoded.failed), threads=1)
                 call.work = self._submit(again, again=work)
-                second, last = await self._attempted(call, again)
+                second, last = await self._attempted(call, again, encoders)
                 log.debug("encode.again", stream=job.stream_id, number=job.number, reason=_reasons(encoded.failed), good=[*second.outputs])
                 failed = {name: reason for name, reason in {**encoded.failed, **second.failed}.items() if name not in second.outputs}
                 encoded, failure = replace(encoded, outputs={**encoded.outputs, **second.outputs}, failed=failed), last or failure
@@ -207,7 +224,7 @@ class LocalEncoder:
             raise
         return encoded
 
-    async def _attempted(self, call: _Call, job: EncodeJob) -> tuple[Encoded, EncodeError | None]:
+    async def _attempted(self, call: _Call, job: EncodeJob, encoders: Mapping[Codec, VideoEncoder]) -> tuple[Encoded, EncodeError | None]:
         """Run ffmpeg once, as soon and for as many rungs as the schedule says; return what came of it and, if any failed, why."""
         work = call.work
         self._start()
@@ -222,7 +239,7 @@ class LocalEncoder:
         finished: Finished | None = None
         call.runs = True
         try:
-            argv = command(job, self._ffmpeg, last_audio_before(job))
+            argv = command(job, self._ffmpeg, before(job), encoders)
             try:
                 finished = await self._children.run(
                     argv,
@@ -230,6 +247,7 @@ class LocalEncoder:
                     deadline_s=deadline_s(job.duration_s),
                     limits=_limits(job.duration_s),
                     watched=True,
+                    env={"SVT_LOG": "1"},  # else SVT-AV1 fills stderr with its settings
                 )
                 if finished.exit_code == 0:
                     good, failed = await _checked(job)

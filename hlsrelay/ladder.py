@@ -1,4 +1,4 @@
-"""The ladder as operators write it: `720p,480p`, `audio`, or `name:height:kbps`. Pure.
+"""The ladder as operators write it: `720p,480p`, `audio`, `name:height:kbps`, or `name:height:kbps:codec`. Pure.
 
 The built-in bitrates are those of the H.264 table in Apple's HLS Authoring Specification, rounded.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from hlsrelay.errors import ConfigError
-from hlsrelay.model import SOURCE, Rung
+from hlsrelay.model import SOURCE, Codec, Rung
 
 BUILT_IN: dict[str, Rung] = {
     rung.name: rung
@@ -43,7 +43,12 @@ def parse_ladder(text: str) -> tuple[Rung, ...]:
 
 def format_ladder(rungs: tuple[Rung, ...]) -> str:
     """Return the text that parse_ladder reads back as *rungs*."""
-    return ",".join(rung.name if BUILT_IN.get(rung.name) == rung else f"{rung.name}:{rung.height}:{rung.video_kbps}" for rung in rungs)
+    return ",".join(rung.name if BUILT_IN.get(rung.name) == rung else _written(rung) for rung in rungs)
+
+
+def _written(rung: Rung) -> str:
+    codec = "" if rung.codec is Codec.H264 else f":{rung.codec}"
+    return f"{rung.name}:{rung.height}:{rung.video_kbps}{codec}"
 
 
 def fitting(rungs: tuple[Rung, ...], source_height: int | None) -> tuple[Rung, ...]:
@@ -56,13 +61,20 @@ def _rung(word: str) -> Rung:
         return BUILT_IN[word]
     match word.split(":"):
         case [name, height, kbps]:
+            codec = Codec.H264.value
+        case [name, height, kbps, codec]:
             pass
         case _:
-            raise ConfigError(f"ladder has no rung '{word}': write one of {', '.join(BUILT_IN)}, or name:height:kbps such as hd:900:3000")
+            known = ", ".join(BUILT_IN)
+            raise ConfigError(
+                f"ladder has no rung '{word}': write one of {known}, or name:height:kbps such as hd:900:3000 or hd:900:2000:hevc"
+            )
     if not _NAME.fullmatch(name) or name == SOURCE or _TRACK_NAME.match(name):
         raise ConfigError(f"'{name}' can't name a rung: letters, digits, - and _, at most 32, not '{SOURCE}', 'v…' or 'audio-…'")
     if not height.isascii() or not height.isdigit() or not 64 <= int(height) <= 4320 or int(height) % 2:
         raise ConfigError(f"rung '{word}': the height is an even number of lines from 64 to 4320")
     if not kbps.isascii() or not kbps.isdigit() or not 50 <= int(kbps) <= 100_000:
         raise ConfigError(f"rung '{word}': the bitrate is a whole number of kbit/s from 50 to 100000")
-    return Rung(name, int(height), int(kbps))
+    if codec not in list(Codec):
+        raise ConfigError(f"rung '{word}': the codec is one of {', '.join(Codec)}")
+    return Rung(name, int(height), int(kbps), Codec(codec))

@@ -162,6 +162,14 @@ class Presentation:
     lines: tuple[str, ...] = ()
 
 
+class Codec(StrEnum):
+    """What a rung's video is coded with."""
+
+    H264 = "h264"
+    HEVC = "hevc"
+    AV1 = "av1"
+
+
 @dataclass(frozen=True, slots=True)
 class Rung:
     """One bitrate to make: video of *height* lines at *video_kbps*, or audio alone where height is None."""
@@ -169,6 +177,7 @@ class Rung:
     name: str
     height: int | None
     video_kbps: int
+    codec: Codec = Codec.H264
 
 
 class Desired(StrEnum):
@@ -354,7 +363,8 @@ class Entry:
 class Made:
     """An entry ready to be published, what it was made from, why there is no media, which rungs failed why, which were *dropped* why.
 
-    Dropped is what was left out under overload. *ladder_paused*: the rungs failed so often that they are not tried for a while.
+    Dropped is what was left out under overload. *ladder_paused*: the rungs failed so often that they are not tried for a while. *inits* are
+    the init sections that it lists and that were made here, by path relative to the stream's folder.
     """
 
     entry: Entry
@@ -363,6 +373,7 @@ class Made:
     failed: Mapping[str, str] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
     ladder_paused: bool = False
+    inits: Mapping[str, bytes] = field(default_factory=dict)
     received_bytes: int = 0
     repairs: tuple[str, ...] = ()
 

@@ -4,50 +4,35 @@ Laws, each the answer to a trap that was reproduced on ffmpeg 5.1 and 9.0:
 - A job stands alone: one short-lived ffmpeg decodes one segment once and writes every rung, so nothing can drift and any job can be lost.
 - Video of a rung shows at exactly the moments of the source's video; audio is the source's, byte for byte.
 - ffmpeg's word is not enough: broken input also ends with exit code 0. A rung counts only after its own time stamps were compared.
-- ffmpeg reads one file as MPEG-TS and nothing else, whatever the bytes pretend to be: no playlist in disguise can make it open anything.
+- ffmpeg reads local files as what they are to be, TS or fMP4, whatever the bytes pretend: no playlist in disguise makes it open anything.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
+from hlsrelay.codecs import FIRST_CHOICE, Target, VideoEncoder, candidates
 from hlsrelay.media.info import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, VideoInfo
 from hlsrelay.media.probe import probe
 from hlsrelay.media.ts import last_audio_pts
-from hlsrelay.model import Rung
-
-MAXRATE = 1.25
-"""Peak over a decoder's buffer, as a multiple of the rung's bitrate."""
-BUFSIZE = 1.5
-"""Size of that buffer, as seconds of the rung's bitrate."""
+from hlsrelay.model import Codec, Rung
 
 _RATES = tuple(Fraction(n) for n in (10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120)) + tuple(
     Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120)
 )
-# ITU-T H.264 table A-1, High profile: level, macroblocks of a frame, macroblocks a second, kbit/s.
-_LEVELS = (
-    ("3.0", 1_620, 40_500, 12_500),
-    ("3.1", 3_600, 108_000, 17_500),
-    ("3.2", 5_120, 216_000, 25_000),
-    ("4.0", 8_192, 245_760, 25_000),
-    ("4.1", 8_192, 245_760, 62_500),
-    ("4.2", 8_704, 522_240, 62_500),
-    ("5.0", 22_080, 589_824, 168_750),
-    ("5.1", 36_864, 983_040, 300_000),
-)
-_HIGHEST_LEVEL = "5.2"
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeJob:
-    """Make *rungs* (none above the source) of the complete TS file *source*, each into its file of *outputs*, which it may overwrite.
+    """Make *rungs* (none above the source) of the complete file *source*, TS or fMP4, each into its file of *outputs*, to be overwritten.
 
-    *previous* is the segment before, whole; with it also segments can be encoded that don't stand alone (see `needs_previous`).
-    *target_duration_s* tells how soon it is wanted (see `scheduling`; inf: whenever), *threads* how many each decoder and encoder has.
+    *previous* is the segment before, whole; with it also segments can be encoded that don't stand alone (see `needs_previous`). *init* is
+    the init section of both, for fMP4. An fMP4 rung's output is one whole MP4 (see media.fragment.parted). *target_duration_s* tells how
+    soon it is wanted (see `scheduling`; inf: whenever), *threads* how many each decoder and encoder has.
     """
 
     stream_id: str
@@ -58,57 +43,60 @@ class EncodeJob:
     outputs: Mapping[str, Path]
     rungs: tuple[Rung, ...]
     previous: Path | None = None
+    init: Path | None = None
     target_duration_s: float = math.inf
     threads: int = 2
 
 
+def container_of(rung: Rung, source: Container) -> Container:
+    """Return what a rung is packed in: what its source is; HEVC and AV1 always in fMP4, because players take them nowhere else."""
+    return source if source is Container.FMP4 or rung.height is None or rung.codec is Codec.H264 else Container.FMP4
+
+
 def needs_previous(info: MediaInfo) -> bool:
     """Return whether a segment can be decoded whole only after the one before it: it begins inside an open GOP or an audio PES."""
-    return (info.video is not None and not info.video.starts_with_idr) or (info.audio is not None and info.audio.straddles)
+    return (info.video is not None and not info.video.starts_with_idr) or any(audio.straddles for audio in info.sounds)
 
 
-def command(job: EncodeJob, ffmpeg: Path, last_audio_before_90k: int | None = None) -> list[str]:
-    """Return the command that does *job*; rungs that the source has no media for are left out.
+def command(
+    job: EncodeJob,
+    ffmpeg: Path,
+    before: Before | None = None,
+    encoders: Mapping[Codec, VideoEncoder] = FIRST_CHOICE,
+) -> list[str]:
+    """Return the command that does *job*; rungs that can't be made (see `impossible`) are left out.
 
-    Where the previous segment is read too, its pictures and its sound up to *last_audio_before_90k* are dropped again; without that
-    figure, its sound up to the first PTS of this one.
+    Where the previous segment is read too, its pictures and its sound are dropped again, as *before* tells which; where it does not, up to
+    the first PTS of this one.
     """
-    beyond = impossible(job)
+    beyond = impossible(job, encoders)
     rungs = [rung for rung in job.rungs if rung.name not in beyond]
-    argv = [str(ffmpeg), "-hide_banner", "-nostdin", "-nostats", "-progress", "pipe:1", "-loglevel", "error", "-y"]
-    argv += ["-max_alloc", "400000000", "-filter_complex_threads", "1", "-threads", str(job.threads)]
-    argv += ["-max_pixels", "8912896"]  # 4K: an 8K bomb is refused before it is decoded
-    argv += ["-codec_whitelist", "h264,hevc,mpeg2video,aac,aac_latm,mp3,mp2,ac3,eac3"]
-    preroll = _preroll(job)
-    # Not enough alone: ffmpeg opened local files through a playlist all the same ...
-    argv += ["-protocol_whitelist", "file,pipe,concat" if preroll else "file,pipe"]
-    argv += ["-probesize", "10M", "-analyzeduration", "10M", "-copyts"]
-    argv += [
-        "-f",
-        "mpegts",
-        "-i",
-        f"concat:{preroll}|{job.source}" if preroll else f"file:{job.source}",
-    ]  # ... so the demuxer is forced too
+    before = before or Before()
     video = job.info.video
     scaled = [rung for rung in rungs if rung.height is not None]
+    argv = [str(ffmpeg), "-hide_banner", "-nostdin", "-nostats", "-progress", "pipe:1", "-loglevel", "error", "-y"]
+    argv += ["-max_alloc", "400000000", "-filter_complex_threads", "1", "-threads", str(job.threads)]
+    argv += dict.fromkeys(word for rung in scaled for word in encoders[rung.codec].device)
+    argv += _inputs(job)
     if video is not None and scaled:
-        argv += ["-filter_complex", _filters(video, scaled, preroll=preroll is not None)]
+        argv += ["-filter_complex", _filters(video, scaled, encoders, before if _preroll(job) else None)]
     for rung in rungs:
         if video is not None and rung.height is not None:
             argv += ["-map", f"[o{scaled.index(rung)}]"]
-        if job.info.audio is not None:  # else the map fails the job: a PMT may list audio that never comes
-            argv += ["-map", "0:a:0", "-c:a", "copy"]
-            if preroll is not None:
-                argv += ["-bsf:a", _audio_filter(job.info.audio, last_audio_before_90k)]
+        argv += _audio(job, rung, before)
         if video is not None and rung.height is not None:
-            argv += _video_options(video, rung, job.threads)
-        argv += _MUX
-        argv += ["-f", "mpegts", f"file:{job.outputs[rung.name]}"]
+            argv += _video_options(video, rung, encoders[rung.codec], job.threads)
+        if container_of(rung, job.info.container) is Container.FMP4:
+            argv += [*_FMP4_MUX, *(["-video_track_timescale", str(video.timescale)] if video else []), "-f", "mp4"]
+        else:
+            argv += [*_TS_MUX, "-f", "mpegts"]
+        argv.append(f"file:{job.outputs[rung.name]}")
     return argv
 
 
-_MUX = [
-    "-avoid_negative_ts", "disabled",  # else rungs shift differently near the wrap (12 s!), and sources that begin at 0 by 67 ms
+_COPIED = ["-avoid_negative_ts", "disabled"]  # else rungs shift differently near the wrap (12 s!), and sources that begin at 0 by 67 ms
+_TS_MUX = [
+    *_COPIED,
     "-muxpreload", "0",
     "-muxdelay", "0.7",  # 0 would put every AAC frame in a PES of its own
     "-mpegts_copyts", "1",  # else mpegts adds 1.4 s
@@ -116,6 +104,30 @@ _MUX = [
     "-sdt_period", "10",
     "-mpegts_flags", "+initial_discontinuity",  # continuity counters start anew in each file: this says so
 ]  # fmt: skip
+_FMP4_MUX = [
+    *_COPIED,
+    "-use_editlist", "0",  # one would say where this very segment begins, and the init section is all segments'
+    "-write_btrt", "0",  # as this would say its bitrate
+    "-map_metadata", "-1",
+    # One fragment a segment; delay_moov, because what AAC and AC-3 from TS are shows only in their first frames. No offsets below 0:
+    # ffmpeg's demuxer shows such pictures late.
+    "-movflags", "+empty_moov+delay_moov+default_base_moof+frag_custom+frag_discont+skip_trailer",
+]  # fmt: skip
+
+
+def _inputs(job: EncodeJob) -> list[str]:
+    """Return what is read: one forced demuxer, local files. Input 0 has the pictures; the sound is in the last one."""
+    preroll = _preroll(job)
+    reads = ["-max_pixels", "8912896"]  # 4K: an 8K bomb is refused before it is decoded
+    reads += ["-codec_whitelist", "h264,hevc,mpeg2video,av1,libdav1d,aac,aac_latm,mp3,mp2,ac3,eac3"]
+    # Not enough alone, ffmpeg opened local files through a playlist all the same, so the demuxer is forced too.
+    reads += ["-protocol_whitelist", "file,pipe,concat" if preroll or job.init else "file,pipe"]
+    reads += ["-probesize", "10M", "-analyzeduration", "10M"]
+    if job.init is None:
+        return [*reads, "-copyts", "-f", "mpegts", "-i", f"concat:{preroll}|{job.source}" if preroll else f"file:{job.source}"]
+    reads += ["-ignore_editlist", "1", "-f", "mp4", "-i"]  # edit lists move the sound 45 ms
+    argv = ["-copyts", *reads, f"concat:{job.init}|{preroll}|{job.source}" if preroll else f"concat:{job.init}|{job.source}"]
+    return [*argv, *reads, f"concat:{job.init}|{job.source}"] if preroll and job.info.sounds else argv
 
 
 def _preroll(job: EncodeJob) -> Path | None:
@@ -124,58 +136,100 @@ def _preroll(job: EncodeJob) -> Path | None:
     return job.previous if usable and needs_previous(job.info) else None
 
 
-def last_audio_before(job: EncodeJob) -> int | None:
-    """Return the PTS of the last sound that the segment before has begun; None where it is not read."""
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the segment before has that this one, decoded behind it, must not have again.
+
+    *sounds* is the PTS of the last sound that it has begun, by audio track; *pictures* are those shown only after this one's first.
+    """
+
+    sounds: Mapping[int | None, int] = field(default_factory=dict)
+    pictures: tuple[int, ...] = ()
+
+
+MOST_SHOWN_LATER = 16
+"""As many as pictures can be out of order (ITU-T H.264 A.3.1); more, and the time stamps begin anew."""
+
+
+def before(job: EncodeJob) -> Before:
+    """Look into the segment before, where it is to be read too."""
     previous = _preroll(job)
-    if previous is None or job.info.audio is None or not job.info.audio.straddles:
-        return None
+    if previous is None:
+        return Before()
     try:
-        return last_audio_pts(previous.read_bytes())
+        data = previous.read_bytes()
+        found = {audio.id: last_audio_pts(data, audio.id) for audio in job.info.sounds if audio.straddles}
+        shown = probe(data, job.init.read_bytes() if job.init else None).video
     except (MediaError, OSError):
-        return None
+        return Before()
+    later: list[int] = []
+    if shown is not None and job.info.video is not None:
+        later = [pts for pts in shown.pts if (pts - job.info.video.first_pts_90k) % PTS_MODULUS < PTS_MODULUS // 2]
+    sounds = {track: pts for track, pts in found.items() if pts is not None}
+    return Before(sounds, tuple(later) if len(later) <= MOST_SHOWN_LATER else ())
 
 
-def _before(start_90k: int) -> str:
-    """Return the ffmpeg expression, 1 or 0, of whether *pts* comes before *start_90k*, also across the wrap."""
-    return f"gte(mod(pts-{start_90k}+{2 * PTS_MODULUS},{PTS_MODULUS}),{PTS_MODULUS // 2})"
+def _pts_90k(timescale: int) -> str:
+    return "pts" if timescale == 90_000 else f"pts*90000/{timescale}"
+
+
+def _is_before(start_90k: int, timescale: int = 90_000) -> str:
+    """Return the ffmpeg expression, 1 or 0, of whether *pts*, of so many ticks a second, comes before *start_90k*, also across the wrap."""
+    slack_90k = "" if timescale == 90_000 else "+45"  # a clock of other ticks is off by a fraction
+    return f"gte(mod({_pts_90k(timescale)}{slack_90k}-{start_90k}+{2 * PTS_MODULUS},{PTS_MODULUS}),{PTS_MODULUS // 2})"
+
+
+def _is_at(pts_90k: int, timescale: int) -> str:
+    return f"lt(mod({_pts_90k(timescale)}+1-{pts_90k}+{2 * PTS_MODULUS},{PTS_MODULUS}),2)"
+
+
+def _audio(job: EncodeJob, rung: Rung, before: Before) -> list[str]:
+    """Return which audio tracks a rung has, and how.
+
+    All of them, copied: variants present the same content (RFC 8216 6.2.4), so a player that lets viewers choose among tracks finds the
+    same ones everywhere, in the same order. Only those that have samples: a PMT may list audio that never comes, and its map fails the job.
+    """
+    argv = []
+    separate = _preroll(job) is not None and job.init is not None
+    unpacked = job.init is None and container_of(rung, job.info.container) is Container.FMP4
+    for index, audio in enumerate(job.info.sounds):
+        argv += ["-map", f"{1 if separate else 0}:{'a:0' if audio.id is None else f'i:{audio.id}'}"]
+        filters = [_audio_filter(audio, before.sounds.get(audio.id))] if _preroll(job) is not None and not separate else []
+        if unpacked and (audio.codecs or "").startswith("mp4a.40.") and audio.codecs != "mp4a.40.34":
+            filters.append("aac_adtstoasc")  # ffmpeg does that by itself, but not with delay_moov
+        argv += [f"-bsf:a:{index}", ",".join(filters)] if filters else []
+    return [*argv, "-c:a", "copy"] if argv else []
 
 
 def _audio_filter(audio: AudioInfo, last_before_90k: int | None) -> str:
     slack_90k = 450  # 5 ms, less than half the shortest frame: time stamps inside a PES are reckoned, and rounded
     start_90k = last_before_90k + slack_90k if last_before_90k is not None else (audio.first_pts_90k or 0) - slack_90k
-    return f"noise=drop='{_before(start_90k % PTS_MODULUS)}'"
+    return f"noise=drop='{_is_before(start_90k % PTS_MODULUS)}'"
 
 
-def _filters(video: VideoInfo, rungs: list[Rung], *, preroll: bool) -> str:
+def _filters(video: VideoInfo, rungs: list[Rung], encoders: Mapping[Codec, VideoEncoder], before: Before | None) -> str:
     """Return the filter graph that makes a picture of each rung's size, with square pixels, from the first video track."""
     splits = "".join(f"[s{index}]" for index in range(len(rungs)))
-    select = f"select='not({_before(video.first_pts_90k)})'," if preroll else ""
-    chains = [f"[0:v:0]{select}split={len(rungs)}{splits}"]
+    first = ""
+    if before is not None:
+        again = [_is_before(video.first_pts_90k, video.timescale), *(_is_at(pts, video.timescale) for pts in before.pictures)]
+        first = f"select='not({'+'.join(again)})',"
+    if video.interlaced:
+        first += "bwdif=mode=send_frame:deint=interlaced,"  # as many pictures as before, and those that are whole stay as they are
+    chains = [f"[0:v:0]{first}split={len(rungs)}{splits}"]
     for index, rung in enumerate(rungs):
         width = width_for(video, rung.height or 0) or f"2*trunc({rung.height}*dar/2+0.5)"
-        chains.append(f"[s{index}]scale={width}:{rung.height}:flags=bicubic,setsar=1,format=yuv420p[o{index}]")
+        chains.append(f"[s{index}]scale={width}:{rung.height}:flags=bicubic,setsar=1,{encoders[rung.codec].upload}[o{index}]")
     return ";".join(chains)
 
 
-def _video_options(video: VideoInfo, rung: Rung, threads: int) -> list[str]:
-    rate = frame_rate(video)
-    level = level_for(width_for(video, rung.height or 0), rung.height or 0, rate, rung.video_kbps)
-    kbps = rung.video_kbps
+def _video_options(video: VideoInfo, rung: Rung, encoder: VideoEncoder, threads: int) -> list[str]:
+    height = rung.height or 0
     return [
         "-fps_mode", "passthrough",  # each picture once, when the source shows it (-vsync is gone in ffmpeg 9)
-        "-enc_time_base:v", "1:90000",  # 1/fps would round the time stamps, while the copied audio stays
-        "-c:v", "libx264",
-        "-preset", "veryfast",
-        "-profile:v", "high",
-        "-level:v", level,  # pinned, like fps below: SPS and PPS are then the same in every segment
-        "-threads:v", str(threads),
-        "-g", "9999",  # one GOP a segment
-        "-flags", "+cgop",
-        "-b:v", f"{kbps}k",
-        "-maxrate", f"{round(kbps * MAXRATE)}k",
-        "-bufsize", f"{round(kbps * BUFSIZE)}k",
-        # a time base of 1/90000 would write 90,000 fps into the VUI
-        "-x264-params", f"stitchable=1:force-cfr=1:open-gop=0:fps={rate.numerator}/{rate.denominator}",
+        "-enc_time_base:v", f"1:{video.timescale}",  # 1/fps would round the time stamps, while the copied audio stays
+        "-c:v", encoder.name,
+        *encoder.options(Target(width_for(video, height), height, frame_rate(video), rung.video_kbps, threads)),
     ]  # fmt: skip
 
 
@@ -195,33 +249,34 @@ def frame_rate(video: VideoInfo) -> Fraction:
     return usual if abs(usual / measured - 1) < 0.04 else Fraction(max(1, round(measured)))
 
 
-def level_for(width: int, height: int, rate: Fraction, kbps: int) -> str:
-    """Return the lowest H.264 level, from 3.0, that holds such pictures."""
-    macroblocks = math.ceil((width or height * 16 / 9) / 16) * math.ceil(height / 16)
-    for level, per_frame, per_second, most_kbps in _LEVELS:
-        if macroblocks <= per_frame and macroblocks * rate <= per_second and kbps * MAXRATE <= most_kbps:
-            return level
-    return _HIGHEST_LEVEL
-
-
-def impossible(job: EncodeJob) -> dict[str, str]:
-    """Return the rungs that can't be made of this source, with the reason."""
-    if job.info.container is not Container.TS:
-        return {rung.name: f"the source is {job.info.container}, not TS" for rung in job.rungs}
+def impossible(job: EncodeJob, encoders: Mapping[Codec, VideoEncoder] = FIRST_CHOICE) -> dict[str, str]:
+    """Return the rungs that can't be made of this source, or with these encoders, with the reason."""
+    reason = ""
+    if job.info.container not in (Container.TS, Container.FMP4):
+        reason = f"the source is {job.info.container}, neither TS nor fMP4"
+    elif job.info.container is Container.FMP4 and job.init is None:
+        reason = "the source's init section is not to be had"
+    elif job.init is not None and "|" in f"{job.init}{job.source}":  # which is what ffmpeg separates files by
+        reason = "the data directory has a '|' in its name: set HLSRELAY_DATA to one without"
+    if reason:
+        return {rung.name: reason for rung in job.rungs}
     reasons = {}
     for rung in job.rungs:
         if rung.height is not None and job.info.video is None:
             reasons[rung.name] = "the source has no video"
         elif rung.height is None and job.info.audio is None:
             reasons[rung.name] = "the source has no audio"
+        elif rung.height is not None and rung.codec not in encoders:
+            names = " or ".join(encoder.name for encoder in candidates(rung.codec) if not encoder.hardware)
+            reasons[rung.name] = f"nothing here encodes {rung.codec}: install an ffmpeg that has {names}"
     return reasons
 
 
 def verified(job: EncodeJob, rung: Rung) -> MediaInfo:
     """Return what was made for *rung*. Raises MediaError if it does not match the source, OSError if it can't be read."""
     info = probe(job.outputs[rung.name].read_bytes())
-    if (info.audio is None) != (job.info.audio is None):
-        raise MediaError("its audio is missing")
+    if len(info.sounds) != len(job.info.sounds):
+        raise MediaError(f"it has {len(info.sounds)} audio tracks instead of {len(job.info.sounds)}")
     if rung.height is None:
         return info
     made, source = info.video, job.info.video

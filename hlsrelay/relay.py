@@ -88,6 +88,7 @@ async def relay_track(desk: Desk, encodes_ahead: int) -> AsyncGenerator[Tick, No
             try:
                 if isinstance(item, Made):
                     progress = entered(progress, item, desk)
+                    tools.storage.keep(item.inits)  # a sweep may have taken one since: nothing that was published listed it
                     if item.numbered.more:  # players see the slices of a segment at once: a successor begins it again
                         continue
                     await in_step(progress, item, desk)

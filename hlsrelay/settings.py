@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from hlsrelay.codecs import BY_NAME
 from hlsrelay.errors import ConfigError
 
 Network = IPv4Network | IPv6Network
@@ -39,7 +40,19 @@ class Settings(BaseSettings):
     memory_pressure: int = Field(
         90, ge=10, le=100, description="percent of the memory in use, of the cgroup or the machine, from which on ladder jobs are shed"
     )
+    encoders: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="ffmpeg encoders to prefer, such as h264_nvenc,hevc_nvenc; each is tried once, when first needed; empty: in software",
+    )
     log: str = Field("auto", pattern="^(auto|text|json)$", description="log format on stderr: auto is text on a terminal, JSON elsewhere")
+
+    @field_validator("encoders", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        names = tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else tuple(value)
+        if unknown := [name for name in names if name not in BY_NAME]:
+            raise ValueError(f"no encoder {unknown[0]} is known here: name some of {', '.join(BY_NAME)}")
+        return names
 
     @field_validator("allow_networks", mode="before")
     @classmethod

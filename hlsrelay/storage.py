@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -113,6 +113,12 @@ class LocalStorage:
         temp = self.temp(path.replace("/", "-"))
         temp.write_bytes(body)
         self.commit(temp, path)
+
+    def keep(self, files: Mapping[str, bytes]) -> None:
+        """Have these small files, relative to the stream's folder; those that are there stay as they are."""
+        for path, body in files.items():
+            if not (self.folder / path).exists():
+                self.write(path, body)
 
     def read(self, path: str) -> bytes | None:
         """Return a file's bytes, or None where there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from hlsrelay.encoder import Encoded
 from hlsrelay.errors import EncodeError
 from hlsrelay.ladder import fitting
 from hlsrelay.media.decrypt import can_decrypt, decrypted
+from hlsrelay.media.fragment import parted, without_negative_offsets
 from hlsrelay.media.probe import PTS_MODULUS, Container, MediaError, MediaInfo, probe
 from hlsrelay.model import (
     SOURCE,
@@ -24,12 +26,12 @@ from hlsrelay.model import (
     Traits,
     Turn,
 )
-from hlsrelay.recipe import EncodeJob
+from hlsrelay.recipe import EncodeJob, container_of
 
 LARGEST_TIME_STAMP_STEP_S = 1.0
 """A larger step between two segments is no encoder's rounding: the time stamps begin anew."""
-KEPT_PLAIN = 24
-"""Decrypted segments kept for the encoder: more than can be under way, and the one before each."""
+KEPT_PLAIN = 40
+"""Segments and their init sections kept for the encoder: more than can be under way, and the one before each."""
 
 
 class Transcoding:
@@ -75,20 +77,21 @@ class Transcoding:
         files = {self._name: replace(item.file, traits=self._traits)}
         rungs: tuple[Rung, ...] = ()
         failed: Mapping[str, str] = {}
+        inits: Mapping[str, bytes] = {}
         encoded = Encoded({}, {})
-        if wanted and info and info.container is Container.TS:
+        if wanted and info and info.container in (Container.TS, Container.FMP4):
             rungs = self._fitting = fitting(wanted, info.video.height if info.video else None)
             # Calls begin in the segments' order, and nothing above waits: what was noted last is the segment before.
             number, before = self._previous or (-1, None)
             previous = before if number == made.number - 1 and not made.discontinuity else None
             self._previous = (made.number, source)
-            ready, encoded = await self._rungs(made, rungs, source, previous, info)
+            ready, encoded, inits = await self._rungs(made, rungs, source, previous, info, item.init)
             files |= ready
             failed = encoded.failed
         elif wanted and info is None and self._fitting:  # one segment that can't be read: a GAP in each rung, the ladder stays
             rungs, failed = self._fitting, {rung.name: "the segment can't be read" for rung in self._fitting}
         elif wanted:
-            failed = {"ladder": "a ladder is made of MPEG-TS only, in the clear or with AES-128 and keys=proxy"}
+            failed = {"ladder": "a ladder is made of MPEG-TS and fMP4 only, in the clear or with AES-128 and keys=proxy"}
         entry = replace(entry, files=files, rungs=tuple(rung.name for rung in rungs))
         return Made(
             entry,
@@ -96,6 +99,7 @@ class Transcoding:
             failed=failed,
             dropped=encoded.dropped,
             ladder_paused=encoded.paused,
+            inits=inits,
             received_bytes=item.file.size_bytes,
             repairs=repairs,
         )
@@ -117,7 +121,7 @@ class Transcoding:
         return abs(jump) > LARGEST_TIME_STAMP_STEP_S * 90_000
 
     def _probed(self, clip: Clip, *, keeps: bool) -> tuple[Path, MediaInfo | None]:
-        """Return what the clip is and where it lies: where the encoder *keeps* to it, AES-128 is decrypted into a file of its own."""
+        """Return what the clip is and where it lies: where the encoder *keeps* to it and players have it otherwise, in a copy."""
         storage = self._tools.storage
         assert clip.file is not None
         name = f"{self._name}/{clip.file.uri}"
@@ -128,9 +132,12 @@ class Transcoding:
                 if not can_decrypt(clip.keys) or not clip.secrets:
                     return path, None
                 data = decrypted(data, clip.keys[0], clip.secrets[0])
-                if keeps:
-                    path = self._kept(data, clip.numbered.number)
             info = probe(data, clip.init)
+            if info.container is Container.FMP4 and info.video is None and info.audio is None:
+                return path, None  # an init section that nobody here can read
+            for_encoder = without_negative_offsets(data) if keeps and info.container is Container.FMP4 else data
+            if keeps and (clip.keys or for_encoder is not data):
+                path = self._kept(for_encoder, f"{clip.numbered.number}")
         except (MediaError, OSError):
             return path, None
         if info.container in (Container.TS, Container.UNKNOWN) and info.video is None and info.audio is None:
@@ -138,9 +145,9 @@ class Transcoding:
         self._traits = _traits(info)
         return path, info
 
-    def _kept(self, plain: bytes, number: int) -> Path:
-        """Write a segment in the clear to where the encoder finds it, and forget the oldest."""
-        path = self._tools.storage.temp(f"plain@{self._name}@{number}")
+    def _kept(self, plain: bytes, name: str) -> Path:
+        """Write a file in the clear to where the encoder finds it, and forget the oldest."""
+        path = self._tools.storage.temp(f"plain@{self._name}@{name}")
         self._plain.append(path)
         path.write_bytes(plain)
         if len(self._plain) > KEPT_PLAIN:
@@ -148,40 +155,55 @@ class Transcoding:
         return path
 
     async def _rungs(
-        self, made: Numbered, rungs: tuple[Rung, ...], source: Path, previous: Path | None, info: MediaInfo
-    ) -> tuple[Mapping[str, MediaFile], Encoded]:
-        """Return the rungs' files, published names and all, and what came of the others: a GAP each, when the job is due at the latest."""
-        if not rungs:
-            return {}, Encoded({}, {})
-        storage = self._tools.storage
-        temps = {rung.name: storage.temp(f"{rung.name}-{made.number}.ts") for rung in rungs}
-        job = EncodeJob(
-            stream_id=made.stream.id,
-            number=made.number,
-            source=source,
-            previous=previous,
-            info=info,
-            duration_s=made.duration_s,
-            outputs=temps,
-            rungs=rungs,
-            target_duration_s=made.target_duration_s,
-        )
+        self, made: Numbered, rungs: tuple[Rung, ...], source: Path, previous: Path | None, info: MediaInfo, init: bytes | None
+    ) -> tuple[Mapping[str, MediaFile], Encoded, Mapping[str, bytes]]:
+        """Return the rungs' files, published names and all, what came of the others (a GAP each, when the job is due at the latest), and
+        the init sections of those that have one.
+        """
         files: dict[str, MediaFile] = {}
+        inits: dict[str, bytes] = {}
+        if not rungs:
+            return files, Encoded({}, {}), inits
+        storage = self._tools.storage
+        temps = {rung.name: storage.temp(f"{rung.name}-{made.number}.{_suffix(rung, info)}") for rung in rungs}
         try:
+            job = EncodeJob(
+                stream_id=made.stream.id,
+                number=made.number,
+                source=source,
+                previous=previous,
+                info=info,
+                duration_s=made.duration_s,
+                outputs=temps,
+                rungs=rungs,
+                init=self._kept(init or b"", f"init-{made.number}") if info.container is Container.FMP4 else None,
+                target_duration_s=made.target_duration_s,
+            )
             with storage.reading(source, previous):
                 encoded = await self._tools.encoder.encode(job)
             for rung in rungs:
                 if (output := encoded.outputs.get(rung.name)) is not None:
-                    name = f"{made.number}.ts"
+                    name, init_uri = f"{made.number}.{_suffix(rung, info)}", None
+                    if container_of(rung, info.container) is Container.FMP4:
+                        head, media = parted(temps[rung.name].read_bytes())
+                        temps[rung.name].write_bytes(media)
+                        # By its content: jobs that end out of order, and a successor, name it alike without a word between them.
+                        init_uri = f"init-{hashlib.sha256(head).hexdigest()[:16]}.mp4"
+                        storage.keep({f"{rung.name}/{init_uri}": head})
+                        inits[f"{rung.name}/{init_uri}"] = head
                     size = temps[rung.name].stat().st_size
                     storage.commit(temps[rung.name], f"{rung.name}/{name}")
-                    files[rung.name] = MediaFile(name, size, traits=_traits(output))
-            return files, encoded
-        except EncodeError as error:
+                    files[rung.name] = MediaFile(name, size, init_uri=init_uri, traits=_traits(output))
+            return files, encoded, inits
+        except (EncodeError, MediaError) as error:
             reason = str(error)
         except OSError as error:
             reason = f"can't be stored: {error.strerror}"
-        return files, Encoded({}, {rung.name: reason for rung in rungs if rung.name not in files})
+        return files, Encoded({}, {rung.name: reason for rung in rungs if rung.name not in files}), inits
+
+
+def _suffix(rung: Rung, source: MediaInfo) -> str:
+    return "m4s" if container_of(rung, source.container) is Container.FMP4 else "ts"
 
 
 def _traits(info: MediaInfo) -> Traits:

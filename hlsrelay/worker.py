@@ -111,7 +111,7 @@ async def open_registry(settings: Settings, children: Children) -> AsyncGenerato
 def local_encoder(settings: Settings, children: Children) -> Encoder:
     """Return the encoder of this machine; where there is no ffmpeg one whose every job fails and says so."""
     try:
-        return LocalEncoder(ffmpeg_path(), children, settings.transcode_slots or os.cpu_count() or 1)
+        return LocalEncoder(ffmpeg_path(), children, settings.transcode_slots or os.cpu_count() or 1, preferred=settings.encoders)
     except MissingProgram as error:
         return _NoEncoder(str(error))
 

@@ -23,7 +23,9 @@ _NON_SYNC = 0x10000  # sample_is_non_sync_sample (8.8.3.1)
 
 
 @dataclass(frozen=True, slots=True)
-class _Box:
+class Box:
+    """A box, by its bytes."""
+
     kind: bytes
     begin: int  # of its header
     body: int
@@ -40,6 +42,7 @@ class _Track:
     width: int = 0
     height: int = 0
     sar: tuple[int, int] | None = (1, 1)
+    interlaced: bool = False
     nal_length: int = 4
     duration: int = 0
     size: int = 0
@@ -67,7 +70,7 @@ class Fragment:
 
 def probe_fmp4(data: bytes, init: bytes | None = None) -> MediaInfo:
     """Return what the fragment *data* with its *init* section holds. Raises MediaError."""
-    walk = _Walk()
+    walk = Walk()
     tracks: dict[int, _Track] = {}
     for source in (init or b"", data):
         for box in walk.boxes(source, 0, len(source)):
@@ -78,11 +81,13 @@ def probe_fmp4(data: bytes, init: bytes | None = None) -> MediaInfo:
         if box.kind == b"moof":
             _moof(walk, data, box, tracks, samples)
     video = next((track for track in tracks.values() if track.handler == b"vide" and track.id in samples), None)
-    audio = next((track for track in tracks.values() if track.handler == b"soun" and track.id in samples), None)
+    sounds = [track for track in tracks.values() if track.handler == b"soun" and track.id in samples]
+    audio = [AudioInfo(track.codecs, _to_90k(samples[track.id].times[0], track), id=track.id) for track in sounds]
     return MediaInfo(
         Container.FMP4,
         video=_video(data, video, samples[video.id]) if video else None,
-        audio=AudioInfo(audio.codecs, _to_90k(samples[audio.id].times[0], audio)) if audio else None,
+        audio=audio[0] if audio else None,
+        more_audio=tuple(audio[1:]),
     )
 
 
@@ -91,7 +96,7 @@ def fragments(data: bytes, init: bytes) -> list[Fragment]:
 
     Raises MediaError, also when *data* can't be cut: it has a `moov` of its own, or finds samples by their place in the whole file.
     """
-    walk = _Walk()
+    walk = Walk()
     tracks: dict[int, _Track] = {}
     for box in walk.boxes(init, 0, len(init)):
         if box.kind == b"moov":
@@ -135,14 +140,15 @@ class _Defaults:
     base: int
 
 
-class _Walk:
-    """Boxes, counted: hostile bytes can nest or line up only so many."""
+class Walk:
+    """Boxes, counted: hostile bytes can nest or line up only so many. What is cut or too much raises MediaError."""
 
     def __init__(self) -> None:
         self.left = _MOST_BOXES
         self.samples_left = _MOST_SAMPLES
 
-    def boxes(self, data: bytes, at: int, end: int) -> Iterator[_Box]:
+    def boxes(self, data: bytes, at: int, end: int) -> Iterator[Box]:
+        """Yield the boxes that lie one after the other from *at* to *end*; an `mdat` may be cut."""
         while at + 8 <= end:
             self.left -= 1
             if self.left < 0:
@@ -159,10 +165,10 @@ class _Walk:
                 if kind != b"mdat":
                     raise MediaError(f"an MP4 box {kind!r} that is cut")
                 size = end - at
-            yield _Box(kind, at, body, at + size)
+            yield Box(kind, at, body, at + size)
             at += size
 
-    def path(self, data: bytes, box: _Box, *kinds: bytes) -> _Box | None:
+    def path(self, data: bytes, box: Box, *kinds: bytes) -> Box | None:
         """Return the first box below *box* along *kinds*."""
         for kind in kinds:
             found = next((inner for inner in self.boxes(data, box.body, box.end) if inner.kind == kind), None)
@@ -172,13 +178,14 @@ class _Walk:
         return box
 
 
-class _Fields:
+class Fields:
     """Big-endian numbers one after the other. Reading past the end raises MediaError."""
 
     def __init__(self, data: bytes, at: int, end: int) -> None:
         self.data, self.at, self.end = data, at, end
 
     def take(self, size: int) -> int:
+        """Return the next number, of *size* bytes."""
         if self.at + size > self.end:
             raise MediaError("an MP4 box ends too early")
         value = int.from_bytes(self.data[self.at : self.at + size])
@@ -186,7 +193,7 @@ class _Fields:
         return value
 
 
-def _moov(walk: _Walk, data: bytes, moov: _Box) -> dict[int, _Track]:
+def _moov(walk: Walk, data: bytes, moov: Box) -> dict[int, _Track]:
     tracks: dict[int, _Track] = {}
     for box in walk.boxes(data, moov.body, moov.end):
         if box.kind == b"trak":
@@ -196,7 +203,7 @@ def _moov(walk: _Walk, data: bytes, moov: _Box) -> dict[int, _Track]:
     mvex = walk.path(data, moov, b"mvex")
     for box in walk.boxes(data, mvex.body, mvex.end) if mvex else ():
         if box.kind == b"trex":
-            fields = _Fields(data, box.body + 4, box.end)
+            fields = Fields(data, box.body + 4, box.end)
             known = tracks.get(fields.take(4))
             fields.take(4)
             if known is not None:
@@ -204,17 +211,17 @@ def _moov(walk: _Walk, data: bytes, moov: _Box) -> dict[int, _Track]:
     return tracks
 
 
-def _trak(walk: _Walk, data: bytes, trak: _Box) -> _Track | None:
+def _trak(walk: Walk, data: bytes, trak: Box) -> _Track | None:
     tkhd = walk.path(data, trak, b"tkhd")
     mdhd = walk.path(data, trak, b"mdia", b"mdhd")
     hdlr = walk.path(data, trak, b"mdia", b"hdlr")
     if tkhd is None or mdhd is None or hdlr is None:
         return None
-    fields = _Fields(data, tkhd.body, tkhd.end)
+    fields = Fields(data, tkhd.body, tkhd.end)
     wide = 16 if fields.take(4) >> 24 else 8  # two dates, of 32 or 64 bits
     fields.take(wide)
     number = fields.take(4)
-    fields = _Fields(data, mdhd.body, mdhd.end)
+    fields = Fields(data, mdhd.body, mdhd.end)
     fields.take(16 if fields.take(4) >> 24 else 8)
     timescale = fields.take(4)
     if not timescale:
@@ -229,36 +236,47 @@ def _trak(walk: _Walk, data: bytes, trak: _Box) -> _Track | None:
     return track
 
 
-def _inside(entry: _Box, skip: int) -> _Box:
+def _inside(entry: Box, skip: int) -> Box:
     """Return the boxes of the sample entry *entry* after its *skip* bytes of fields, as one box."""
-    return _Box(entry.kind, entry.begin, min(entry.body + skip, entry.end), entry.end)
+    return Box(entry.kind, entry.begin, min(entry.body + skip, entry.end), entry.end)
 
 
-def _visual_entry(walk: _Walk, data: bytes, entry: _Box, track: _Track) -> None:
-    fields = _Fields(data, entry.body + 24, entry.end)
+def _visual_entry(walk: Walk, data: bytes, entry: Box, track: _Track) -> None:
+    fields = Fields(data, entry.body + 24, entry.end)
     track.width, track.height = fields.take(2), fields.take(2)
     inner = _inside(entry, 78)
-    avcc, hvcc = walk.path(data, inner, b"avcC"), walk.path(data, inner, b"hvcC")
+    avcc, hvcc, av1c = (walk.path(data, inner, kind) for kind in (b"avcC", b"hvcC", b"av1C"))
     if avcc is not None:
         track.codec = h264.H264
-        fields = _Fields(data, avcc.body + 1, avcc.end)
+        fields = Fields(data, avcc.body + 1, avcc.end)
         track.codecs = f"avc1.{fields.take(3):06x}"
         track.nal_length = (fields.take(1) & 3) + 1
         if fields.take(1) & 31:
             length = fields.take(2)
             picture = h264.parse_sps(data[fields.at : min(fields.at + length, avcc.end)])
             track.width, track.height, track.sar = picture.width, picture.height, picture.sar
+            track.interlaced = picture.interlaced
     elif hvcc is not None:
         track.codec, track.sar = h264.HEVC, None
-        fields = _Fields(data, hvcc.body + 1, hvcc.end)
+        fields = Fields(data, hvcc.body + 1, hvcc.end)
         bits = Bits(fields.take(12).to_bytes(12))
         kind = "hev1" if entry.kind == b"hev1" else "hvc1"
         track.codecs = h264.hevc_codecs(kind, bits)
         fields.at = hvcc.body + 21
         track.nal_length = (fields.take(1) & 3) + 1
+    elif av1c is not None:
+        track.sar = None
+        fields = Fields(data, av1c.body + 1, av1c.end)
+        track.codecs = _av1_codecs(fields.take(1), fields.take(1))
 
 
-def _sound_entry(walk: _Walk, data: bytes, entry: _Box, track: _Track) -> None:
+def _av1_codecs(sequence: int, depth: int) -> str:
+    """Return the codec string of an AV1CodecConfigurationRecord's second and third byte (AV1 in ISOBMFF 2.3.3 and 5), short form."""
+    bits = 8 if not depth & 0x40 else 12 if depth & 0x20 else 10  # high_bitdepth, twelve_bit
+    return f"av01.{sequence >> 5}.{sequence & 31:02}{'H' if depth & 0x80 else 'M'}.{bits:02}"
+
+
+def _sound_entry(walk: Walk, data: bytes, entry: Box, track: _Track) -> None:
     inner = _inside(entry, 28)
     if entry.kind in (b"ac-3", b"ec-3"):
         track.codecs = entry.kind.decode()
@@ -273,7 +291,7 @@ def _sound_entry(walk: _Walk, data: bytes, entry: _Box, track: _Track) -> None:
 
 def _esds_codecs(descriptors: bytes) -> str | None:
     """Return the codec string of an ES descriptor (ISO/IEC 14496-1 7.2.6.5): object type, and for AAC the audio object type."""
-    fields = _Fields(descriptors, 0, len(descriptors))
+    fields = Fields(descriptors, 0, len(descriptors))
     object_type = None
     while fields.at + 2 <= fields.end:
         tag = fields.take(1)
@@ -297,14 +315,14 @@ def _esds_codecs(descriptors: bytes) -> str | None:
     return _OBJECT_TYPES.get(object_type) if object_type is not None else None
 
 
-def _moof(walk: _Walk, data: bytes, moof: _Box, tracks: dict[int, _Track], samples: dict[int, _Samples]) -> None:
+def _moof(walk: Walk, data: bytes, moof: Box, tracks: dict[int, _Track], samples: dict[int, _Samples]) -> None:
     for traf in walk.boxes(data, moof.body, moof.end):
         if traf.kind != b"traf":
             continue
         tfhd = walk.path(data, traf, b"tfhd")
         if tfhd is None:
             raise MediaError("an MP4 fragment without its header")
-        fields = _Fields(data, tfhd.body, tfhd.end)
+        fields = Fields(data, tfhd.body, tfhd.end)
         flags, number = fields.take(4), fields.take(4)
         track = tracks.get(number)
         if track is None:
@@ -318,8 +336,9 @@ def _moof(walk: _Walk, data: bytes, moof: _Box, tracks: dict[int, _Track], sampl
         known.absolute = known.absolute or bool(flags & 0x01)
         tfdt = walk.path(data, traf, b"tfdt")
         if tfdt is not None:
-            fields = _Fields(data, tfdt.body, tfdt.end)
-            known.end = fields.take(8 if fields.take(4) >> 24 else 4)
+            fields = Fields(data, tfdt.body, tfdt.end)
+            wide = fields.take(4) >> 24
+            known.end = signed(fields.take(8), 64) if wide else fields.take(4)
         for box in walk.boxes(data, traf.body, traf.end):
             if box.kind == b"trun":
                 _trun(walk, data, box, known, _Defaults(duration, size, default_flags, base))
@@ -327,8 +346,8 @@ def _moof(walk: _Walk, data: bytes, moof: _Box, tracks: dict[int, _Track], sampl
             samples[number] = known
 
 
-def _trun(walk: _Walk, data: bytes, trun: _Box, samples: _Samples, defaults: _Defaults) -> None:
-    fields = _Fields(data, trun.body, trun.end)
+def _trun(walk: Walk, data: bytes, trun: Box, samples: _Samples, defaults: _Defaults) -> None:
+    fields = Fields(data, trun.body, trun.end)
     head, count = fields.take(4), fields.take(4)
     flags = head & 0xFFFFFF
     walk.samples_left -= count
@@ -354,6 +373,11 @@ def _trun(walk: _Walk, data: bytes, trun: _Box, samples: _Samples, defaults: _De
         samples.times.append(time + sample.get("shift", 0))
         time += sample.get("duration", defaults.duration)
     samples.end = time
+
+
+def signed(value: int, width: int) -> int:
+    """Return *value*, a number of *width* bits, as two's complement: ffmpeg writes decode times before 0 so."""
+    return value - (1 << width) if value >= 1 << width - 1 else value
 
 
 def _to_90k(time: int, track: _Track) -> int:
@@ -383,6 +407,8 @@ def _video(data: bytes, track: _Track, samples: _Samples) -> VideoInfo:
         starts_with_idr=_idr(data, track, samples),
         pts=pts,
         sar=track.sar,
+        timescale=track.timescale,
+        interlaced=track.interlaced,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from hlsrelay.media.bits import Bits
@@ -37,12 +37,13 @@ _SAR += [(15, 11), (64, 33), (160, 99), (4, 3), (3, 2), (2, 1)]
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What a sequence header says: RFC 6381 codec, size as shown, shape of a pixel (None: not known)."""
+    """What a sequence header says: RFC 6381 codec, size as shown, shape of a pixel (None: not known), whether it may be interlaced."""
 
     codecs: str | None
     width: int
     height: int
     sar: tuple[int, int] | None = (1, 1)
+    interlaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ def parse_sps(nal: bytes) -> Picture:
     width = width_mbs * 16 - (left + right) * unit_x
     height = height_units * 16 * (2 - frame_mbs_only) - (top + bottom) * unit_y
     _check_size(width, height)
-    return Picture(f"avc1.{profile:02x}{constraints:02x}{level:02x}", width, height, _vui_sar(bits))
+    return Picture(f"avc1.{profile:02x}{constraints:02x}{level:02x}", width, height, _vui_sar(bits), interlaced=not frame_mbs_only)
 
 
 def parse_hevc_sps(nal: bytes) -> Picture:
@@ -205,6 +206,8 @@ def _mpeg2_head(elementary: bytes) -> AccessUnitHead:
             # Table 6-3: the shape of the screen, not of a pixel.
             wide, tall = {2: (4, 3), 3: (16, 9), 4: (221, 100)}.get(elementary[at + 3] >> 4, (width, height))
             picture = Picture(None, width, height, (wide * height, tall * width) if wide * height != tall * width else (1, 1))
+        elif kind == 0xB5 and elementary[at : at + 1] and elementary[at] >> 4 == 1 and picture is not None:  # sequence_extension
+            picture = replace(picture, interlaced=not (elementary[at + 1 : at + 2] or b"\x08")[0] & 0x08)
         elif kind == 0xB8 and at + 4 <= len(elementary):
             closed = bool(elementary[at + 3] & 0x40)
         elif kind == 0 and at + 2 <= len(elementary):

@@ -32,6 +32,7 @@ class VideoInfo:
 
     *width* and *height* are what is shown (cropping done), 0 where the bytes don't tell; *sar* is the shape of a pixel, None if not known.
     *codecs* is None for a codec that has no RFC 6381 string here. *starts_with_idr*: the first access unit, in file order, is an IDR.
+    *timescale*: the container counts time in so many ticks a second. *interlaced*: the pictures may be.
     """
 
     codecs: str | None
@@ -44,27 +45,37 @@ class VideoInfo:
     starts_with_idr: bool
     pts: tuple[int, ...]
     sar: tuple[int, int] | None = (1, 1)
+    timescale: int = 90_000
+    interlaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class AudioInfo:
-    """The first audio track. *codecs* is None for a codec that has no RFC 6381 string here.
+    """An audio track. *codecs* is None for a codec that has no RFC 6381 string here.
 
-    *straddles*: the segment begins in the middle of an audio PES, the head of which is in the segment before.
+    *straddles*: the segment begins in the middle of an audio PES, the head of which is in the segment before. *id*: its PID or track ID;
+    None: there is but one.
     """
 
     codecs: str | None
     first_pts_90k: int | None
     straddles: bool = False
+    id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MediaInfo:
-    """One segment."""
+    """One segment: the first video track, the first audio track, and further audio tracks, as many as have samples here."""
 
     container: Container
     video: VideoInfo | None = None
     audio: AudioInfo | None = None
+    more_audio: tuple[AudioInfo, ...] = ()
+
+    @property
+    def sounds(self) -> tuple[AudioInfo, ...]:
+        """All audio tracks, in the order in which the container declares them."""
+        return (self.audio, *self.more_audio) if self.audio else ()
 
 
 def in_presentation_order(pts: Sequence[int]) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ _AUDIO_DESCRIPTORS = {0x6A: "ac-3", 0x7A: "ec-3"}  # DVB: in private PES (ETSI E
 _MOST_STARTS = 50_000
 _MOST_RESYNCS = 16
 _MOST_TABLES = 64
+_MOST_SOUNDS = 8
 _HEAD_BYTES = 64 * 1024  # of the first access unit: parameter sets, SEI, and the beginning of its first slice
 _MOST_PES_BYTES = 64 * 1024  # what the length field of an audio PES can say
 _MOST_UNITS = 6_000
@@ -49,6 +50,9 @@ class _Run:
 class _Track:
     pid: int
     codec: str
+
+
+_Tracks = tuple[_Track | None, tuple[_Track, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +94,13 @@ def probe_ts(data: bytes, init: bytes | None = None) -> MediaInfo:
     """Return what the transport stream *data* holds; *init* may carry its tables (RFC 8216 3.2). Raises MediaError."""
     runs = _runs(data)
     starts = _starts(data, runs)
-    video, audio = _tracks_of(data, runs, starts, init)
+    video, tracks = _tracks_of(data, runs, starts, init)
+    sounds = [info for track in tracks[:_MOST_SOUNDS] if (info := _audio(data, runs, starts, track))]
     return MediaInfo(
         Container.TS,
         video=_video(data, runs, starts, video) if video else None,
-        audio=_audio(data, runs, starts, audio) if audio else None,
+        audio=sounds[0] if sounds else None,
+        more_audio=tuple(sounds[1:]),
     )
 
 
@@ -106,7 +112,8 @@ def units(data: bytes, init: bytes | None = None) -> list[Unit]:
     runs = _runs(data)
     starts = _starts(data, runs)
     pids = {_pid(data, at) for at in starts}
-    track = next((track for track in _tracks_of(data, runs, starts, init) if track and track.pid in pids), None)
+    video, sounds = _tracks_of(data, runs, starts, init)
+    track = next((track for track in (video, *sounds[:1]) if track and track.pid in pids), None)
     if track is None:
         return []
     own = [index for index, at in enumerate(starts) if _pid(data, at) == track.pid]
@@ -125,15 +132,17 @@ def units(data: bytes, init: bytes | None = None) -> list[Unit]:
     return found
 
 
-def last_audio_pts(data: bytes) -> int | None:
+def last_audio_pts(data: bytes, pid: int | None = None) -> int | None:
     """Return the PTS of the last audio frame that begins in the transport stream *data*, by its last PES; None if it can't be told.
+
+    *pid* names the audio track; None: the first one.
 
     For AAC in ADTS frames inside the PES are counted; of other codecs the PES's own PTS is returned. Raises MediaError.
     """
     runs = _runs(data)
     starts = _starts(data, runs)
-    tracks = _program(data, runs, starts)
-    audio = tracks[1] if tracks else None
+    _, sounds = _program(data, runs, starts) or (None, ())
+    audio = next((track for track in sounds if pid in (None, track.pid)), None)
     at = next((at for at in reversed(starts) if audio and _pid(data, at) == audio.pid), None)
     if audio is None or at is None:
         return None
@@ -262,8 +271,8 @@ def _section(data: bytes, runs: list[_Run], at: int, table: int) -> bytes:
     return unit[begin + 8 : end - 4] if len(unit) >= end else b""  # without header and CRC
 
 
-def _program(data: bytes, runs: list[_Run], starts: list[int]) -> tuple[_Track | None, _Track | None] | None:
-    """Return the first program's first video and first audio track, None if there is no whole PAT and PMT."""
+def _program(data: bytes, runs: list[_Run], starts: list[int]) -> _Tracks | None:
+    """Return the first program's first video track and its audio tracks, None if there is no whole PAT and PMT."""
     pmt_pid = None
     tables = 0
     for at in starts:
@@ -284,7 +293,7 @@ def _program(data: bytes, runs: list[_Run], starts: list[int]) -> tuple[_Track |
     return None
 
 
-def _tracks_of(data: bytes, runs: list[_Run], starts: list[int], init: bytes | None) -> tuple[_Track | None, _Track | None]:
+def _tracks_of(data: bytes, runs: list[_Run], starts: list[int], init: bytes | None) -> _Tracks:
     tracks = _program(data, runs, starts)
     if tracks is None and init and looks_like_ts(init):
         init_runs = _runs(init)
@@ -319,8 +328,9 @@ def _access(data: bytes, runs: list[_Run], at: int, codec: str, head: bytes) -> 
     return access
 
 
-def _tracks(section: bytes) -> tuple[_Track | None, _Track | None]:
-    video = audio = None
+def _tracks(section: bytes) -> _Tracks:
+    video: _Track | None = None
+    sounds: list[_Track] = []
     at = 4 + (int.from_bytes(section[2:4]) & 0xFFF)
     while at + 5 <= len(section):
         kind, pid = section[at], int.from_bytes(section[at + 1 : at + 3]) & 0x1FFF
@@ -330,9 +340,9 @@ def _tracks(section: bytes) -> tuple[_Track | None, _Track | None]:
         else:
             codec = _AUDIO.get(kind) or (_private_audio(section[at + 5 : end]) if kind == 0x06 else None)
             if codec:
-                audio = audio or _Track(pid, codec)
+                sounds.append(_Track(pid, codec))
         at = end
-    return video, audio
+    return video, tuple(sounds)
 
 
 def _private_audio(descriptors: bytes) -> str | None:
@@ -383,6 +393,7 @@ def _video(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> V
         starts_with_idr=bool(head.idr),
         pts=pts,
         sar=picture.sar,
+        interlaced=picture.interlaced,
     )
 
 
@@ -392,7 +403,7 @@ def _audio(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> A
             pts = _pes_pts(_payload(data, at))
             if pts is not None:
                 info = AudioInfo(_audio_codecs(track.codec, _elementary(_unit(data, runs, at, 1024))), pts)
-                return replace(info, straddles=_straddles(data, runs, track.pid, at))
+                return replace(info, id=track.pid, straddles=_straddles(data, runs, track.pid, at))
     return None
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from hlsrelay.codecs import level_for
 from hlsrelay.encoder import deadline_s
 from hlsrelay.ladder import parse_ladder
 from hlsrelay.media.info import AudioInfo, Container, MediaInfo, VideoInfo
-from hlsrelay.recipe import EncodeJob, command, frame_rate, level_for, needs_previous, width_for
+from hlsrelay.recipe import Before, EncodeJob, command, frame_rate, needs_previous, width_for
 
 FFMPEG = Path("ffmpeg")
 VIDEO = VideoInfo("avc1.640028", 1920, 1080, 3, 9000, 15000, 30.0, True, (9000, 12000, 15000))
@@ -75,8 +76,10 @@ def test_the_segment_before_is_read_only_where_it_is_needed() -> None:
         assert pairs(argv, "-i") == ["concat:before.ts|in.ts"]
         assert pairs(argv, "-protocol_whitelist") == ["file,pipe,concat"]
         assert "select='not(gte(mod(pts-9000+17179869184,8589934592),4294967296))'" in pairs(argv, "-filter_complex")[0]
-        assert pairs(argv, "-bsf:a") == ["noise=drop='gte(mod(pts-7550+17179869184,8589934592),4294967296)'"] * 3
-    assert pairs(command(job(info=info, previous=before), FFMPEG, 7000), "-bsf:a")[0].startswith("noise=drop='gte(mod(pts-7450+")
+        assert pairs(argv, "-bsf:a:0") == ["noise=drop='gte(mod(pts-7550+17179869184,8589934592),4294967296)'"] * 3
+    assert pairs(command(job(info=info, previous=before), FFMPEG, Before({None: 7000})), "-bsf:a:0")[0].startswith(
+        "noise=drop='gte(mod(pts-7450+"
+    )
     assert pairs(command(job(info=info, previous=Path("a|b.ts")), FFMPEG), "-i") == ["file:in.ts"]
 
 
