@@ -93,6 +93,7 @@ def _libx264(target: Target) -> list[str]:
 
 
 def _libx265(target: Target) -> list[str]:
+    threads = f"pools={target.threads}:frame-threads={target.threads}"
     fps = f"{target.rate.numerator}/{target.rate.denominator}"
     return [
         "-preset", "veryfast",
@@ -100,7 +101,7 @@ def _libx265(target: Target) -> list[str]:
         "-threads:v", str(target.threads),
         *_one_gop(),
         *_bitrates(target),
-        "-x265-params", f"open-gop=0:repeat-headers=0:info=0:log-level=error:pools={target.threads}:frame-threads={target.threads}:fps={fps}",
+        "-x265-params", f"open-gop=0:repeat-headers=0:info=0:log-level=error:{threads}:fps={fps}",
     ]  # fmt: skip
 
 
