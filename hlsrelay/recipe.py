@@ -170,7 +170,7 @@ def _video_options(video: VideoInfo, rung: Rung) -> list[str]:
         "-profile:v", "high",
         "-level:v", level,  # pinned, like fps below: SPS and PPS are then the same in every segment
         "-threads:v", "2",
-        "-g", "9999",  # one GOP a segment
+        "-g", "9999", "-keyint_min", "9999",  # one GOP a segment; a cut in it gets an I picture, not a key frame that other rungs lack
         "-flags", "+cgop",
         "-b:v", f"{kbps}k",
         "-maxrate", f"{round(kbps * MAXRATE)}k",
