@@ -1,7 +1,7 @@
 """hlsrelay side by side with what users would take instead: `make bench ARGS="…"`, `hlsrelay bench …` or `python -m bench …`.
 
 Builds a live origin of its own (nginx on loopback; 5 Mbps, segments of 4 s, playlists rewritten on a wall-clock grid), runs each relay
-against it in turn, and prints one table. Ratios against ffmpeg in the same round are the result; absolute figures are this machine's, today.
+against it in turn, and prints one table. Ratios against ffmpeg in the same round are the result; absolute figures are this machine's.
 Linux, with nginx and ffmpeg; other peers are installed at first use, and named where they can't be had.
 """
 
@@ -24,7 +24,7 @@ from bench import probe
 from bench.figures import Sample, lines_of, rows_as_json
 from bench.identity import prints_of
 from bench.installing import Programs
-from bench.measuring import NotMeasured, Setting, disk_bytes, measure
+from bench.measuring import Setting, disk_bytes, measure
 from bench.origin import MOST_FILES, media
 from bench.peers import PEERS, Peer
 from bench.table import drawing, markdown_table, text_table
@@ -45,7 +45,9 @@ def options() -> argparse.ArgumentParser:
     found.add_argument("--streams", default="1,50,200,500", help="how many at once, comma between; peers but hlsrelay: at most 200")
     found.add_argument("--peers", default="all", help=f"all, or names with comma between: {', '.join(PEERS)}")
     found.add_argument("--seconds", type=float, default=20.0, help="how long each run is measured once all its streams are up")
-    found.add_argument("--rounds", type=int, default=3, help="how often hlsrelay and ffmpeg run, in turn; the others run in the first round")
+    found.add_argument(
+        "--rounds", type=int, default=3, help="how often hlsrelay and ffmpeg run, in turn; the others run in the first round"
+    )
     found.add_argument("--quick", action="store_true", help="1 and 10 streams, one round, 8 seconds")
     found.add_argument("--segment-seconds", type=float, default=4.0, help="how long a segment is")
     found.add_argument("--jitter", type=float, default=0.0, help="seconds that publication may be off its grid, either way")
@@ -54,7 +56,9 @@ def options() -> argparse.ArgumentParser:
     found.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
     found.add_argument("--svg", type=Path, metavar="FILE", help="write a drawing")
     found.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as the docs have it")
-    found.add_argument("--data", type=Path, help="where relays write (default: shared memory where it is large enough, else the temp folder)")
+    found.add_argument(
+        "--data", type=Path, help="where relays write (default: shared memory where it is large enough, else the temp folder)"
+    )
     found.add_argument("--cache", type=Path, default=default_cache(), help="where media and peers are kept (%(default)s)")
     return found
 
@@ -193,7 +197,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(130)
-    lines = lines_of(found.samples, found.refused)
+    lines = lines_of(found.samples, found.refused, list(PEERS))
     print(text_table(lines))
     if wanted.json:
         wanted.json.write_text(json.dumps(rows_as_json(lines), indent=2) + "\n")

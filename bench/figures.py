@@ -138,28 +138,24 @@ def cpu_ratio(samples: Sequence[Sample], baseline: Sequence[Sample]) -> float | 
     return _median(sample.cpu_s_per_stream_minute / costs[sample.round] for sample in samples if costs.get(sample.round))
 
 
-def lines_of(samples: Iterable[Sample], refused: Mapping[tuple[str, int], str]) -> list[Line]:
-    """Return the table: by number of streams, then in the order in which peers first came. *refused* says why one was not measured."""
+def lines_of(samples: Iterable[Sample], refused: Mapping[tuple[str, int], str], order: Sequence[str]) -> list[Line]:
+    """Return the table, by number of streams and then in the *order* of peers. *refused* says why one was not measured."""
     groups: dict[tuple[str, int], list[Sample]] = {}
     for sample in samples:
         groups.setdefault((sample.peer, sample.streams), []).append(sample)
-    keys = sorted({*groups, *refused}, key=lambda key: key[1])  # stable only within what dicts keep in order
-    order = list(dict.fromkeys(peer for peer, _ in (*refused, *groups)))
-    order.sort(key=lambda peer: (peer != BASELINE, peer != "hlsrelay"))
     lines = []
-    for key in sorted(keys, key=lambda key: (key[1], order.index(key[0]))):
-        group = groups.get(key, [])
+    for key in sorted({*groups, *refused}, key=lambda key: (key[1], order.index(key[0]))):
+        group, reasons = groups.get(key, []), [refused[key]] if key in refused else []
         if not group:
-            lines.append(Line(Row(*key), notes=(refused[key],)))
+            lines.append(Line(Row(*key), notes=tuple(reasons)))
             continue
         playlists = _median(sample.playlist_requests / sample.published for sample in group)
-        notes = [f"{playlists:.2f} of its requests are for playlists"] if playlists is not None else []
         missing = sum(lost(sample.arrivals) for sample in group)
+        notes = [f"{playlists:.2f} requests per segment are for playlists"]
         notes += [f"{missing} segments lost"] if missing else []
         notes += dict.fromkeys(sample.note for sample in group if sample.note)
-        notes += [refused[key]] if key in refused else []
         ratio = cpu_ratio(group, groups.get((BASELINE, key[1]), ()))
-        lines.append(Line(row_of(group), _rounded(ratio, 3), len(group), tuple(notes)))
+        lines.append(Line(row_of(group), _rounded(ratio, 3), len(group), (*notes, *reasons)))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Which of the source's segments a relay's segment is, also where it was remuxed: by its first key picture, which remuxing leaves as it is."""
+"""Which of the source's segments a relay's segment is, remuxed or not: told by its first key picture, which remuxing leaves as it is."""
 
 from __future__ import annotations
 

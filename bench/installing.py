@@ -1,4 +1,4 @@
-"""Has the peers' programs at hand: Debian packages where we may install them, Python packages in a virtual environment of the bench's own."""
+"""Has the peers' programs at hand: Debian packages where we may install them, Python packages in an environment of the bench's own."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Programs:
     def __init__(self, cache: Path, children: Children) -> None:
         self._cache, self._children = cache, children
         self._updated = False
+        self._no_python = ""
 
     async def debian(self, program: str, packages: tuple[str, ...]) -> str:
         """Return why *program* can't be had; empty where it can."""
@@ -41,16 +42,16 @@ class Programs:
         wanted = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
         folder = self._cache / f"peers-{wanted}"
         path = folder / "bin" / program
-        if not (folder / "complete").exists():
+        if not (folder / "complete").exists() and not self._no_python:
             print(f"bench: installing the Python peers into {folder}", file=sys.stderr, flush=True)
             shutil.rmtree(folder, ignore_errors=True)
             reason = await self._run([sys.executable, "-m", "venv", str(folder)])
-            reason = reason or await self._run(
-                [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--only-binary", ":all:", "-r", str(REQUIREMENTS)]
-            )
-            if reason:
-                return path, f"{program} could not be installed: {reason}"
-            (folder / "complete").touch()
+            reason = reason or await self._run([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS)])
+            self._no_python = reason
+            if not reason:
+                (folder / "complete").touch()
+        if self._no_python:
+            return path, f"{program} could not be installed: {self._no_python}"
         return path, "" if path.exists() else f"{program} is not in its package"
 
     async def _run(self, argv: list[str]) -> str:

@@ -19,7 +19,6 @@ from bench.origin import ROOT, Origin, free_port, listening, program
 from bench.schedule import stream_name
 from hlsrelay.processes import Children
 
-
 MEDIAFLOW_WORKERS = 3
 """What its own start script takes."""
 
@@ -57,7 +56,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A relay that can be measured. *missing* tells why it can't be had, empty where it can; *often*: in each round, not in the first only."""
+    """A relay that can be measured. *missing* tells why it can't be had, empty where it can; *often*: in each round, not only in one."""
 
     name: str
     relaying: Callable[[Task, Programs], AbstractAsyncContextManager[Given]]

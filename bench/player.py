@@ -1,8 +1,8 @@
 """A player for relays that give nothing unless it is pulled: paced as RFC 8216 6.3.4 says, it takes every segment of many streams.
 
 `python -m bench.player MEDIA-FOLDER OUT --streams FILE` plays what FILE names, a line `stream URL` for each.
-A line of OUT, for each segment that it has whole: `stream relay-number file seconds identical`: which of the source's files it is (-1: none),
-when it was whole in seconds of the wall clock, and 1 where its bytes are the file's.
+A line of OUT for each segment that it has whole: `stream relay-number file seconds identical`: which of the source's files it is
+(-1: none), when it was whole in seconds of the wall clock, and 1 where its bytes are the file's.
 """
 
 from __future__ import annotations
