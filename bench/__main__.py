@@ -28,7 +28,7 @@ from bench.measuring import Setting, disk_bytes, measure
 from bench.origin import MOST_FILES, media
 from bench.peers import PEERS, Peer
 from bench.table import drawing, markdown_table, text_table
-from hlsrelay.errors import ConfigError, HlsRelayError
+from hlsrelay.errors import ConfigError, HlsRelayError, MissingProgram
 from hlsrelay.log import start_logging
 from hlsrelay.processes import Children
 
@@ -43,7 +43,7 @@ def options() -> argparse.ArgumentParser:
     """Return the command line."""
     found = argparse.ArgumentParser(prog="hlsrelay bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--streams", default="1,50,200,500", help="how many at once, comma between; peers but hlsrelay: at most 200")
-    found.add_argument("--peers", default="all", help=f"all, or names with comma between: {', '.join(PEERS)}")
+    found.add_argument("--peers", default="all", help=f"all, or how their names begin, comma between: {', '.join(PEERS)}")
     found.add_argument("--seconds", type=float, default=20.0, help="how long each run is measured once all its streams are up")
     found.add_argument(
         "--rounds", type=int, default=3, help="how often hlsrelay and ffmpeg run, in turn; the others run in the first round"
@@ -78,11 +78,11 @@ def counts(text: str) -> list[int]:
 
 def chosen_peers(text: str, *, tls: bool) -> list[Peer]:
     """Return the peers that *text* names. Raises ConfigError."""
-    names = list(PEERS) if text == "all" else [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in PEERS:
+    wanted = [name.strip() for name in text.split(",")] if text != "all" else [""]
+    for name in wanted:
+        if not any(peer.startswith(name) for peer in PEERS):
             raise ConfigError(f"--peers {name!r}: the peers are {', '.join(PEERS)}")
-    return [PEERS[name] for name in names if PEERS[name].tls or not tls]
+    return [peer for name, peer in PEERS.items() if name.startswith(tuple(wanted)) and (peer.tls or not tls)]
 
 
 def too_much(earlier: Sample | None, streams: int) -> str:
@@ -110,7 +110,11 @@ class Bench:
     async def run(self, data: Path) -> None:
         """Measure everything, interleaved: each round runs every peer that is still to be run. Raises HlsRelayError where nothing can."""
         wanted, children = self._wanted, Children()
+        programs = Programs(wanted.cache, children)
         try:
+            for needed in ("nginx", "ffmpeg"):
+                if reason := await programs.debian(needed, (needed,)):
+                    raise MissingProgram(reason)
             self.say("media")
             count = max(LISTED + 4, min(MOST_FILES, round(160 / wanted.segment_seconds)))
             files = await media(wanted.cache, wanted.segment_seconds, count, children)
@@ -118,7 +122,6 @@ class Bench:
             setting = Setting(
                 data, files, prints_of(files), wanted.segment_seconds, LISTED, window_s, wanted.jitter, wanted.tls, wanted.paced
             )
-            programs = Programs(wanted.cache, children)
             missing = {peer.name: await peer.missing(programs) for peer in self._peers}
             for streams in self._streams:
                 for turn in range(1, wanted.rounds + 1):

@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from bench.origin import ROOT
+from bench.origin import ROOT, found
 from hlsrelay.errors import ChildError
 from hlsrelay.processes import Children
 
@@ -26,7 +26,7 @@ class Programs:
 
     async def debian(self, program: str, packages: tuple[str, ...]) -> str:
         """Return why *program* can't be had; empty where it can."""
-        if shutil.which(program):
+        if found(program):
             return ""
         if os.geteuid() != 0 or not shutil.which("apt-get"):
             return f"not on this machine: {program} (Debian, Ubuntu: apt install {' '.join(packages)})"
@@ -35,7 +35,7 @@ class Programs:
             self._updated = True
             await self._run(["apt-get", "-qq", "update"])
         reason = await self._run(["apt-get", "-qq", "install", "-y", "--no-install-recommends", *packages])
-        return "" if shutil.which(program) else f"{program} could not be installed: {reason or 'it is not in its package'}"
+        return "" if found(program) else f"{program} could not be installed: {reason or 'it is not in its package'}"
 
     async def python(self, program: str) -> tuple[Path, str]:
         """Return where a program of requirements.txt is, and why it can't be had (empty where it can)."""

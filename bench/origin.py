@@ -51,7 +51,7 @@ async def media(cache: Path, segment_s: float, count: int, children: Children) -
     files = [folder / f"{index}.ts" for index in range(count)]
     if all(path.exists() for path in files):
         return files
-    ffmpeg = program("ffmpeg", "ffmpeg")
+    ffmpeg = program("ffmpeg")
     cache.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(dir=cache, prefix="making-"))
     try:
@@ -99,7 +99,7 @@ async def serving(
     paced: bool = False,
 ) -> AsyncGenerator[Origin, None]:
     """Serve and publish while the block runs; its playlists are there when it begins."""
-    nginx = program("nginx", "nginx")
+    nginx = program("nginx")
     folder.mkdir(parents=True)
     playlists, publications, access = folder / "live", folder / "publications", folder / "access"
     playlists.mkdir()
@@ -205,12 +205,17 @@ def whole_lines(path: Path) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines()
 
 
-def program(name: str, package: str) -> str:
+def found(program: str) -> str | None:
+    """Return where a program is, in the places for administrators' ones too."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def program(name: str) -> str:
     """Return where a program is. Raises MissingProgram."""
-    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if found is None:
-        raise MissingProgram(f"{name} isn't on PATH: install it (Debian, Ubuntu: apt install {package})")
-    return found
+    where = found(name)
+    if where is None:
+        raise MissingProgram(f"{name} isn't on PATH: install it (Debian, Ubuntu: apt install {name})")
+    return where
 
 
 def free_port() -> int:

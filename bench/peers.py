@@ -92,7 +92,7 @@ def ffmpeg_argv(source: str, playlist: Path, task: Task) -> list[str]:
     """Return the ffmpeg that relays *source*, a URL or `-`, into *playlist*."""
     # fmt: off
     return [
-        program("ffmpeg", "ffmpeg"), "-hide_banner", "-nostdin", "-loglevel", "error", "-i", source,
+        program("ffmpeg"), "-hide_banner", "-nostdin", "-loglevel", "error", "-i", source,
         "-c", "copy", "-f", "hls", "-hls_time", f"{task.segment_s:g}", "-hls_list_size", str(task.listed),
         "-hls_flags", "delete_segments", str(playlist),
     ]
@@ -155,7 +155,7 @@ async def _nginx(task: Task, _: Programs) -> AsyncGenerator[Given, None]:
     port = free_port()
     config = task.folder / "nginx.conf"
     config.write_text(cache_config(task.folder, port, task.origin.url))
-    argv = [program("nginx", "nginx"), "-c", str(config), "-p", str(task.folder), "-e", str(task.folder / "error")]
+    argv = [program("nginx"), "-c", str(config), "-p", str(task.folder), "-e", str(task.folder / "error")]
     async with task.children.spawn(argv, purpose="nginx proxy_cache") as server:
         await listening(port, server)
         yield Given(urls={name: url.replace(task.origin.url, f"http://127.0.0.1:{port}") for name, url in task.names().items()})
