@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -193,6 +194,8 @@ def main() -> None:
     if wanted.quick:
         wanted.streams, wanted.rounds, wanted.seconds = "1,10", 1, min(wanted.seconds, 8.0)
     start_logging("text")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # for all that is started: 500 streams in one process are many descriptors
     try:
         found = asyncio.run(bench(wanted))
     except HlsRelayError as error:
