@@ -30,9 +30,8 @@ def key_picture(head: bytes) -> bytes | None:
         if not has_payload:
             continue
         payload = head[at + 4 + (1 + head[at + 4] if has_adaptation else 0) : at + PACKET]
-        if begins and payload[:3] == b"\0\0\x01" and len(payload) > 9 and payload[3] & 0xF0 == 0xE0 and video in (None, pid):
+        if begins and payload[:3] == b"\0\0\x01" and payload[3] & 0xF0 == 0xE0 and video in (None, pid):
             video = pid
-            payload = payload[9 + payload[8] :]
         if pid == video:
             stream += payload
             found = _KEY_PICTURE.search(stream)
