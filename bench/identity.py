@@ -30,7 +30,7 @@ def key_picture(head: bytes) -> bytes | None:
         if not has_payload:
             continue
         payload = head[at + 4 + (1 + head[at + 4] if has_adaptation else 0) : at + PACKET]
-        if begins and payload[:3] == b"\0\0\x01" and payload[3] & 0xF0 == 0xE0 and video in (None, pid):
+        if begins and payload[:3] == b"\0\0\x01" and b"\xe0" <= payload[3:4] <= b"\xef" and video in (None, pid):
             video = pid
         if pid == video:
             stream += payload
