@@ -26,6 +26,7 @@ WARM_UP_S, WARM_UP_SEGMENTS, WARM_UP_S_PER_STREAM = 20.0, 6.0, 0.4
 """How long that may take."""
 LOG_FLUSHED_S = 0.5
 LOOK_S = 0.5
+TOLD_S = 5.0
 
 
 class NotMeasured(HlsRelayError):
@@ -115,11 +116,11 @@ async def _up(
 ) -> int:
     """Wait until all streams are up, and return how many are. Raises NotMeasured where none is."""
     until_s = time.monotonic() + warm_up_s(streams, setting.segment_s)
-    told = -1
+    told_s = 0.0
     while True:
         up = len(streams_up(seen(), origin.publications, UP_AFTER_SEGMENTS, len(setting.files)))
-        if up != told:
-            told = up
+        if up == streams or time.monotonic() - told_s > TOLD_S:
+            told_s = time.monotonic()
             say(f"{up} of {streams} up")
         if up == streams or time.monotonic() > until_s:
             break

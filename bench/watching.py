@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,15 +96,16 @@ def arrivals_of(seen: list[Seen], published: Published, files: list[Path], since
             continue
         arrival = Arrival(stream, number, published[stream][number], when_s, relay_number, identical)
         if path is not None and left > 0:
-            try:
-                theirs = path.read_bytes()
-            except OSError:  # swept meanwhile
-                pass
-            else:
-                left -= len(theirs)
-                arrival = replace(arrival, identical=theirs == files[index].read_bytes())
+            with suppress(OSError):  # swept meanwhile
+                arrival = replace(arrival, identical=alike(path, files[index]))
+                left -= path.stat().st_size
         arrivals.append(arrival)
     return arrivals[::-1]
+
+
+def alike(one: Path, other: Path) -> bool:
+    """Return whether two files have the same bytes."""
+    return one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
 
 
 def streams_up(seen: list[Seen], publications_log: Path, count: int, files: int) -> set[str]:
