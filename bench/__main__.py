@@ -37,6 +37,8 @@ LISTED = 6
 FOLDER = "hlsrelay-bench-"
 FULL_SHARE = 0.95
 """A peer that needs more than this of all cores, or of the free memory, as told by its run with fewer streams, is not run."""
+TELLING_STREAMS = 10
+"""A run with fewer says little of one with many: what a process costs by itself is most of it."""
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -88,7 +90,7 @@ def chosen_peers(text: str, *, tls: bool) -> list[Peer]:
 
 def too_much(earlier: Sample | None, streams: int) -> str:
     """Return why a peer can't do *streams* at once on this machine, as told by a run of it with fewer; empty where it may."""
-    if earlier is None:
+    if earlier is None or earlier.streams < TELLING_STREAMS:
         return ""
     cores = earlier.cpu_s_per_stream_minute / 60 * streams
     if cores > FULL_SHARE * (os.cpu_count() or 1):
