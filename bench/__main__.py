@@ -31,7 +31,7 @@ from bench.peers import PEERS, Peer
 from bench.table import drawing, markdown_table, text_table
 from hlsrelay.errors import ConfigError, HlsRelayError, MissingProgram
 from hlsrelay.log import start_logging
-from hlsrelay.processes import Children
+from hlsrelay.processes import Children, sweep
 
 LISTED = 6
 FOLDER = "hlsrelay-bench-"
@@ -179,6 +179,7 @@ async def bench(wanted: argparse.Namespace) -> Bench:
     with suppress(NotImplementedError):
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     streams, peers = counts(wanted.streams), chosen_peers(wanted.peers, tls=wanted.tls)
+    sweep()  # what a bench that was killed left running
     found = Bench(wanted, peers, streams)
     data = data_folder(wanted, streams)
     try:

@@ -36,12 +36,12 @@ class Player:
         while True:
             started_s = time.monotonic()
             try:
-                wait_s = await self._turn()
+                wait_s = await self.turn()
             except (aiohttp.ClientError, TimeoutError):
                 wait_s = AFTER_ERROR_S
             await asyncio.sleep(max(0.0, started_s + wait_s - time.monotonic()))
 
-    async def _turn(self) -> float:
+    async def turn(self) -> float:
         """Load the playlist and take what is new; returns how long after its start the next load is due."""
         async with self._session.get(self._url) as answer:
             answer.raise_for_status()

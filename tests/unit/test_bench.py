@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import cast
 
+import aiohttp
 import pytest
 
 from bench import probe
@@ -18,6 +23,7 @@ from bench.__main__ import chosen_peers, counts, too_much
 from bench.figures import Arrival, Row, Sample, cpu_ratio, lines_of, lost, percentile, row_of, rows_as_json, sequence_kept
 from bench.identity import PACKET, key_picture, number_of
 from bench.origin import asked, publications
+from bench.player import Player
 from bench.schedule import OLDEST_NUMBER, Grid, file_of
 from bench.table import drawing, markdown_table, shown_count, text_table
 from bench.watching import Folders, arrivals_of, listed, played
@@ -216,6 +222,41 @@ def test_a_players_words_are_read_as_far_as_they_are_whole(tmp_path: Path) -> No
     (tmp_path / "log").write_text("s000 1006 3.5\ns000 1007 7.5\ns0")
     assert publications(tmp_path / "log") == {"s000": {1006: 3.5, 1007: 7.5}}
     assert played(tmp_path / "none") == []
+
+
+class Session:
+    """Answers as an HTTP client's session would, from *bodies* by path."""
+
+    def __init__(self) -> None:
+        self.bodies: dict[str, bytes] = {}
+        self.asked: list[str] = []
+
+    @asynccontextmanager
+    async def get(self, url: str) -> AsyncGenerator[Session, None]:
+        self.url = url
+        self.asked.append(url.rpartition("/")[2])
+        yield self
+
+    def raise_for_status(self) -> None:
+        pass
+
+    async def read(self) -> bytes:
+        return self.bodies[self.asked[-1]]
+
+    async def text(self) -> str:
+        return (await self.read()).decode()
+
+
+def test_the_player_begins_three_from_the_end_and_takes_each_segment_once() -> None:
+    grid, session, had = Grid(0.0, 1, 4.0, 6, 40), Session(), list[tuple[int, bytes]]()
+    session.bodies = {f"{number}-{number - OLDEST_NUMBER}.ts": str(number).encode() for number in range(OLDEST_NUMBER, OLDEST_NUMBER + 9)}
+    player = Player("s0", "http://x/s0/index.m3u8", cast(aiohttp.ClientSession, session), lambda _, n, body, __: had.append((n, body)))
+    waits_s = []
+    for newest in (1005, 1005, 1006, 1008):
+        session.bodies["index.m3u8"] = grid.playlist(newest).encode()
+        waits_s.append(asyncio.run(player.turn()))
+    assert had == [(number, str(number).encode()) for number in range(1003, 1009)]
+    assert waits_s == [4.0, 2.0, 4.0, 4.0]  # RFC 8216 6.3.4
 
 
 def test_requests_are_counted_in_the_window_only() -> None:
