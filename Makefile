@@ -1,7 +1,7 @@
 # Everything sets itself up: Python 3.11 or newer with venv, and make, are all that a machine needs.
 # The work is in tools/setup.sh; the stamps in .venv/ say what is done, so that the second time is at once.
 
-.PHONY: help install run test nightly lint lock clean
+.PHONY: help install run test bench nightly lint lock clean
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 export SOURCE LADDER HTTP DATA
@@ -13,6 +13,7 @@ help:
 	@echo '                          relay that live source'
 	@echo 'make install              make .venv with .venv/bin/hlsrelay'
 	@echo 'make test [ARGS=…]        run the tests (ARGS go to pytest)'
+	@echo 'make bench [ARGS=…]       measure hlsrelay side by side with ffmpeg, streamlink and others (ARGS=--help tells the options)'
 	@echo 'make nightly              relay 20,000 random histories of a source, and hold them against the laws of numbering'
 	@echo 'make lint                 check types and style'
 	@echo 'make lock                 bring the locked dependencies up to date'
@@ -44,6 +45,9 @@ run: install
 test: install .venv/.dev .venv/.strict
 	@sh tools/setup.sh debian
 	@.venv/bin/python -m pytest -n 2 --dist loadgroup -rs $(ARGS)
+
+bench: install
+	@.venv/bin/hlsrelay bench $(ARGS)
 
 nightly: install .venv/.dev
 	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -n 2 -rs tests/unit/test_histories.py $(ARGS)

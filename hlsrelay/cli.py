@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hlsrelay import __version__
-from hlsrelay.errors import HlsRelayError
+from hlsrelay.errors import HlsRelayError, MissingProgram
 
 EXIT_CODES = """Exit codes: 0 done; 1 failed; 2 something you wrote can't work; 3 no such stream; 4 Redis does not answer;
 5 port, folder or stream in other hands or not writable; 6 a program is missing."""
@@ -192,6 +192,19 @@ def probe(
     from hlsrelay import commands
 
     commands.run_until_done(commands.probe(source, headers, proxy, seconds, as_json))
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
+def bench(arguments: typer.Context) -> None:
+    """Measure hlsrelay side by side with ffmpeg, streamlink and others (only in a copy of the source tree; --help says more)."""
+    import runpy
+
+    root = Path(__file__).parents[1]
+    if not (root / "bench" / "__main__.py").is_file():
+        raise MissingProgram("the bench is part of the source tree, not of the package: get that, and run make bench in it")
+    sys.path.insert(0, str(root))
+    sys.argv = ["hlsrelay bench", *arguments.args]
+    runpy.run_module("bench", run_name="__main__")
 
 
 @app.command()

@@ -1,0 +1,59 @@
+"""N streams relayed by one hlsrelay process: `python -m bench.node COUNT PLAYLIST-URL` with `{}` for the number in the URL.
+
+There is no verb yet that relays many registered streams in one process, so this stands in for it, and is no more than what `hlsrelay run`
+does for one: the same registry (the embedded Redis unless HLSRELAY_REDIS_URL says otherwise), web server, worker.relay_stream, settings
+from the environment. It registers the streams itself, and ends on TERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import uvloop
+
+from bench.schedule import stream_name
+from hlsrelay import transport
+from hlsrelay.commands import _node, _on_signals
+from hlsrelay.fields import stream_of
+from hlsrelay.log import start_logging
+from hlsrelay.settings import Settings, load_settings
+from hlsrelay.site import RelaySite
+from hlsrelay.web import create_app, serve
+from hlsrelay.worker import relay_stream
+
+
+async def relay_all(count: int, url: str, window_s: float, settings: Settings) -> None:
+    """Relay the streams until told to go."""
+    start_logging(settings.log)
+    leaving = _on_signals()
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(_node(settings))
+        await stack.enter_async_context(serve(create_app(RelaySite(node)), settings.http))
+        streams = []
+        for index in range(count):
+            fields = {"source": url.format(stream_name(index)), "desired": "run", "window": f"{window_s:g}"}
+            await node.registry.register(stream_name(index), fields)
+            streams.append(stream_of(stream_name(index), fields))
+        async with asyncio.TaskGroup() as group:
+            for stream in streams:
+                group.create_task(relay_stream(stream, node, leaving))
+
+
+def main() -> None:
+    """Read the command line, and relay."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("count", type=int)
+    options.add_argument("url")
+    options.add_argument("--window", type=float, default=24.0)
+    options.add_argument("--trust", type=Path, help="certificate to trust beside the usual ones")
+    chosen = options.parse_args()
+    if chosen.trust:
+        transport._tls().load_verify_locations(chosen.trust)  # no setting for it: a source on the internet needs none
+    uvloop.run(relay_all(chosen.count, chosen.url, chosen.window, load_settings()))
+
+
+if __name__ == "__main__":
+    main()
