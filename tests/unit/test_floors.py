@@ -9,7 +9,7 @@ import hlsrelay
 
 PACKAGE = Path(hlsrelay.__file__).parent
 FLOORS = [
-    {"model", "errors", "failover", "ladder", "urls", "fields", "redis_keys", "hls", "media", "judge", "cookies", "expanding"},
+    {"model", "errors", "failover", "phase", "ladder", "urls", "fields", "redis_keys", "hls", "media", "judge", "cookies", "expanding"},
     {"clock", "metrics", "settings", "log", "addresses"},
     {"processes", "embedded", "transport", "recipe"},
     {"upstream", "encoder", "storage", "ledger", "registry"},
