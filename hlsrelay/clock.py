@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
+
+from hlsrelay.model import EAGER, Polling
+from hlsrelay.phase import Phase, asked, found_new, found_nothing
 
 
 class Clock:
@@ -40,11 +44,12 @@ class Nudges:
 
 
 class Pacer:
-    """Yields each time the source's playlist is due, as RFC 8216 6.3.4 paces a client.
+    """Yields each time the source's playlist is due: just when the source publishes, as far as that is known (phase).
 
-    After a playlist that brought something new: one target duration after the *start* of that load, or the newest segment's
-    duration where that is less. After one that did not: half of that. Of a playlist of one or two segments always sooner: one that
-    comes late is pushed out early by the next. A nudge makes the next one due at once (the operator changed something).
+    Where it is not, and where the operator wants it polite, as RFC 8216 6.3.4 paces a client. After a playlist that brought something
+    new: one target duration after the *start* of that load, or the newest segment's duration where that is less. After one that did
+    not: half of that. Of a playlist of one or two segments always sooner: one that comes late is pushed out early by the next. A nudge
+    makes the next one due at once (the operator changed something).
     """
 
     SHORTEST_S = 0.25
@@ -55,15 +60,17 @@ class Pacer:
     def __init__(self, clock: Clock, nudges: Nudges) -> None:
         self._clock = clock
         self._nudged = nudges.listen()
-        self._due_s: float | None = None
-        self._wait_s = self.BEFORE_FIRST_S
+        self._started_s: float | None = None
+        self._due_s = 0.0
+        self._usual_s = self.BEFORE_FIRST_S
+        self._phase = Phase()
 
     def __aiter__(self) -> Pacer:
         return self
 
     async def __anext__(self) -> float:
         """Wait until the next load is due; returns the monotonic time at which it starts."""
-        if self._due_s is not None:
+        if self._started_s is not None:
             wait_s = self._due_s - self._clock.monotonic_s()
             try:
                 async with asyncio.timeout(max(0.0, wait_s)):
@@ -71,20 +78,29 @@ class Pacer:
             except TimeoutError:
                 pass
         self._nudged.clear()
-        started_s = self._clock.monotonic_s()
-        self._due_s = started_s + self._wait_s
-        return started_s
+        self._started_s = self._clock.monotonic_s()
+        self._due_s = self._started_s + self._usual_s
+        self._phase = asked(self._phase, self._started_s)
+        return self._started_s
 
-    def loaded(self, *, changed: bool, listed: int, target_duration_s: float, newest_s: float) -> None:
-        """Tell what the load that started last has brought, of a playlist of so many segments."""
-        part = self.FEW_LISTED.get(listed, 1.0 if changed else 0.5)
-        self._again_after(max(self.SHORTEST_S, part * min(target_duration_s, newest_s)))
+    def loaded(
+        self, *, fresh_s: tuple[float, ...], listed: int, target_duration_s: float, newest_s: float, polling: Polling = EAGER
+    ) -> None:
+        """Tell what the load that started last has brought, by the durations of what is new, of a playlist of so many segments."""
+        assert self._started_s is not None, "nothing has been loaded yet"
+        self._usual_s = max(self.SHORTEST_S, min(target_duration_s, newest_s) * self.FEW_LISTED.get(listed, 1.0 if fresh_s else 0.5))
+        phase = replace(self._phase, closest_s=polling.closest_s)
+        if fresh_s:
+            self._phase, due_s = found_new(phase, self._started_s, fresh_s, self._usual_s)
+        else:
+            self._phase, due_s = found_nothing(phase, self._started_s, self._usual_s)
+        if polling.polite:
+            due_s = self._started_s + self._usual_s
+        elif listed in self.FEW_LISTED:
+            due_s = min(due_s, self._started_s + self._usual_s)
+        self._due_s = max(due_s, self._started_s + polling.closest_s)
 
     def failed(self) -> None:
         """Tell that the load that started last brought nothing usable: the usual pause, no faster."""
-        self._again_after(max(self.SHORTEST_S, self._wait_s))
-
-    def _again_after(self, wait_s: float) -> None:
-        if self._due_s is not None:
-            self._due_s += wait_s - self._wait_s
-        self._wait_s = wait_s
+        assert self._started_s is not None, "nothing has been loaded yet"
+        self._due_s = self._started_s + self._usual_s

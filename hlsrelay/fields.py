@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hlsrelay.errors import ConfigError
 from hlsrelay.ladder import parse_ladder
-from hlsrelay.model import Desired, KeyPolicy, Stream
+from hlsrelay.model import Desired, KeyPolicy, Polling, Stream
 from hlsrelay.redis_keys import STREAM_ID
 from hlsrelay.urls import checked_url, redacted
 
@@ -26,6 +26,8 @@ OPERATOR_FIELDS: Mapping[str, str] = {
     "comma between (default: none, pass-through)",
     "variants": "what of a multivariant source to relay: all, best, <=720p, or names of variants (default: all)",
     "keys": "where players get decryption keys: proxy, from us, fetched once; or origin, from where the source says (default: proxy)",
+    "polling": "when the source's playlists are asked for: fast, just when it publishes, which is learnt; polite, no sooner than RFC 8216 "
+    "6.3.4 has it; or fast, but with so many seconds between two requests at least, 0.1 to 60 (default: fast)",
     "window": "seconds of media that the playlists list, 6 to 86400 (default: 60)",
     "on_demand": "yes: relay only while somebody watches, from the first playlist request on; or no (default: no)",
     "idle_timeout": "seconds without a request after which an on_demand stream stops its relay, 10 to 86400 (default: 60)",
@@ -87,7 +89,21 @@ def stream_of(stream_id: str, fields: Mapping[str, str]) -> Stream:
         variants=_variants(fields.get("variants", "")),
         on_demand=_yes("on_demand", fields),
         idle_timeout_s=_seconds("idle_timeout", fields, SHORTEST_IDLE_S, LONGEST_IDLE_S) or DEFAULT_IDLE_S,
+        polling=_polling(fields.get("polling", "")),
     )
+
+
+def _polling(text: str) -> Polling:
+    text = text.strip().lower() or "fast"
+    if text in ("fast", "polite"):
+        return Polling(polite=text == "polite")
+    try:
+        closest_s = float(text)
+    except ValueError:
+        closest_s = 0.0
+    if not 0.1 <= closest_s <= 60:
+        raise ConfigError(f"polling is '{text}': write fast, polite, or seconds from 0.1 to 60")
+    return Polling(closest_s=closest_s)
 
 
 def _variants(text: str) -> str:

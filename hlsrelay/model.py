@@ -195,6 +195,17 @@ class KeyPolicy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Polling:
+    """When a source's playlists are asked for: *polite* is no sooner than RFC 8216 6.3.4 has it; *closest_s* lie between two requests."""
+
+    polite: bool = False
+    closest_s: float = 0.1
+
+
+EAGER = Polling()
+
+
+@dataclass(frozen=True, slots=True)
 class Stream:
     """What an operator wrote about one stream, checked."""
 
@@ -212,6 +223,7 @@ class Stream:
     hold_s: float | None = None
     on_demand: bool = False
     idle_timeout_s: float = 60.0
+    polling: Polling = EAGER
 
 
 @dataclass(frozen=True, slots=True)

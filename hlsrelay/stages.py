@@ -131,10 +131,11 @@ async def numbered(looks: AsyncIterator[Look], desk: Desk) -> AsyncGenerator[Num
         if snapshot is not None:
             step = await cutting.step(position, snapshot, look.stream)
             desk.pacer.loaded(
-                changed=bool(step.fresh),
+                fresh_s=tuple(one.duration_s for one in step.fresh),
                 listed=len(snapshot.segments),
                 target_duration_s=snapshot.target_duration_s,
                 newest_s=snapshot.segments[-1].duration_s,
+                polling=look.stream.polling,
             )
             mark = f"{snapshot.segments[-1].sequence} {identity(snapshot.segments[-1])}"
             newest, moved_s = mark, moved_s if mark == newest else clock.monotonic_s()

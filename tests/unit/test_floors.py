@@ -10,7 +10,7 @@ import hlsrelay
 PACKAGE = Path(hlsrelay.__file__).parent
 HOUSE = """
 model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
-codecs
+codecs phase
 / clock metrics settings log addresses notify proc memory
 / orphans pipes processes embedded transport recipe offers
 / upstream encoder storage ledger registry demand
