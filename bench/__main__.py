@@ -31,7 +31,8 @@ from bench.peers import PEERS, Peer
 from bench.table import drawing, markdown_table, text_table
 from hlsrelay.errors import ConfigError, HlsRelayError, MissingProgram
 from hlsrelay.log import start_logging
-from hlsrelay.processes import Children, sweep
+from hlsrelay.orphans import sweep
+from hlsrelay.processes import Children
 
 LISTED = 6
 FOLDER = "hlsrelay-bench-"

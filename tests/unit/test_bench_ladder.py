@@ -7,8 +7,8 @@ import pytest
 from bench.content import FRAME_RATE, SCENES, SEGMENT_S, scenes_graph
 from bench.ladder import Pass, Row, rate_rows, speed_rows, table
 from bench.quality import Packets, read_off
+from hlsrelay.codecs import BUFSIZE, MAXRATE
 from hlsrelay.model import Rung
-from hlsrelay.recipe import BUFSIZE, MAXRATE
 
 RUNG = Rung("360p", 360, 600)
 PER_PICTURE = RUNG.video_kbps * 1000 // 8 // FRAME_RATE  # bytes of a picture at exactly the named bitrate
