@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -22,6 +22,7 @@ from hlsrelay.model import (
     Numbered,
     Presentation,
     Restart,
+    Segment,
     Snapshot,
     Stream,
     Track,
@@ -80,6 +81,8 @@ class Agreement:
     """How many of *cuts* each track has."""
     joined: dict[str, int] = field(default_factory=dict)
     """Which generation each track has come to."""
+    shifts: dict[str, int] = field(default_factory=dict)
+    """What is added to the source's own discontinuity sequence numbers of a track, where they differ from the main track's."""
     ends: dict[str, datetime] = field(default_factory=dict)
     shown: dict[str, datetime] = field(default_factory=dict)
     clock: str = SOURCE
@@ -106,6 +109,14 @@ class Agreement:
             ends=ends,
             shown=dict(ends),
         )
+
+    def seen_at_first(self, found: Mapping[str, Snapshot]) -> None:
+        """Take the first look at all tracks: a moment has one discontinuity sequence number, and the main track's is taken."""
+        if (main := found.get(SOURCE)) is None:
+            return
+        for name, snapshot in found.items():
+            if both := next(_same_moment(main.segments, snapshot.segments), None):
+                self.shifts[name] = max(both[0].era - both[1].era, -snapshot.discontinuity_sequence)
 
     def known_to(self, track: str) -> Agreed:
         """Return what numbering a segment of *track* must keep to."""
@@ -136,7 +147,9 @@ class Agreement:
         """Return the discontinuity sequence number that a track begins with; it has none of the cuts that lie before it."""
         latest = new.program_date_time + timedelta(seconds=new.duration_s / 2)
         self.had[track] = sum(cut is None or cut <= latest for cut in self.cuts)
-        return new.discontinuity_sequence if self.discontinuities is None else self.discontinuities + self.had[track]
+        if self.discontinuities is None:
+            return new.discontinuity_sequence + self.shifts.get(track, 0)
+        return self.discontinuities + self.had[track]
 
     def count_again(self, track: str, new: Numbered, count: int) -> int:
         """Return the discontinuity sequence number that a withdrawn track goes on with after *count*, without the cuts before it."""
@@ -186,6 +199,18 @@ class Agreement:
 
 def _half(entry: Entry) -> timedelta:
     return timedelta(seconds=entry.duration_s / 2)
+
+
+def _same_moment(ones: Sequence[Segment], others: Sequence[Segment]) -> Iterator[tuple[Segment, Segment]]:
+    """Yield pairs of segments that begin together, newest first: by time where both tell it, else by the source's numbers."""
+    for other in reversed(others[-REMEMBERED:]):
+        for one in reversed(ones[-REMEMBERED:]):
+            if one.time and other.time:
+                together = abs((one.time - other.time).total_seconds()) <= min(one.duration_s, other.duration_s) / 2
+            else:
+                together = one.sequence == other.sequence
+            if together:
+                yield one, other
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ async def looked(desks: list[Desk]) -> None:
     await asyncio.gather(*(look(desk) for desk in desks))
     found = {desk.track.name: one.snapshot for desk in desks for one in desk.first_look if one.snapshot}
     agreement = desks[0].agreement
+    agreement.seen_at_first(found)
     if not agreement.target_duration_s:
         agreement.target_duration_s = max((snapshot.target_duration_s for snapshot in found.values()), default=0)
     dated = next((name for name, snapshot in found.items() if snapshot.segments[-1].time), None)

@@ -172,6 +172,29 @@ def test_a_discontinuity_of_some_tracks_is_one_of_all_at_the_same_moment(tmp_pat
     assert show.discontinuity_sequences() == {1}
 
 
+@dated
+def test_tracks_whose_source_counts_their_discontinuities_differently_from_the_first_agree_on_the_main_tracks_count(
+    tmp_path: Path, pdt: bool
+) -> None:
+    def counted(origin: Origin, count: int) -> Callable[[httpx.Request], httpx.Response | None]:
+        def answer(request: httpx.Request) -> httpx.Response | None:
+            if not request.url.path.endswith(".m3u8"):
+                return None
+            head, rest = origin.playlist().text().split("#EXT-X-MEDIA-SEQUENCE", 1)
+            return httpx.Response(200, text=f"{head}#EXT-X-DISCONTINUITY-SEQUENCE:{count}\n#EXT-X-MEDIA-SEQUENCE{rest}")
+
+        return answer
+
+    async def play(show: Show) -> None:
+        for count, track in enumerate(("low", "high", "en"), start=4):
+            show.origins[track].fault = counted(show.origins[track], count)
+        await show.relayed(30)
+
+    show, broken = shown(tmp_path, play, pdt=pdt)
+    assert broken == []
+    assert show.discontinuity_sequences() == {5}
+
+
 @pytest.mark.parametrize("tracks", [tuple(NAMES), ("high", "low", "de")], ids=["in all", "in the others"])
 def test_a_relay_that_ends_while_one_track_is_short_of_a_discontinuity_goes_on_with_one_in_each(
     tmp_path: Path, tracks: tuple[str, ...]
