@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from random import Random
 
 import httpx
 import pytest
@@ -275,8 +276,43 @@ def test_tracks_that_go_and_come_back_together_agree_on_their_discontinuities(aw
                 assert not any(one.gap for one in again.segments)
                 ends += [one.time for one in again.segments[-1:] if one.time]
             assert max(ends) - min(ends) <= timedelta(seconds=4)
+            assert timedelta(0) <= clock.utc_now() - max(ends) <= timedelta(seconds=12), "times go on with the clock, not from the last end"
             assert all(source.whole(track) for track in NAMES)
             assert "STREAM-INF" in source.text()
+
+    show(tmp_path, play)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_the_source_did_meanwhile_numbers_go_on_one_by_one_and_nothing_comes_twice(seed: int, tmp_path: Path) -> None:
+    chosen = Random(seed)
+
+    async def play(watch: Watching) -> None:
+        for turn in range(6):
+            await relayed(watch, now_s() + chosen.uniform(5, 60))
+            if chosen.random() < 0.5:
+                watch.origin.restart(f"again{turn}", first=chosen.choice([0, 7, watch.origin.newest() - 3, watch.origin.newest() + 50]))
+            withdraw(watch.storage, VirtualClock())
+            await asyncio.sleep(chosen.choice([1, 5, 12, 40, 400]))
+        await relayed(watch, now_s() + 30)
+
+    watch = relay_scenario(tmp_path, play, Origin(pdt=seed % 2 == 0))
+    assert watch.numbers() == list(range(103, 103 + len(watch.numbers())))
+    assert watch.relayed_exactly()
+    assert watch.gaps() == []
+    assert watch.times() == sorted(set(watch.times()))
+
+
+def test_a_track_that_comes_while_nobody_watches_agrees_on_the_discontinuities_of_the_others(tmp_path: Path) -> None:
+    async def play(source: Show) -> None:
+        whole = source.master
+        source.master = "".join(line for line in whole.splitlines(True) if "TYPE=SUBTITLES" not in line).replace(',SUBTITLES="s"', "")
+        await source.relayed(60)
+        withdraw(source.storage, VirtualClock())
+        await asyncio.sleep(30)
+        source.master = whole
+        await source.relayed(now_s() + 60)
+        assert len(source.discontinuity_sequences()) == 1
 
     show(tmp_path, play)
 
