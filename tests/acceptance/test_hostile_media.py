@@ -84,7 +84,7 @@ def media(tmp_path_factory: pytest.TempPathFactory, bait: str) -> dict[str, byte
     huge = str(folder / "huge" / "huge.ts")
     encode = ["-c:v", "libx264", "-preset", "ultrafast", "-f", "mpegts"]
     output("ffmpeg", "-v", "error", "-nostdin", "-f", "lavfi", "-i", EIGHT_K, *encode, huge)
-    text = f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{bait}/segment\n#EXTINF:2,\nfile://{secret}\n#EXT-X-ENDLIST\n".encode()
+    text = f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{bait}/segment.ts\n#EXTINF:2,\nfile://{secret}\n#EXT-X-ENDLIST\n".encode()
     script = f"ffconcat version 1.0\nfile '{secret}'\nfile '{bait}/concat'\n".encode()
     return {
         "good": good,
