@@ -214,7 +214,8 @@ class Schedule:
             if known.best_speed is not None or known.stretch >= LONGEST_ALLOWANCE / ALLOWANCE:
                 known.missed = min(known.missed + 1, MOST_MISSED)
             known.good, known.good_needed = 0, min(2 * known.good_needed, MOST_GOOD) if run.daring else known.good_needed
-            if known.best_speed is None and not full:
+            others_known = all(one.best_speed is not None for one in self._awake(now_s) if one is not known)
+            if known.best_speed is None and not full and others_known:
                 known.stretch *= 1.25  # not for want of slots, and nothing shows that it was ever faster
             elif full or not run.alone:
                 self._capacity = _blend(self._capacity, min(self._capacity, cpu_s / wall_s * drawing))
@@ -282,11 +283,13 @@ class Schedule:
         return False
 
     def _yields(self, known: _Known, now_s: float) -> bool:
-        """Return whether a slot is kept free for a stream that went without, is about to have its next segment, and is no more served."""
-        if known.hungry:
-            return False
+        """Return whether a slot is kept free for a stream that went without, is about to have its next segment, and is less served.
+
+        Who went without too yields only to those that are a job behind: they take turns.
+        """
+        lead = self._cpu_s(known, known.newest.cost(_cheapest(known.newest))) if known.hungry else 0.0
         return any(
-            one.hungry and one.served <= known.served and now_s - one.newest.ready_s < 1.5 * one.newest.duration_s
+            one.hungry and one.served + lead <= known.served and now_s - one.newest.ready_s < 1.5 * one.newest.duration_s
             for name, one in self._streams.items()
             if not self._busy_with(name)
         )
