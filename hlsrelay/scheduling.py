@@ -111,15 +111,15 @@ class _Run:
 
 
 class Schedule:
-    """Decides for *slots* that jobs run in. Whoever runs them tells it what comes, what it may start, and how each ended."""
+    """Decides for *slots* that jobs run in, on so many *cores*. Whoever runs jobs tells it what comes, and how each ended."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, cores: int | None = None) -> None:
         self.slots = slots
         self.ceiling = _EVERYTHING
         """The dearest rung made at present, in cost per second of media."""
         self._streams: dict[str, _Known] = {}
         self._running: dict[Work, _Run] = {}
-        self._capacity = self._proven = float(slots)
+        self._capacity = self._proven = float(min(slots, cores or slots))
         self._cpu_per_cost = 1.0
         self._best_speed = 0.0
         self._served = 0.0

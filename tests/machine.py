@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -43,7 +44,7 @@ class Machine:
     """Runs what the schedule grants. *cores* and *parallel* (the cores that one job can use) may be changed meanwhile."""
 
     def __init__(self, slots: int = 2, cores: float = 2.0, parallel: float = 1.75) -> None:
-        self.schedule = Schedule(slots)
+        self.schedule = Schedule(slots, math.ceil(cores))
         self.cores, self.parallel = cores, parallel
         self.now_s = 0.0
         self.answers: dict[str, list[Answer]] = {}
