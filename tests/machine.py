@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hlsrelay.scheduling import Grant, Schedule, Work
 
 STEP_S = 0.05
-LADDER = {"720p": 0.4, "480p": 0.19, "360p": 0.1, "audio": 0.0}
+LADDER = {"720p": 0.34, "480p": 0.19, "360p": 0.1, "audio": 0.0}
 """A usual ladder's cost by rung, in CPU seconds per second of media; decoding is DECODE."""
 DECODE = 0.15
 
