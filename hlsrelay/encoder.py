@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -98,7 +99,7 @@ class LocalEncoder:
         self._children = children
         self._clock = clock or Clock()
         self._chance = chance
-        self._schedule = Schedule(slots)
+        self._schedule = Schedule(slots, os.cpu_count())
         self._granted: dict[Work, asyncio.Future[frozenset[str]]] = {}
         self._calls: list[_Call] = []
         self._breakers: dict[str, Breaker] = {}

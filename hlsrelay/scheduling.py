@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-ALLOWANCE = 0.9
+ALLOWANCE = 0.85
 """Part of a target duration: the rest is for publishing, and for a busy event loop."""
 LONGEST_ALLOWANCE = 2.0
 """Target durations; players hold three."""
@@ -32,7 +32,7 @@ START = 0.05
 """CPU seconds of a job before it decodes anything."""
 SAFE, SAFE_TO_ADD = 0.95, 0.85
 """A set of rungs is tried where it is reckoned to need less than this part of the time left; one that is more than the last, less."""
-BUSIEST, PLANNED = 0.92, 0.85
+BUSIEST, PLANNED = 0.9, 0.82
 """Parts of the capacity: rungs are left out above the first until the second holds, and come back where the second would hold."""
 SHORTEST_HOLD_S, LONGEST_HOLD_S = 10.0, 120.0
 FEWEST_GOOD, MOST_GOOD = 4, 256
@@ -111,15 +111,15 @@ class _Run:
 
 
 class Schedule:
-    """Decides for *slots* that jobs run in. Whoever runs them tells it what comes, what it may start, and how each ended."""
+    """Decides for *slots* that jobs run in, on so many *cores*. Whoever runs jobs tells it what comes, and how each ended."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, cores: int | None = None) -> None:
         self.slots = slots
         self.ceiling = _EVERYTHING
         """The dearest rung made at present, in cost per second of media."""
         self._streams: dict[str, _Known] = {}
         self._running: dict[Work, _Run] = {}
-        self._capacity = self._proven = float(slots)
+        self._capacity = self._proven = float(min(slots, cores or slots))
         self._cpu_per_cost = 1.0
         self._best_speed = 0.0
         self._served = 0.0
@@ -211,12 +211,13 @@ class Schedule:
             usual_s = cpu_s / self._speed(known, at_once)
             known.slowness = max(known.slowness, wall_s / usual_s)
             known.hungry, known.refused = True, 0
-            if known.best_speed is not None or known.stretch >= LONGEST_ALLOWANCE / ALLOWANCE:
-                known.missed = min(known.missed + 1, MOST_MISSED)
             known.good, known.good_needed = 0, min(2 * known.good_needed, MOST_GOOD) if run.daring else known.good_needed
-            if known.best_speed is None and not full:
+            others_known = all(one.best_speed is not None for one in self._awake(now_s) if one is not known)
+            if known.best_speed is None and not full and others_known and known.stretch < LONGEST_ALLOWANCE / ALLOWANCE:
                 known.stretch *= 1.25  # not for want of slots, and nothing shows that it was ever faster
-            elif full or not run.alone:
+                return
+            known.missed = min(known.missed + 1, MOST_MISSED)
+            if full or not run.alone:
                 self._capacity = _blend(self._capacity, min(self._capacity, cpu_s / wall_s * drawing))
                 self._proven = min(self._proven, self._capacity)
             return
@@ -282,11 +283,13 @@ class Schedule:
         return False
 
     def _yields(self, known: _Known, now_s: float) -> bool:
-        """Return whether a slot is kept free for a stream that went without, is about to have its next segment, and is no more served."""
-        if known.hungry:
-            return False
+        """Return whether a slot is kept free for a stream that went without, is about to have its next segment, and is less served.
+
+        Who went without too yields only to those that are a job behind: they take turns.
+        """
+        lead = self._cpu_s(known, known.newest.cost(_cheapest(known.newest))) if known.hungry else 0.0
         return any(
-            one.hungry and one.served <= known.served and now_s - one.newest.ready_s < 1.5 * one.newest.duration_s
+            one.hungry and one.served + lead <= known.served and now_s - one.newest.ready_s < 1.5 * one.newest.duration_s
             for name, one in self._streams.items()
             if not self._busy_with(name)
         )
@@ -298,7 +301,7 @@ class Schedule:
         for index, kept in enumerate(sets):
             cost = work.cost(kept)
             safe = SAFE if cost <= 1.01 * known.last_cost or known.cpu_per_cost is None else SAFE_TO_ADD
-            if self._cpu_s(known, cost) / speed <= safe * (work.due_s - now_s):
+            if (not _decodes(work, kept) and now_s < work.due_s) or self._cpu_s(known, cost) / speed <= safe * (work.due_s - now_s):
                 if index and known.good >= known.good_needed and known.slowness <= 1.5:
                     known.good = 0
                     return sets[index - 1], True

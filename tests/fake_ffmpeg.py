@@ -15,7 +15,7 @@ from typing import Any, cast
 from hlsrelay.processes import Children, Finished
 
 STEP_S = 0.05
-CPU_S = {720: 1.6, 480: 0.7, 360: 0.4}
+CPU_S = {720: 1.4, 480: 0.6, 360: 0.4}
 """CPU seconds of a rung's segment by its height; DECODE_S for decoding."""
 DECODE_S = 0.6
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hlsrelay.scheduling import Grant, Schedule, Work
 
 STEP_S = 0.05
-LADDER = {"720p": 0.4, "480p": 0.19, "360p": 0.1, "audio": 0.0}
+LADDER = {"720p": 0.34, "480p": 0.19, "360p": 0.1, "audio": 0.0}
 """A usual ladder's cost by rung, in CPU seconds per second of media; decoding is DECODE."""
 DECODE = 0.15
 
@@ -43,7 +44,7 @@ class Machine:
     """Runs what the schedule grants. *cores* and *parallel* (the cores that one job can use) may be changed meanwhile."""
 
     def __init__(self, slots: int = 2, cores: float = 2.0, parallel: float = 1.75) -> None:
-        self.schedule = Schedule(slots)
+        self.schedule = Schedule(slots, math.ceil(cores))
         self.cores, self.parallel = cores, parallel
         self.now_s = 0.0
         self.answers: dict[str, list[Answer]] = {}

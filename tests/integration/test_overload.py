@@ -6,11 +6,12 @@ Everything is real but the source, the time and ffmpeg: relays, scheduler, encod
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from structlog.testing import capture_logs
 
@@ -97,7 +98,7 @@ def node(
     live: Path,
     count: int,
     until_s: float,
-    play: Callable[[Node], Awaitable[None]] | None = None,
+    play: Callable[[Node], Coroutine[Any, Any, None]] | None = None,
     *,
     slots: int = 2,
     ffmpeg: FakeFfmpeg | None = None,

@@ -22,10 +22,12 @@ def spread(count: int, duration_s: float = 4.0) -> list[Channel]:
     return [Channel(f"s{index}", begins_s=index * duration_s / count, duration_s=duration_s) for index in range(count)]
 
 
-def longest_without(machine: Machine, name: str) -> int:
+def longest_without(machine: Machine, name: str, since_s: float) -> int:
     """Return how many segments in a row a stream had no rung with pictures at most."""
     longest = run = 0
     for answer in machine.answers[name]:
+        if answer.at_s < since_s:
+            continue
         run = 0 if answer.made - {"audio"} else run + 1
         longest = max(longest, run)
     return longest
@@ -87,7 +89,7 @@ def test_a_ladder_slower_than_real_time_keeps_up_where_there_are_slots_and_comes
     machine.run(160, channel)
     assert all(machine.shares("news", rung, since_s=60) == 1 for rung in LADDER)
     late = [answer.took for answer in machine.answers["news"] if answer.at_s > 60]
-    assert 1.4 < min(late) <= max(late) <= LONGEST_ALLOWANCE
+    assert 1.3 < min(late) <= max(late) <= LONGEST_ALLOWANCE
     assert max(late) - min(late) < 0.1
 
 
@@ -125,14 +127,15 @@ def test_overload_makes_no_answer_late_and_lets_no_stream_starve(
     channels = [
         Channel(f"s{index}", begins_s=index * phase_s % duration_s, duration_s=duration_s, dearer=dearer) for index in range(streams)
     ]
-    machine.run(20 * duration_s, *channels)
+    machine.run(50 * duration_s, *channels)
     assert machine.longest() <= LONGEST_ALLOWANCE + 2 * STEP_S / duration_s
     if streams * DEMAND * dearer > 1.3 * capacity:
         assert machine.longest() <= ALLOWANCE + 2 * STEP_S / duration_s
     cheapest = (DECODE + LADDER["360p"]) * dearer
     if cheapest / min(parallel, cores) < 0.4:  # it can be made in time at all
         rounds = max(1.0, streams * cheapest / capacity)
-        assert max(longest_without(machine, channel.name) for channel in channels) <= 6 + 3 * rounds
+        longest = max(longest_without(machine, channel.name, since_s=20 * duration_s) for channel in channels)
+        assert longest <= 10 + 3 * rounds  # the first twenty segments are for learning
 
 
 def submitted(schedule: Schedule, stream: str, number: int, cost: float, now_s: float = 0.0) -> Work:
