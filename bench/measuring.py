@@ -78,13 +78,13 @@ async def measure(peer: Peer, streams: int, turn: int, setting: Setting, program
             paced=setting.paced,
         ) as origin:
             task = Task(origin, streams, setting.segment_s, setting.listed, folder / "peer", its_own)
-            try:
-                async with peer.relaying(task, programs) as given, _watched(given, folder, setting, beside) as seen:
+            async with peer.relaying(task, programs) as given, _watched(given, folder, setting, beside) as seen:
+                try:
                     roots = its_own.running()
                     up = await _up(seen, origin, streams, setting, roots, say)
                     return await _counted(peer, streams, turn, setting, origin, seen, roots, up)
-            finally:
-                await its_own.aclose()  # all at once: the stack would end them one after another
+                finally:
+                    await its_own.aclose()  # all at once: who started them would end them one after another
     except TimeoutError:
         raise NotMeasured("it did not start in time") from None
     finally:
