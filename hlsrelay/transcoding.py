@@ -30,8 +30,8 @@ from hlsrelay.recipe import EncodeJob, container_of
 
 LARGEST_TIME_STAMP_STEP_S = 1.0
 """A larger step between two segments is no encoder's rounding: the time stamps begin anew."""
-KEPT_PLAIN = 40
-"""Segments and their init sections kept for the encoder: more than can be under way, and the one before each."""
+KEPT_PLAIN = 24
+"""Segments kept for the encoder: more than can be under way, and the one before each."""
 
 
 class Transcoding:
@@ -46,6 +46,7 @@ class Transcoding:
         self._ended_90k: tuple[int, int] | None = None
         self._fitting: tuple[Rung, ...] = ()
         self._plain: deque[Path] = deque()
+        self._init: tuple[bytes, Path] | None = None
         for left in self._tools.storage.temp("").glob(f"plain@{self._name}@*"):  # by the pipeline before, which is closed
             left.unlink(missing_ok=True)
 
@@ -154,6 +155,16 @@ class Transcoding:
             self._tools.storage.discard(self._plain.popleft())
         return path
 
+    def _init_kept(self, init: bytes, number: int) -> Path:
+        """Have an init section in the clear where the encoder finds it: as long as it is the newest, and for a while after."""
+        if self._init is None or self._init[0] != init:
+            if self._init is not None:
+                self._plain.append(self._init[1])
+            path = self._tools.storage.temp(f"plain@{self._name}@init-{number}")
+            path.write_bytes(init)
+            self._init = init, path
+        return self._init[1]
+
     async def _rungs(
         self, made: Numbered, rungs: tuple[Rung, ...], source: Path, previous: Path | None, info: MediaInfo, init: bytes | None
     ) -> tuple[Mapping[str, MediaFile], Encoded, Mapping[str, bytes]]:
@@ -176,10 +187,10 @@ class Transcoding:
                 duration_s=made.duration_s,
                 outputs=temps,
                 rungs=rungs,
-                init=self._kept(init or b"", f"init-{made.number}") if info.container is Container.FMP4 else None,
+                init=self._init_kept(init or b"", made.number) if info.container is Container.FMP4 else None,
                 target_duration_s=made.target_duration_s,
             )
-            with storage.reading(source, previous):
+            with storage.reading(source, previous, job.init):
                 encoded = await self._tools.encoder.encode(job)
             for rung in rungs:
                 if (output := encoded.outputs.get(rung.name)) is not None:

@@ -37,7 +37,7 @@ INTERLACED = ("-flags", "+ilme+ildct", "-x264-params", "tff=1")
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of source, three seconds in three segments, and the ladder that is made of it."""
+    """A kind of source, cut each second, and the ladder that is made of it."""
 
     rate: str = "25"
     size: str = "160x90"
@@ -50,6 +50,7 @@ class Kind:
     off_grid: bool = False
     """Cut where no key frame is."""
     ladder: str = "small:90:100,tiny:64:60"
+    seconds: int = 2
 
 
 KINDS = {
@@ -67,8 +68,8 @@ KINDS = {
     "fMP4, open GOPs, offsets below 0": Kind(rate="30", video=OPEN_GOP, fmp4=("negative_cts_offsets",)),
     "fMP4, 30 fps off the key-frame grid, two audio tracks": Kind(rate="30", video=NO_B_FRAMES, audio=(AAC, AAC), off_grid=True, fmp4=()),
     "fMP4, no audio, from time 0": Kind(audio=(), offset_s=0.0, fmp4=()),
-    "fMP4, AC-3 over the time of a wrap": Kind(audio=(("-c:a", "ac3", "-b:a", "96k"),), offset_s=WRAP_S - 1.5, fmp4=()),
-    "HEVC and H.264 of TS over the wrap": Kind(offset_s=WRAP_S - 1.5, ladder="small:90:100,tiny:64:60:hevc"),
+    "fMP4, AC-3 over the time of a wrap": Kind(audio=(("-c:a", "ac3", "-b:a", "96k"),), offset_s=WRAP_S - 1.5, fmp4=(), seconds=3),
+    "HEVC and H.264 of TS over the wrap": Kind(offset_s=WRAP_S - 1.5, ladder="small:90:100,tiny:64:60:hevc", seconds=3),
     "HEVC of fMP4": Kind(rate="30000/1001", fmp4=(), ladder="small:90:100:hevc,tiny:64:60:hevc"),
     "HEVC and AV1 of TS with AC-3 from time 0": Kind(
         rate="30", audio=(("-c:a", "ac3", "-b:a", "96k"),), offset_s=0.0, ladder="small:90:100:hevc,tiny:64:60:av1"
@@ -95,9 +96,19 @@ class Source:
 
 
 def make(folder: Path, kind: Kind) -> Source:
-    argv = ["ffmpeg", "-v", "error", "-nostdin", "-y", "-f", "lavfi", "-i", f"testsrc2=size={kind.size}:rate={kind.rate}:duration=3"]
+    argv = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-nostdin",
+        "-y",
+        "-f",
+        "lavfi",
+        "-i",
+        f"testsrc2=size={kind.size}:rate={kind.rate}:duration={kind.seconds}",
+    ]
     for index, _ in enumerate(kind.audio):
-        argv += ["-f", "lavfi", "-i", f"sine=frequency={440 * (index + 1)}:sample_rate={kind.hertz}:duration=3"]
+        argv += ["-f", "lavfi", "-i", f"sine=frequency={440 * (index + 1)}:sample_rate={kind.hertz}:duration={kind.seconds}"]
     for index in range(len(kind.audio) + 1):
         argv += ["-map", str(index)]
     argv += ["-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-force_key_frames", "expr:gte(t,n_forced*1)", *kind.video]
@@ -115,7 +126,7 @@ def make(folder: Path, kind: Kind) -> Source:
 
 def _cut_ts(folder: Path, kind: Kind, argv: list[str]) -> list[Path]:
     every_s = 1.2 if kind.off_grid else 1.0
-    times = ",".join(f"{kind.offset_s + every_s * count - 0.005:.3f}" for count in (1, 2))
+    times = ",".join(f"{kind.offset_s + every_s * count - 0.005:.3f}" for count in range(1, kind.seconds))
     how = ["-f", "segment", "-segment_times", times, "-segment_format", "mpegts", "-break_non_keyframes", str(int(kind.off_grid))]
     output(*argv, "-muxdelay", "0", *how, str(folder / "source%d.ts"))
     return sorted(folder.glob("source*.ts"))
