@@ -6,7 +6,8 @@ Laws:
   run side by side, holds its stream back by a constant time, LONGEST_ALLOWANCE target durations at most, while all slots together have
   room for every rung of all streams. It is reckoned at the best speed the stream was ever made with: contention never lengthens it.
 - Between streams the least served goes first, within a stream the oldest segment (start-time fair queueing, Goyal and others, 1996). Who
-  was idle has no claim on what others used meanwhile, and no debt.
+  was idle has no claim on what others used meanwhile, and no debt. A slot is kept free, for a segment's time at most, for a stream that
+  went without and is less served than the one that waits: else whoever comes at the right moment would always win.
 - What all streams ask for together is held against what the slots give together: where it is too much, the costliest rungs are left out,
   of all streams alike and for as long as it lasts, rather than any rung now and then. The cheapest rung of a stream is never planned out.
 - A job starts where it and those that run have the time for it; else it waits for them, and makes do with fewer rungs.

@@ -46,7 +46,7 @@ class FakeFfmpeg:
         cpu_s = DECODE_S + sum(CPU_S[int(height)] for height in re.findall(r"scale=\d+:(\d+)", command))
         fails = {stream, f"{stream} {threads}"} & self.failing
         left_s = 0.1 if fails else cpu_s
-        source, *outputs = re.findall(r"file:(\S+)", command.replace("concat:", "file:"))
+        source, *outputs = re.findall(r" file:(\S+)", command.replace("concat:", "file:"))
         for output in outputs:
             Path(output).touch()
         self.running += 1
