@@ -317,6 +317,23 @@ def test_a_track_that_comes_while_nobody_watches_agrees_on_the_discontinuities_o
     show(tmp_path, play)
 
 
+def test_a_track_that_stays_silent_at_first_is_not_filled_with_gaps_for_the_time_that_nobody_watched(tmp_path: Path) -> None:
+    async def play(source: Show) -> None:
+        await source.relayed(60)
+        withdraw(source.storage, VirtualClock())
+        await asyncio.sleep(30)
+        source.origins["de"].silent = True
+        await source.relayed(now_s() + 30)
+        assert source.storage.read("source/index.m3u8")
+        assert source.storage.read("subtitles-de/index.m3u8") is None
+        source.origins["de"].silent = False
+        await source.relayed(now_s() + 10)
+        assert not any(one.gap for one in source.listed("subtitles-de").segments)
+        assert len(source.discontinuity_sequences()) == 1
+
+    show(tmp_path, play)
+
+
 def test_a_track_that_goes_while_nobody_watches_is_forgotten(tmp_path: Path) -> None:
     async def play(source: Show) -> None:
         await source.relayed(60)
