@@ -11,7 +11,7 @@ import pytest
 from hlsrelay.encoder import deadline_s
 from hlsrelay.ladder import parse_ladder
 from hlsrelay.media.info import AudioInfo, Container, MediaInfo, VideoInfo
-from hlsrelay.recipe import EncodeJob, command, frame_rate, level_for, needs_previous, width_for
+from hlsrelay.recipe import EncodeJob, command, first_pictures, frame_rate, level_for, needs_previous, width_for
 
 FFMPEG = Path("ffmpeg")
 VIDEO = VideoInfo("avc1.640028", 1920, 1080, 3, 9000, 15000, 30.0, True, (9000, 12000, 15000))
@@ -134,6 +134,20 @@ def test_where_the_shape_is_not_known_ffmpeg_works_it_out() -> None:
 )
 def test_the_level_is_the_lowest_that_holds_the_pictures(width: int, height: int, rate: int, kbps: int, level: str) -> None:
     assert level_for(width, height, Fraction(rate), kbps) == level
+
+
+@pytest.mark.parametrize(
+    ("size", "zones"),
+    [
+        ((1920, 1080), "0,0,b=1.10/1,15,b=1.00"),
+        ((1280, 720), "0,0,b=1.10/1,15,b=1.00"),
+        ((640, 360), "0,0,b=2.18/1,15,b=1.49"),
+        ((0, 360), "0,0,b=2.18/1,15,b=1.49"),
+        ((114, 64), "0,0,b=3.30/1,15,b=2.00"),
+    ],
+)
+def test_the_first_pictures_get_more_of_the_bitrate_the_smaller_they_are(size: tuple[int, int], zones: str) -> None:
+    assert first_pictures(*size) == zones
 
 
 def test_a_job_may_take_five_times_its_segment_and_never_less_than_half_a_minute() -> None:
