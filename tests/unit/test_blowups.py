@@ -105,4 +105,6 @@ def test_a_dvr_window_of_a_day_is_no_blow_up() -> None:
 def test_a_key_with_many_attributes_is_not_repeated_for_each_segment() -> None:
     """Its attributes times the segments would be gigabytes."""
     with pytest.raises(PlaylistError, match="attributes"):
-        parse((HEAD + "#EXT-X-KEY:METHOD=AES-128," + ",".join(f"A{n}=1" for n in range(5_000)) + "\n" + MEDIA * 10_000).encode(), URL)
+        parse(
+            (HEAD + '#EXT-X-KEY:METHOD=AES-128,URI="k",' + ",".join(f"A{n}=1" for n in range(5_000)) + "\n" + MEDIA * 10_000).encode(), URL
+        )

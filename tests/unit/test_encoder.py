@@ -139,6 +139,20 @@ def test_the_level_is_the_lowest_that_holds_the_pictures(width: int, height: int
     assert level_for(width, height, Fraction(rate), kbps) == level
 
 
+@pytest.mark.parametrize(
+    ("size", "zones"),
+    [
+        ((1920, 1080), "0,0,b=1.10/1,15,b=1.00"),
+        ((1280, 720), "0,0,b=1.10/1,15,b=1.00"),
+        ((640, 360), "0,0,b=2.18/1,15,b=1.49"),
+        ((0, 360), "0,0,b=2.18/1,15,b=1.49"),
+        ((114, 64), "0,0,b=3.30/1,15,b=2.00"),
+    ],
+)
+def test_the_first_pictures_get_more_of_the_bitrate_the_smaller_they_are(size: tuple[int, int], zones: str) -> None:
+    assert first_pictures(*size) == zones
+
+
 def test_a_job_may_take_five_times_its_segment_and_never_less_than_half_a_minute() -> None:
     assert deadline_s(2.0) == 30
     assert deadline_s(10.0) == 50
