@@ -19,12 +19,10 @@ MAXRATE = 1.25
 BUFSIZE = 1.5
 """Size of that buffer, as seconds of the rung's bitrate."""
 
-FIRST_PICTURES = "0,0,b=2.2/1,15,b=1.4"
-"""x264's `zones`, which give a segment's key picture 2.2 times the bits that x264 guesses, and the next 15 pictures 1.4 times.
-
-Each job starts x264's rate control anew, and its first guess is too coarse: a 360p key picture got 12 kB where a warm encoder gives it 30,
-a 720p one 54 instead of 109. The whole segment is then built on a poor picture. The VBV holds all the same. Measured: docs/ladder.md.
-"""
+_FIRST_BOOST_BELOW = 3_600
+"""Macroblocks of a picture, 720p, below which x264's first guess is too coarse (see `first_pictures`)."""
+_FIRST_BOOST_PICTURES = 15
+"""How long the first picture's size keeps the average too high."""
 
 # ITU-T H.264 table A-1, High profile: level, macroblocks of a frame, macroblocks a second, kbit/s.
 _LEVELS = (
@@ -69,11 +67,27 @@ class VideoEncoder:
 
 def level_for(width: int, height: int, rate: Fraction, kbps: int) -> str:
     """Return the lowest H.264 level, from 3.0, that holds such pictures."""
-    macroblocks = math.ceil((width or height * 16 / 9) / 16) * math.ceil(height / 16)
+    macroblocks = _macroblocks(width, height)
     for level, per_frame, per_second, most_kbps in _LEVELS:
         if macroblocks <= per_frame and macroblocks * rate <= per_second and kbps * MAXRATE <= most_kbps:
             return level
     return _HIGHEST_LEVEL
+
+
+def first_pictures(width: int, height: int) -> str:
+    """Return x264's `zones` that give the first pictures of such a size their due (measured: docs/ladder.md).
+
+    A job starts x264's rate control anew, with a guess of the quantizer that goes with the square root of the macroblocks over the bitrate.
+    That suits 720p; a 360p key picture, though, gets 12 kB where a warm encoder gives it 30 kB, the first second looks 10 VMAF worse, and
+    the segment ends 5 % below its bitrate. The boost takes the square root out of the guess; the VBV holds all the same.
+    """
+    boost = min(3.0, max(1.0, math.sqrt(_FIRST_BOOST_BELOW / _macroblocks(width, height))))
+    return f"0,0,b={1.1 * boost:.2f}/1,{_FIRST_BOOST_PICTURES},b={(1 + boost) / 2:.2f}"
+
+
+def _macroblocks(width: int, height: int) -> int:
+    """Return how many a picture has; one of unknown width is taken to be 16:9."""
+    return math.ceil((width or height * 16 / 9) / 16) * math.ceil(height / 16)
 
 
 def _bitrates(target: Target) -> list[str]:
@@ -86,6 +100,7 @@ def _one_gop() -> list[str]:
 
 
 def _libx264(target: Target) -> list[str]:
+    zones = first_pictures(target.width, target.height)
     fps = f"{target.rate.numerator}/{target.rate.denominator}"  # a time base of 1/90000 would write 90,000 fps into the VUI
     return [
         "-preset", "veryfast",
@@ -96,7 +111,7 @@ def _libx264(target: Target) -> list[str]:
         "-keyint_min", "9999",  # where the scene changes there is an I picture, not a key frame that other rungs lack
         "-flags", "+cgop",
         *_bitrates(target),
-        "-x264-params", f"stitchable=1:force-cfr=1:open-gop=0:fps={fps}:zones={FIRST_PICTURES}",
+        "-x264-params", f"stitchable=1:force-cfr=1:open-gop=0:fps={fps}:zones={zones}",
     ]  # fmt: skip
 
 

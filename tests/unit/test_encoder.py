@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hlsrelay.codecs import level_for
+from hlsrelay.codecs import first_pictures, level_for
 from hlsrelay.encoder import deadline_s
 from hlsrelay.ladder import parse_ladder
 from hlsrelay.media.info import AudioInfo, Container, MediaInfo, VideoInfo
