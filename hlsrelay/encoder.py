@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from hlsrelay.errors import ChildError, EncodeError
 from hlsrelay.media.info import MediaError, MediaInfo
 from hlsrelay.processes import Children, Limits
-from hlsrelay.recipe import EncodeJob, command, impossible, last_audio_before, verified
+from hlsrelay.recipe import EncodeJob, audio_kbps, command, impossible, last_audio_before, verified
+from hlsrelay.sound import probed_previous, sound_command, sound_cut, sounds, with_sounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,16 @@ class LocalEncoder:
 
     async def encode(self, job: EncodeJob) -> Encoded:
         beyond = impossible(job)
-        argv = command(job, self._ffmpeg, last_audio_before(job))
+        argv: list[str] = []
+        files = sounds(job)
         good: dict[str, MediaInfo] = {}
         try:
             if len(beyond) == len(job.rungs):
                 raise EncodeError(f"segment {job.number} of {job.stream_id}: {_reasons(beyond)}", argv=argv)
             async with self._slots:
+                job, silent = await self._with_sounds(job, files)
+                beyond |= silent
+                argv = command(job, self._ffmpeg, last_audio_before(job))
                 finished = await self._children.run(
                     argv,
                     purpose=f"encode {job.stream_id} {job.number}",
@@ -77,7 +82,33 @@ class LocalEncoder:
         except BaseException:
             _delete(job, job.outputs)
             raise
+        finally:
+            for path in files.values():
+                path.unlink(missing_ok=True)
         return Encoded(good, failed)
+
+    async def _with_sounds(self, job: EncodeJob, files: Mapping[int, Path]) -> tuple[EncodeJob, dict[str, str]]:
+        """Return *job* with the audio in *files* that some rungs don't copy; or without these rungs, and why."""
+        if not files or job.info.audio is None:
+            return job, {}
+        try:
+            before = probed_previous(job)
+            cut = sound_cut(job, before)
+            finished = await self._children.run(
+                sound_command(job, cut, files, self._ffmpeg),
+                purpose=f"encode the sound of {job.stream_id} {job.number}",
+                deadline_s=deadline_s(job.duration_s),
+                limits=_limits(job.duration_s),
+            )
+            if finished.exit_code != 0:
+                raise MediaError(f"ffmpeg ended with {finished.exit_code}: {_last_line(finished.stderr_tail)}")
+            return with_sounds(job, cut, files, before), {}
+        except (ChildError, MediaError, OSError) as error:
+            silent = {rung.name: f"its sound: {error}" for rung in job.rungs if audio_kbps(job.info.audio, rung)}
+            if len(silent) == len(job.rungs):
+                reason = f"segment {job.number} of {job.stream_id}: {_reasons(silent)}"
+                raise EncodeError(reason) from error
+            return replace(job, rungs=tuple(rung for rung in job.rungs if rung.name not in silent)), silent
 
 
 def deadline_s(duration_s: float) -> float:

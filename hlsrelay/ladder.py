@@ -1,4 +1,4 @@
-"""The ladder as operators write it: `720p,480p`, `audio`, or `name:height:kbps`. Pure.
+"""The ladder as operators write it: `720p,480p`, `audio`, `audio:kbps`, `name:height:kbps` or `name:height:kbps:audio_kbps`. Pure.
 
 The built-in bitrates are those of the H.264 table in Apple's HLS Authoring Specification, rounded.
 """
@@ -38,12 +38,19 @@ def parse_ladder(text: str) -> tuple[Rung, ...]:
             raise ConfigError(f"ladder names the rung '{name}' twice: name each rung once")
     if len(rungs) > MOST_RUNGS:
         raise ConfigError(f"ladder has {len(rungs)} rungs: {MOST_RUNGS} at most")
-    return tuple(sorted(rungs, key=lambda rung: (-(rung.height or 0), -rung.video_kbps)))
+    return tuple(sorted(rungs, key=lambda rung: (-(rung.height or 0), -rung.video_kbps, -rung.audio_kbps)))
 
 
 def format_ladder(rungs: tuple[Rung, ...]) -> str:
     """Return the text that parse_ladder reads back as *rungs*."""
-    return ",".join(rung.name if BUILT_IN.get(rung.name) == rung else f"{rung.name}:{rung.height}:{rung.video_kbps}" for rung in rungs)
+    return ",".join(map(_word, rungs))
+
+
+def _word(rung: Rung) -> str:
+    if BUILT_IN.get(rung.name) == rung:
+        return rung.name
+    figures = (rung.height, rung.video_kbps, rung.audio_kbps) if rung.height is not None else (rung.audio_kbps,)
+    return ":".join(str(part) for part in (rung.name, *figures) if part)  # no bitrate of its own: its audio is copied
 
 
 def fitting(rungs: tuple[Rung, ...], source_height: int | None) -> tuple[Rung, ...]:
@@ -55,14 +62,25 @@ def _rung(word: str) -> Rung:
     if word in BUILT_IN:
         return BUILT_IN[word]
     match word.split(":"):
+        case [name, audio]:
+            height, kbps = "", ""
         case [name, height, kbps]:
+            audio = ""
+        case [name, height, kbps, audio] if audio:
             pass
         case _:
-            raise ConfigError(f"ladder has no rung '{word}': write one of {', '.join(BUILT_IN)}, or name:height:kbps such as hd:900:3000")
+            hint = "name:height:kbps such as hd:900:3000, or audio:kbps such as audio:96"
+            raise ConfigError(f"ladder has no rung '{word}': write one of {', '.join(BUILT_IN)}, {hint}")
     if not _NAME.fullmatch(name) or name == SOURCE or _TRACK_NAME.match(name):
         raise ConfigError(f"'{name}' can't name a rung: letters, digits, - and _, at most 32, not '{SOURCE}', 'v…' or 'audio-…'")
+    if (audio or not height) and not (audio.isascii() and audio.isdigit() and 16 <= int(audio) <= 512):
+        raise ConfigError(
+            f"rung '{word}': the bitrate of its audio is a whole number of kbit/s from 16 to 512; leave it out to copy the source's"
+        )
+    if not height and not kbps:
+        return Rung(name, None, 0, int(audio))
     if not height.isascii() or not height.isdigit() or not 64 <= int(height) <= 4320 or int(height) % 2:
         raise ConfigError(f"rung '{word}': the height is an even number of lines from 64 to 4320")
     if not kbps.isascii() or not kbps.isdigit() or not 50 <= int(kbps) <= 100_000:
         raise ConfigError(f"rung '{word}': the bitrate is a whole number of kbit/s from 50 to 100000")
-    return Rung(name, int(height), int(kbps))
+    return Rung(name, int(height), int(kbps), int(audio or 0))

@@ -164,11 +164,12 @@ class Presentation:
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One bitrate to make: video of *height* lines at *video_kbps*, or audio alone where height is None."""
+    """One bitrate to make: video of *height* lines at *video_kbps*, or audio alone where height is None; its audio, 0: the source's own."""
 
     name: str
     height: int | None
     video_kbps: int
+    audio_kbps: int = 0
 
 
 class Desired(StrEnum):

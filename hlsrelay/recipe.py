@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -42,11 +42,27 @@ _LEVELS = (
 _HIGHEST_LEVEL = "5.2"
 
 
+COPIED = frozenset(("", "aac", "mp3", "ac-3"))
+"""Codings of audio that video rungs copy: some players take them in TS, and none stops at them. '' is what nobody told."""
+DEFAULT_AUDIO_KBPS = 128
+"""Of audio that can't be copied, where the rung does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """A file of AAC in ADTS for rungs that don't copy their audio, and when it begins, as ffmpeg counts the source's time."""
+
+    path: Path
+    begin_90k: int
+
+
 @dataclass(frozen=True, slots=True)
 class EncodeJob:
     """Make *rungs* (none above the source) of the complete TS file *source*, each into its file of *outputs*, which it may overwrite.
 
     *previous* is the segment before, whole; with it also segments can be encoded that don't stand alone (see `needs_previous`).
+    *clock_turns*: how often the 33-bit clock of the audio began anew since the time stamps last jumped. *sounds*: audio that is not copied,
+    by its kbit/s.
     """
 
     stream_id: str
@@ -57,6 +73,13 @@ class EncodeJob:
     outputs: Mapping[str, Path]
     rungs: tuple[Rung, ...]
     previous: Path | None = None
+    clock_turns: int = 0
+    sounds: Mapping[int, Sound] = field(default_factory=dict)
+
+
+def audio_kbps(audio: AudioInfo, rung: Rung) -> int:
+    """Return the bitrate at which *rung* has *audio* encoded anew, in kbit/s, 0 where it is copied."""
+    return rung.audio_kbps or (0 if audio.coding in COPIED else DEFAULT_AUDIO_KBPS)
 
 
 def needs_previous(info: MediaInfo) -> bool:
@@ -86,6 +109,8 @@ def command(job: EncodeJob, ffmpeg: Path, last_audio_before_90k: int | None = No
         "-i",
         f"concat:{preroll}|{job.source}" if preroll else f"file:{job.source}",
     ]  # ... so the demuxer is forced too
+    for sound in job.sounds.values():
+        argv += ["-itsoffset", f"{sound.begin_90k / 90_000:.6f}", "-f", "aac", "-i", f"file:{sound.path}"]
     video = job.info.video
     scaled = [rung for rung in rungs if rung.height is not None]
     if video is not None and scaled:
@@ -93,7 +118,11 @@ def command(job: EncodeJob, ffmpeg: Path, last_audio_before_90k: int | None = No
     for rung in rungs:
         if video is not None and rung.height is not None:
             argv += ["-map", f"[o{scaled.index(rung)}]"]
-        if job.info.audio is not None:  # else the map fails the job: a PMT may list audio that never comes
+        if job.info.audio is None:  # a map would fail the job: a PMT may list audio that never comes
+            pass
+        elif kbps := audio_kbps(job.info.audio, rung):
+            argv += ["-map", f"{1 + list(job.sounds).index(kbps)}:a:0", "-c:a", "copy"]
+        else:
             argv += ["-map", "0:a:0", "-c:a", "copy"]
             if preroll is not None:
                 argv += ["-bsf:a", _audio_filter(job.info.audio, last_audio_before_90k)]
@@ -219,6 +248,9 @@ def verified(job: EncodeJob, rung: Rung) -> MediaInfo:
     info = probe(job.outputs[rung.name].read_bytes())
     if (info.audio is None) != (job.info.audio is None):
         raise MediaError("its audio is missing")
+    sound = job.sounds.get(audio_kbps(job.info.audio, rung)) if job.info.audio else None
+    if sound and info.audio and ((info.audio.first_pts_90k or 0) - sound.begin_90k + 1) % PTS_MODULUS > 2:
+        raise MediaError("its sound begins at another time than it should")
     if rung.height is None:
         return info
     made, source = info.video, job.info.video

@@ -46,6 +46,7 @@ class Transcoding:
         self._ended_90k: tuple[int, int] | None = None
         self._fitting: tuple[Rung, ...] = ()
         self._plain: deque[Path] = deque()
+        self._clock: tuple[int, int] = (0, 0)
         for left in self._tools.storage.temp("").glob(f"plain@{self._name}@*"):  # by the pipeline before, which is closed
             left.unlink(missing_ok=True)
 
@@ -83,7 +84,8 @@ class Transcoding:
             number, before = self._previous or (-1, None)
             previous = before if number == made.number - 1 and not made.discontinuity else None
             self._previous = (made.number, source)
-            encoded, failed = await self._rungs(made, rungs, source, previous, info)
+            turns = self._clock_turns(info, anew=made.discontinuity)
+            encoded, failed = await self._rungs(made, rungs, source, previous, info, turns)
             files |= encoded
         elif wanted and info is None and self._fitting:  # one segment that can't be read: a GAP in each rung, the ladder stays
             rungs, failed = self._fitting, {rung.name: "the segment can't be read" for rung in self._fitting}
@@ -107,6 +109,16 @@ class Transcoding:
             return False
         jump = (info.video.first_pts_90k - before[1] + PTS_MODULUS // 2) % PTS_MODULUS - PTS_MODULUS // 2
         return abs(jump) > LARGEST_TIME_STAMP_STEP_S * 90_000
+
+    def _clock_turns(self, info: MediaInfo, *, anew: bool) -> int:
+        """Return how often the 33-bit clock of the sound went round since the time stamps began *anew*. Called for every segment."""
+        pts = info.audio.first_pts_90k if info.audio else None
+        if anew:
+            self._clock = (0, pts or 0)
+        elif pts is not None:
+            turns, before = self._clock
+            self._clock = (turns + (before - pts > PTS_MODULUS // 2), pts)
+        return self._clock[0]
 
     def _probed(self, clip: Clip, *, keeps: bool) -> tuple[Path, MediaInfo | None]:
         """Return what the clip is and where it lies: where the encoder *keeps* to it, AES-128 is decrypted into a file of its own."""
@@ -138,7 +150,7 @@ class Transcoding:
         return path
 
     async def _rungs(
-        self, made: Numbered, rungs: tuple[Rung, ...], source: Path, previous: Path | None, info: MediaInfo
+        self, made: Numbered, rungs: tuple[Rung, ...], source: Path, previous: Path | None, info: MediaInfo, clock_turns: int
     ) -> tuple[Mapping[str, MediaFile], Mapping[str, str]]:
         """Return the rungs' files, published names and all, and why the others failed."""
         if not rungs:
@@ -150,6 +162,7 @@ class Transcoding:
             number=made.number,
             source=source,
             previous=previous,
+            clock_turns=clock_turns,
             info=info,
             duration_s=made.duration_s,
             outputs=temps,

@@ -36,6 +36,27 @@ def adts_duration_90k(frame: bytes) -> float:
     return 1024 * ((frame[6] & 3) + 1) * 90_000 / _ADTS_HERTZ[frame[2] >> 2 & 15]
 
 
+def adts_frames(data: bytes) -> list[bytes]:
+    """Return the ADTS frames that *data* is made of, header and all, up to where something else begins or a frame is cut."""
+    frames = []
+    at = 0
+    while adts_codecs(data[at : at + 7]) and 7 <= (length := adts_length(data[at : at + 7])) <= len(data) - at:
+        frames.append(data[at : at + length])
+        at += length
+    return frames
+
+
+def hertz(frame: bytes) -> int | None:
+    """Return the sample rate that the header of AAC in ADTS, MPEG audio or AC-3 at the start of *frame* tells; None if it tells none."""
+    if adts_codecs(frame):
+        return _ADTS_HERTZ[frame[2] >> 2 & 15]
+    if mpeg_audio(frame):
+        return _SAMPLE_RATES[frame[2] >> 2 & 3] >> _HALVINGS[frame[1] >> 3 & 3]
+    if ac3_codecs(frame) and frame[4] >> 6 != 3:
+        return (48_000, 44_100, 32_000)[frame[4] >> 6]
+    return None
+
+
 def mpeg_audio(frame: bytes) -> tuple[str, int] | None:
     """Return codec string and length in bytes of the MPEG audio frame (mp3, mp2) that begins *frame*, None if there is none."""
     if len(frame) < 4 or frame[0] != 0xFF or frame[1] & 0xE0 != 0xE0:

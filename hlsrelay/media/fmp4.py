@@ -82,8 +82,12 @@ def probe_fmp4(data: bytes, init: bytes | None = None) -> MediaInfo:
     return MediaInfo(
         Container.FMP4,
         video=_video(data, video, samples[video.id]) if video else None,
-        audio=AudioInfo(audio.codecs, _to_90k(samples[audio.id].times[0], audio)) if audio else None,
+        audio=_audio(audio, samples[audio.id].times) if audio else None,
     )
+
+
+def _audio(track: _Track, times: list[int]) -> AudioInfo:
+    return AudioInfo(track.codecs, _to_90k(times[0], track), hertz=track.timescale, last_pts_90k=_to_90k(times[-1], track))
 
 
 def fragments(data: bytes, init: bytes) -> list[Fragment]:

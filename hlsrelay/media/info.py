@@ -51,11 +51,16 @@ class AudioInfo:
     """The first audio track. *codecs* is None for a codec that has no RFC 6381 string here.
 
     *straddles*: the segment begins in the middle of an audio PES, the head of which is in the segment before.
+    *coding* is aac, latm (AAC that is not in ADTS), mp3, mp2, mp1, ac-3, ec-3, dts or opus, empty where nobody told. *last_pts_90k* is that
+    of the last frame that begins in the segment, or of the last PES where frames are not told apart.
     """
 
     codecs: str | None
     first_pts_90k: int | None
     straddles: bool = False
+    coding: str = ""
+    hertz: int | None = None
+    last_pts_90k: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ PACKAGE = Path(hlsrelay.__file__).parent
 FLOORS = [
     {"model", "errors", "failover", "ladder", "urls", "fields", "redis_keys", "hls", "media", "judge", "cookies", "expanding"},
     {"clock", "metrics", "settings", "log", "addresses"},
-    {"processes", "embedded", "transport", "recipe"},
+    {"processes", "embedded", "transport", "recipe", "sound"},
     {"upstream", "encoder", "storage", "ledger", "registry"},
     {"relay", "house", "stages", "cutting", "downloading", "transcoding", "desk", "joints"},
     {"worker", "web", "checking"},
@@ -82,6 +82,8 @@ def _beside_allowed(here: str, there: str) -> bool:
     order += [
         "settings",
         "addresses",
+        "recipe",
+        "sound",
         "processes",
         "embedded",
         "storage",
