@@ -76,7 +76,7 @@ def _filters(cut: Cut, outputs: int) -> str:
     return (
         f"[0:a:0]asetpts='round(({since})/TB)',"
         # min_comp decides over the first samples only: what comes before 0 is dropped, what is missing is silence.
-        f"aresample={cut.hertz}:async=1:min_comp=0.00001:min_hard_comp={HOLE_S}:first_pts=0,"
+        f"aresample={cut.hertz}:async=1:min_comp=0.00001:min_hard_comp={HOLE_S}:first_pts=0:rematrix_maxval=1,"
         "aformat=sample_fmts=fltp:channel_layouts=stereo|mono,"
         f"apad=whole_len={cut.samples},atrim=end_sample={cut.samples},asplit={outputs}{names}"
     )

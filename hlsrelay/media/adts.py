@@ -31,11 +31,6 @@ def adts_length(frame: bytes) -> int:
     return int.from_bytes(frame[3:6]) >> 5 & 0x1FFF
 
 
-def adts_duration_90k(frame: bytes) -> float:
-    """Return for how many ticks of the 90 kHz clock the ADTS frame that begins *frame* sounds."""
-    return 1024 * ((frame[6] & 3) + 1) * 90_000 / _ADTS_HERTZ[frame[2] >> 2 & 15]
-
-
 def adts_frames(data: bytes) -> list[bytes]:
     """Return the ADTS frames that *data* is made of, header and all, up to where something else begins or a frame is cut."""
     frames = []
@@ -71,6 +66,21 @@ def mpeg_audio(frame: bytes) -> tuple[str, int] | None:
         return "mp4a.40.32", (12 * bps // hertz + padding) * 4
     samples_by_8 = 72 if layer == 3 and version != 3 else 144
     return ("mp4a.40.34" if layer == 3 else "mp4a.40.33"), samples_by_8 * bps // hertz + padding
+
+
+def length_and_90k(frame: bytes) -> tuple[int, float] | None:
+    """Return for the frame of AAC in ADTS or of MPEG audio that begins *frame* its length in bytes, and in ticks of the 90 kHz clock."""
+    rate = hertz(frame)
+    if rate is None:
+        return None
+    if adts_codecs(frame):
+        length = adts_length(frame)
+        return (length, 1024 * ((frame[6] & 3) + 1) * 90_000 / rate) if length >= 7 else None
+    known = mpeg_audio(frame)
+    if known is None:
+        return None
+    layer, version = 4 - (frame[1] >> 1 & 3), frame[1] >> 3 & 3
+    return known[1], {1: 384, 2: 1152, 3: 1152 if version == 3 else 576}[layer] * 90_000 / rate
 
 
 def ac3_codecs(frame: bytes) -> str | None:

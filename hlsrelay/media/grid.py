@@ -21,6 +21,8 @@ SAMPLES = 1024
 """Samples of a frame of AAC-LC (ISO/IEC 14496-3)."""
 AHEAD = 2
 """Frames that must follow a frame before it can be encoded."""
+FEWEST = 2
+"""Frames of a segment: ffmpeg gives a file of a single one no time stamp."""
 PREROLL = 24
 """Frames encoded ahead of those that are kept, half a second: by then it makes no difference where the encoder began."""
 _KEPT_HERTZ = (32_000, 44_100, 48_000)
@@ -70,8 +72,8 @@ def cut_of(audio: AudioInfo, before: AudioInfo | None, clock_turns: int, longest
         ended = near(before.last_pts_90k, first)
         follows = abs(first - ended) <= _LARGEST_STEP_90K
         begin = _frame(ended, hertz) - AHEAD if follows else begin
-    if end <= begin:
-        raise MediaError("its sound is too short for a frame")
+    if end - begin < FEWEST:
+        raise MediaError("its sound is too short")
     if (end - begin) * SAMPLES > longest_s * hertz:
         raise MediaError("the time stamps of its sound jump")
     return Cut(hertz, begin, end, follows)

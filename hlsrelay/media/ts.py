@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hlsrelay.media import h264
-from hlsrelay.media.adts import adts_codecs, adts_duration_90k, adts_length, hertz, mpeg_audio
+from hlsrelay.media.adts import adts_codecs, hertz, length_and_90k, mpeg_audio
 from hlsrelay.media.info import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, VideoInfo, frame_rate_of, in_presentation_order
 
 PACKET = 188
@@ -132,7 +132,7 @@ def units(data: bytes, init: bytes | None = None) -> list[Unit]:
 def last_audio_pts(data: bytes) -> int | None:
     """Return the PTS of the last audio frame that begins in the transport stream *data*, by its last PES; None if it can't be told.
 
-    For AAC in ADTS frames inside the PES are counted; of other codecs the PES's own PTS is returned. Raises MediaError.
+    For AAC in ADTS and MPEG audio frames inside the PES are counted; of other codecs the PES's own PTS is returned. Raises MediaError.
     """
     runs = _runs(data)
     starts = _starts(data, runs)
@@ -149,13 +149,10 @@ def _last_audio_pts(data: bytes, runs: list[_Run], starts: list[int], audio: _Tr
     unit = _unit(data, runs, at, _MOST_PES_BYTES)
     pts = _pes_pts(unit) or 0
     frames = _elementary(unit)
-    ticks = 0.0
-    cursor, length = 0, 0
-    while audio.codec == _ADTS and adts_codecs(frames[cursor : cursor + 7]):
-        ticks += length and adts_duration_90k(frames[cursor : cursor + 7])  # the first one begins at the PTS itself
-        length = adts_length(frames[cursor : cursor + 7])
-        if length < 7:
-            break
+    cursor, ticks, duration = 0, 0.0, 0.0
+    while audio.codec in (_ADTS, _MPEG_AUDIO) and (known := length_and_90k(frames[cursor : cursor + 7])):
+        ticks += duration  # of the one before: the first one begins at the PTS itself
+        length, duration = known
         cursor += length
     return (pts + round(ticks)) % PTS_MODULUS
 
