@@ -61,26 +61,27 @@ def fitting(rungs: tuple[Rung, ...], source_height: int | None) -> tuple[Rung, .
 def _rung(word: str) -> Rung:
     if word in BUILT_IN:
         return BUILT_IN[word]
-    match word.split(":"):
-        case [name, audio]:
-            height, kbps = "", ""
-        case [name, height, kbps]:
-            audio = ""
-        case [name, height, kbps, audio] if audio:
-            pass
-        case _:
-            hint = "name:height:kbps such as hd:900:3000, or audio:kbps such as audio:96"
-            raise ConfigError(f"ladder has no rung '{word}': write one of {', '.join(BUILT_IN)}, {hint}")
+    name, *figures = word.split(":")
+    if not 1 <= len(figures) <= 3:
+        hint = "name:height:kbps such as hd:900:3000, or audio:kbps such as audio:96"
+        raise ConfigError(f"ladder has no rung '{word}': write one of {', '.join(BUILT_IN)}, {hint}")
+    video, audio = (figures[:2], figures[2:]) if len(figures) > 1 else ([], figures)
     if not _NAME.fullmatch(name) or name == SOURCE or _TRACK_NAME.match(name):
         raise ConfigError(f"'{name}' can't name a rung: letters, digits, - and _, at most 32, not '{SOURCE}', 'v…' or 'audio-…'")
-    if (audio or not height) and not (audio.isascii() and audio.isdigit() and 16 <= int(audio) <= 512):
+    if audio and not _within(audio[0], 16, 512):
         raise ConfigError(
             f"rung '{word}': the bitrate of its audio is a whole number of kbit/s from 16 to 512; leave it out to copy the source's"
         )
-    if not height and not kbps:
-        return Rung(name, None, 0, int(audio))
-    if not height.isascii() or not height.isdigit() or not 64 <= int(height) <= 4320 or int(height) % 2:
+    audio_kbps = int(audio[0]) if audio else 0
+    if not video:
+        return Rung(name, None, 0, audio_kbps)
+    height, kbps = video
+    if not _within(height, 64, 4320) or int(height) % 2:
         raise ConfigError(f"rung '{word}': the height is an even number of lines from 64 to 4320")
-    if not kbps.isascii() or not kbps.isdigit() or not 50 <= int(kbps) <= 100_000:
+    if not _within(kbps, 50, 100_000):
         raise ConfigError(f"rung '{word}': the bitrate is a whole number of kbit/s from 50 to 100000")
-    return Rung(name, int(height), int(kbps), int(audio or 0))
+    return Rung(name, int(height), int(kbps), audio_kbps)
+
+
+def _within(text: str, least: int, most: int) -> bool:
+    return text.isascii() and text.isdigit() and least <= int(text) <= most

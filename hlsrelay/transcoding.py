@@ -13,6 +13,7 @@ from hlsrelay.downloading import Clip
 from hlsrelay.errors import EncodeError
 from hlsrelay.ladder import fitting
 from hlsrelay.media.decrypt import can_decrypt, decrypted
+from hlsrelay.media.grid import turned
 from hlsrelay.media.probe import PTS_MODULUS, Container, MediaError, MediaInfo, probe
 from hlsrelay.model import (
     SOURCE,
@@ -117,7 +118,7 @@ class Transcoding:
             self._clock = (0, pts or 0)
         elif pts is not None:
             turns, before = self._clock
-            self._clock = (turns + (before - pts > PTS_MODULUS // 2), pts)
+            self._clock = (turns + turned(before, pts), pts)
         return self._clock[0]
 
     def _probed(self, clip: Clip, *, keeps: bool) -> tuple[Path, MediaInfo | None]:

@@ -79,6 +79,11 @@ def cut_of(audio: AudioInfo, before: AudioInfo | None, clock_turns: int, longest
     return Cut(hertz, begin, end, follows)
 
 
+def turned(before_90k: int, pts_90k: int) -> bool:
+    """Return whether the 33-bit clock began anew between two PTS that follow each other; a step back is no turn."""
+    return before_90k - pts_90k > PTS_MODULUS // 2
+
+
 def near(pts_90k: int, other_90k: int) -> int:
     """Return *pts_90k*, known mod 2^33, as the value that is nearest to *other_90k*."""
     half = PTS_MODULUS // 2
