@@ -61,8 +61,7 @@ class EncodeJob:
     """Make *rungs* (none above the source) of the complete TS file *source*, each into its file of *outputs*, which it may overwrite.
 
     *previous* is the segment before, whole; with it also segments can be encoded that don't stand alone (see `needs_previous`).
-    *clock_turns*: how often the 33-bit clock of the audio began anew since the time stamps last jumped. *sounds*: audio that is not copied,
-    by its kbit/s.
+    *first_sample* is its audio's, as `media.grid` counts; *sounds*: audio that is not copied, by its kbit/s.
     """
 
     stream_id: str
@@ -73,7 +72,7 @@ class EncodeJob:
     outputs: Mapping[str, Path]
     rungs: tuple[Rung, ...]
     previous: Path | None = None
-    clock_turns: int = 0
+    first_sample: int | None = None
     sounds: Mapping[int, Sound] = field(default_factory=dict)
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 from hlsrelay.media.adts import adts_frames
-from hlsrelay.media.grid import Cut, cut_of, kept, near
-from hlsrelay.media.info import PTS_MODULUS, MediaError, MediaInfo
+from hlsrelay.media.grid import SAMPLES, Cut, cut_of, first_sample, kept, near
+from hlsrelay.media.info import PTS_MODULUS, AudioInfo, MediaError, MediaInfo
 from hlsrelay.media.probe import probe
 from hlsrelay.recipe import EncodeJob, Sound, audio_kbps, impossible, needs_previous
 
@@ -25,7 +26,7 @@ LONGEST_SPAN = 2
 HOLE_S = 0.010
 """A hole, or an overlap, as long as this is filled with silence, or cut out; less is an encoder's rounding."""
 _DECODERS = "h264,hevc,mpeg2video,aac,aac_latm,mp3,mp3float,mp2,mp2float,mp1,mp1float,ac3,eac3,dca,opus,libopus"
-_CLOCK_S = PTS_MODULUS / 90_000
+_CLOCK_S = Fraction(PTS_MODULUS, 90_000)
 _DEMUXER_LOOKS_BACK_90K = 60 * 90_000
 
 
@@ -40,10 +41,12 @@ def sounds(job: EncodeJob) -> dict[int, Path]:
 
 def sound_cut(job: EncodeJob, before: MediaInfo | None) -> Cut:
     """Return what *job*'s sound is cut to, after a segment of which *before* is known. Raises MediaError."""
-    if job.info.audio is None:
+    audio = job.info.audio
+    if audio is None:
         raise MediaError("the source has no audio")
     known = before.audio if before and "|" not in f"{job.previous}{job.source}" else None  # which is what concat: separates by
-    return cut_of(job.info.audio, known, job.clock_turns, LONGEST_SPAN * job.duration_s + 2)
+    sample = first_sample(audio) if job.first_sample is None else job.first_sample
+    return cut_of(audio, known, sample, LONGEST_SPAN * job.duration_s + 2)
 
 
 def probed_previous(job: EncodeJob) -> MediaInfo | None:
@@ -61,20 +64,24 @@ def sound_command(job: EncodeJob, cut: Cut, files: Mapping[int, Path], ffmpeg: P
     argv += ["-codec_whitelist", _DECODERS, "-protocol_whitelist", "file,pipe,concat" if cut.follows else "file,pipe"]
     argv += ["-probesize", "10M", "-analyzeduration", "10M", "-copyts", "-vn", "-f", "mpegts"]
     argv += ["-i", f"concat:{job.previous}|{job.source}" if cut.follows else f"file:{job.source}"]
-    argv += ["-filter_complex", _filters(cut, len(files))]
+    argv += ["-filter_complex", _filters(cut, job.info.audio, len(files))]
     for index, (kbps, path) in enumerate(files.items()):
         argv += ["-map", f"[o{index}]", "-c:a", "aac", "-profile:a", "aac_low", "-b:a", f"{kbps}k", "-f", "adts", f"file:{path}"]
     return argv
 
 
-def _filters(cut: Cut, outputs: int) -> str:
+def _filters(cut: Cut, audio: AudioInfo | None, outputs: int) -> str:
     """Return the filter graph that gives each output exactly the samples of *cut*, at most two channels of them."""
-    begin_s = cut.encoded_from * 1024 / cut.hertz % _CLOCK_S
-    # The first sample is wanted at 0, whichever way ffmpeg took the 33-bit clock to have gone round.
-    since = f"mod(PTS*TB-{begin_s:.9f}+{1.5 * _CLOCK_S:.9f},{_CLOCK_S:.9f})-{0.5 * _CLOCK_S:.9f}"
+    begin_s = float(cut.source_begin_s % _CLOCK_S)
+    # Seconds since the segment's first frame, whichever way ffmpeg took the 33-bit clock to have gone round ...
+    since = f"mod(PTS*TB-{begin_s:.9f}+{float(_CLOCK_S) * 1.5:.9f},{float(_CLOCK_S):.9f})-{float(_CLOCK_S) / 2:.9f}"
+    if audio and audio.frame_samples and audio.hertz:  # ... in whole frames, which are exact, where time stamps are rounded
+        frame_s = f"({audio.frame_samples}/{audio.hertz})"
+        since = f"round(({since})/{frame_s})*{frame_s}"
     names = "".join(f"[o{index}]" for index in range(outputs))
+    skipped_s = float(cut.source_begin_s - Fraction(cut.encoded_from * SAMPLES, cut.hertz))
     return (
-        f"[0:a:0]asetpts='round(({since})/TB)',"
+        f"[0:a:0]asetpts='round(({skipped_s:.9f}+{since})/TB)',"
         # min_comp decides over the first samples only: what comes before 0 is dropped, what is missing is silence.
         f"aresample={cut.hertz}:async=1:min_comp=0.00001:min_hard_comp={HOLE_S}:first_pts=0:rematrix_maxval=1,"
         "aformat=sample_fmts=fltp:channel_layouts=stereo|mono,"
@@ -87,8 +94,7 @@ def with_sounds(job: EncodeJob, cut: Cut, files: Mapping[int, Path], before: Med
     for path in files.values():
         path.write_bytes(b"".join(kept(adts_frames(path.read_bytes()), cut)))
     read_first = before if before and needs_previous(job.info) else job.info
-    begin_90k = cut.begins_90k(cut.begin) - job.clock_turns * PTS_MODULUS
-    begin_90k = on_ffmpegs_clock(begin_90k, read_first)
+    begin_90k = on_ffmpegs_clock(cut.begins_90k(cut.begin), read_first)
     return replace(job, sounds={kbps: Sound(path, begin_90k) for kbps, path in files.items()})
 
 

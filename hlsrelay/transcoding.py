@@ -13,8 +13,8 @@ from hlsrelay.downloading import Clip
 from hlsrelay.errors import EncodeError
 from hlsrelay.ladder import fitting
 from hlsrelay.media.decrypt import can_decrypt, decrypted
-from hlsrelay.media.grid import turned
-from hlsrelay.media.probe import PTS_MODULUS, Container, MediaError, MediaInfo, probe
+from hlsrelay.media.grid import first_sample
+from hlsrelay.media.probe import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, probe
 from hlsrelay.model import (
     SOURCE,
     Entry,
@@ -47,7 +47,7 @@ class Transcoding:
         self._ended_90k: tuple[int, int] | None = None
         self._fitting: tuple[Rung, ...] = ()
         self._plain: deque[Path] = deque()
-        self._clock: tuple[int, int] = (0, 0)
+        self._sound: tuple[AudioInfo, int] | None = None
         for left in self._tools.storage.temp("").glob(f"plain@{self._name}@*"):  # by the pipeline before, which is closed
             left.unlink(missing_ok=True)
 
@@ -85,8 +85,8 @@ class Transcoding:
             number, before = self._previous or (-1, None)
             previous = before if number == made.number - 1 and not made.discontinuity else None
             self._previous = (made.number, source)
-            turns = self._clock_turns(info, anew=made.discontinuity)
-            encoded, failed = await self._rungs(made, rungs, source, previous, info, turns)
+            sample = self._first_sample(info.audio, anew=made.discontinuity)
+            encoded, failed = await self._rungs(made, rungs, source, previous, info, sample)
             files |= encoded
         elif wanted and info is None and self._fitting:  # one segment that can't be read: a GAP in each rung, the ladder stays
             rungs, failed = self._fitting, {rung.name: "the segment can't be read" for rung in self._fitting}
@@ -111,15 +111,13 @@ class Transcoding:
         jump = (info.video.first_pts_90k - before[1] + PTS_MODULUS // 2) % PTS_MODULUS - PTS_MODULUS // 2
         return abs(jump) > LARGEST_TIME_STAMP_STEP_S * 90_000
 
-    def _clock_turns(self, info: MediaInfo, *, anew: bool) -> int:
-        """Return how often the 33-bit clock of the sound went round since the time stamps began *anew*. Called for every segment."""
-        pts = info.audio.first_pts_90k if info.audio else None
-        if anew:
-            self._clock = (0, pts or 0)
-        elif pts is not None:
-            turns, before = self._clock
-            self._clock = (turns + turned(before, pts), pts)
-        return self._clock[0]
+    def _first_sample(self, audio: AudioInfo | None, *, anew: bool) -> int:
+        """Return which sample the segment's sound begins with; *anew*: its time stamps begin anew. Called for every segment."""
+        if audio is None:
+            return 0
+        sample = first_sample(audio, None if anew else self._sound)
+        self._sound = (audio, sample)
+        return sample
 
     def _probed(self, clip: Clip, *, keeps: bool) -> tuple[Path, MediaInfo | None]:
         """Return what the clip is and where it lies: where the encoder *keeps* to it, AES-128 is decrypted into a file of its own."""
@@ -151,7 +149,7 @@ class Transcoding:
         return path
 
     async def _rungs(
-        self, made: Numbered, rungs: tuple[Rung, ...], source: Path, previous: Path | None, info: MediaInfo, clock_turns: int
+        self, made: Numbered, rungs: tuple[Rung, ...], source: Path, previous: Path | None, info: MediaInfo, sample: int
     ) -> tuple[Mapping[str, MediaFile], Mapping[str, str]]:
         """Return the rungs' files, published names and all, and why the others failed."""
         if not rungs:
@@ -163,7 +161,7 @@ class Transcoding:
             number=made.number,
             source=source,
             previous=previous,
-            clock_turns=clock_turns,
+            first_sample=sample,
             info=info,
             duration_s=made.duration_s,
             outputs=temps,

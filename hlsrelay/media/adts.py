@@ -68,19 +68,22 @@ def mpeg_audio(frame: bytes) -> tuple[str, int] | None:
     return ("mp4a.40.34" if layer == 3 else "mp4a.40.33"), samples_by_8 * bps // hertz + padding
 
 
+def samples(frame: bytes) -> int | None:
+    """Return how many samples the frame of AAC in ADTS, MPEG audio or AC-3 that begins *frame* has; None for what is none of these."""
+    if adts_codecs(frame):
+        return 1024 * ((frame[6] & 3) + 1)
+    if mpeg_audio(frame):
+        layer, version = 4 - (frame[1] >> 1 & 3), frame[1] >> 3 & 3
+        return {1: 384, 2: 1152, 3: 1152 if version == 3 else 576}[layer]
+    return 1536 if ac3_codecs(frame) == "ac-3" else None
+
+
 def length_and_90k(frame: bytes) -> tuple[int, float] | None:
     """Return for the frame of AAC in ADTS or of MPEG audio that begins *frame* its length in bytes, and in ticks of the 90 kHz clock."""
-    rate = hertz(frame)
-    if rate is None:
-        return None
-    if adts_codecs(frame):
-        length = adts_length(frame)
-        return (length, 1024 * ((frame[6] & 3) + 1) * 90_000 / rate) if length >= 7 else None
+    rate, count = hertz(frame), samples(frame)
     known = mpeg_audio(frame)
-    if known is None:
-        return None
-    layer, version = 4 - (frame[1] >> 1 & 3), frame[1] >> 3 & 3
-    return known[1], {1: 384, 2: 1152, 3: 1152 if version == 3 else 576}[layer] * 90_000 / rate
+    length = adts_length(frame) if adts_codecs(frame) else known[1] if known else 0
+    return (length, count * 90_000 / rate) if rate and count and length >= 7 else None
 
 
 def ac3_codecs(frame: bytes) -> str | None:

@@ -2,7 +2,7 @@
 
 Laws:
 - Frames of 1024 samples lie on one grid that counts from where the 33-bit clock stood at 0: frame k sounds from k * 1024 / hertz seconds
-  on, whoever encodes it. Nothing is handed from one segment to the next, so nothing can drift.
+  on, whoever encodes it. No frame is placed by where the one before was put, so nothing can drift.
 - A segment has the frames from where the one before ended to where it ends itself, and its end is read from its own bytes: the last frame
   of the source that begins in it. Who makes the next segment reads the same bytes, and comes to the same frame.
 - A frame of AAC is coded with the one after it (its window is two frames long), and the encoder looks half a frame further. Frames end so
@@ -32,12 +32,16 @@ _LARGEST_STEP_90K = 90_000
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A segment's part of the grid, frames *begin* to before *end*, at *hertz*; *follows*: the segment before ended at *begin*."""
+    """A segment's part of the grid, frames *begin* to before *end*, at *hertz*; *follows*: the segment before ended at *begin*.
+
+    *source_begin_s* is when the source's sound begins, to the sample.
+    """
 
     hertz: int
     begin: int
     end: int
     follows: bool
+    source_begin_s: Fraction
 
     @property
     def encoded_from(self) -> int:
@@ -54,18 +58,35 @@ class Cut:
         return round(Fraction(frame * SAMPLES * 90_000, self.hertz))
 
 
-def cut_of(audio: AudioInfo, before: AudioInfo | None, clock_turns: int, longest_s: float) -> Cut:
+def first_sample(audio: AudioInfo, before: tuple[AudioInfo, int] | None = None) -> int:
+    """Return which sample of the source a segment's sound begins with, counted from where its clock stood at 0, round after round.
+
+    *before* is the segment before, with this figure. A tick of 90 kHz may be half a sample: with 44.1 kHz time stamps alone would put one
+    segment a sample too early and the next one a sample too late. So frames are counted, as long as the time stamps allow it.
+    """
+    hertz, first = audio.hertz or 48_000, audio.first_pts_90k or 0
+    if before is None:
+        return round(Fraction(first * hertz, 90_000))
+    earlier, sample = before
+    stamped = Fraction(near(first, round(Fraction(sample * 90_000, earlier.hertz or 48_000))) * hertz, 90_000)
+    if audio.frame_samples and (earlier.frame_samples, earlier.hertz) == (audio.frame_samples, audio.hertz):
+        counted = sample + audio.frame_samples * round((stamped - sample) / audio.frame_samples)
+        if abs(counted - stamped) < 1:
+            return counted
+    return round(stamped)
+
+
+def cut_of(audio: AudioInfo, before: AudioInfo | None, sample: int, longest_s: float) -> Cut:
     """Return the frames of a segment of sound *audio* that comes after one of sound *before*, if that is known and can be read.
 
-    *clock_turns* counts how often the 33-bit clock began anew on the way to this segment's first PTS: 2^33 ticks are no whole number of
-    frames. Raises MediaError where the time stamps are missing, or span more than *longest_s*.
+    *sample* is its `first_sample`. Raises MediaError where the time stamps are missing, or span more than *longest_s*.
     """
     if audio.first_pts_90k is None or audio.last_pts_90k is None:
         raise MediaError("its sound has no time stamps")
     hertz = audio.hertz if audio.hertz in _KEPT_HERTZ else 48_000
-    first = audio.first_pts_90k + clock_turns * PTS_MODULUS
-    last = near(audio.last_pts_90k, first)
-    end = _frame(last, hertz) - AHEAD
+    source_begin_s = Fraction(sample, audio.hertz or 48_000)
+    first = near(audio.first_pts_90k, round(source_begin_s * 90_000))
+    end = _frame(near(audio.last_pts_90k, first), hertz) - AHEAD
     begin = max(0, _frame(first, hertz) - AHEAD - 1)  # as if a frame, or what is as long, came before
     follows = False
     if before is not None and before.last_pts_90k is not None:
@@ -76,12 +97,7 @@ def cut_of(audio: AudioInfo, before: AudioInfo | None, clock_turns: int, longest
         raise MediaError("its sound is too short")
     if (end - begin) * SAMPLES > longest_s * hertz:
         raise MediaError("the time stamps of its sound jump")
-    return Cut(hertz, begin, end, follows)
-
-
-def turned(before_90k: int, pts_90k: int) -> bool:
-    """Return whether the 33-bit clock began anew between two PTS that follow each other; a step back is no turn."""
-    return before_90k - pts_90k > PTS_MODULUS // 2
+    return Cut(hertz, begin, end, follows, source_begin_s)
 
 
 def near(pts_90k: int, other_90k: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hlsrelay.media import h264
-from hlsrelay.media.adts import adts_codecs, hertz, length_and_90k, mpeg_audio
+from hlsrelay.media.adts import adts_codecs, hertz, length_and_90k, mpeg_audio, samples
 from hlsrelay.media.info import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, VideoInfo, frame_rate_of, in_presentation_order
 
 PACKET = 188
@@ -405,6 +405,7 @@ def _audio(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> A
                     straddles=_straddles(data, runs, track.pid, at),
                     coding={_ADTS: "aac", _MPEG_AUDIO: _CODING.get(codecs or "", "")}.get(track.codec, track.codec),
                     hertz=hertz(frame),
+                    frame_samples=samples(frame),
                     last_pts_90k=_last_audio_pts(data, runs, starts, track),
                 )
     return None

@@ -105,7 +105,7 @@ def test_each_rung_takes_the_sound_of_its_own_bitrate() -> None:
 
 
 def test_the_sound_of_the_segment_before_is_read_by_one_forced_demuxer_too() -> None:
-    cut = Cut(48_000, 100, 200, follows=True)
+    cut = Cut(48_000, 100, 200, follows=True, source_begin_s=Fraction(2))
     argv = sound_command(job("audio:96", previous=Path("before.ts")), cut, {96: Path("out.aac")}, FFMPEG)
     assert pairs(argv[: argv.index("-i")], "-f") == ["mpegts"]
     assert pairs(argv, "-i") == ["concat:before.ts|in.ts"]

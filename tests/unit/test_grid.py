@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hlsrelay.media.grid import AHEAD, SAMPLES, Cut, cut_of, kept, near, turned
+from hlsrelay.media.grid import AHEAD, SAMPLES, Cut, cut_of, first_sample, kept, near
 from hlsrelay.media.info import PTS_MODULUS, AudioInfo, MediaError
 
 SOUND = AudioInfo("mp4a.40.2", 900_000, coding="aac", hertz=48_000, last_pts_90k=900_000 + 99 * 1920)
@@ -21,7 +21,7 @@ def source(frame_samples: int, hertz: int, start_90k: int, counts: list[int]) ->
     found, at = [], 0
     for count in counts:
         pts = [(start_90k + round(Fraction(frame * frame_samples * 90_000, hertz))) % PTS_MODULUS for frame in (at, at + count - 1)]
-        found.append(AudioInfo(None, pts[0], hertz=hertz, last_pts_90k=pts[1]))
+        found.append(AudioInfo(None, pts[0], hertz=hertz, last_pts_90k=pts[1], frame_samples=frame_samples))
         at += count
     return found
 
@@ -33,12 +33,11 @@ def source(frame_samples: int, hertz: int, start_90k: int, counts: list[int]) ->
 )
 def test_jobs_apart_agree_where_one_segment_ends_and_the_next_begins(kind: tuple[int, int], start: int, counts: list[int]) -> None:
     segments = source(*kind, start, counts)
-    turns, cuts = 0, []
-    for before, segment in pairwise([None, *segments]):
-        assert segment is not None
-        assert segment.first_pts_90k is not None
-        turns += bool(before and before.first_pts_90k is not None and turned(before.first_pts_90k, segment.first_pts_90k))
-        cuts.append(cut_of(segment, before, turns, 60))
+    before, cuts = None, []
+    for segment in segments:
+        sample = first_sample(segment, before)
+        cuts.append(cut_of(segment, before[0] if before else None, sample, 60))
+        before = (segment, sample)
     assert all(one.end == other.begin for one, other in pairwise(cuts))
     assert [cut.follows for cut in cuts] == [False] + [True] * (len(cuts) - 1)
     stamps = [cut.begins_90k(frame) for cut in cuts for frame in range(cut.begin, cut.end)]
@@ -52,8 +51,8 @@ def test_jobs_apart_agree_where_one_segment_ends_and_the_next_begins(kind: tuple
 
 def test_without_the_segment_before_sound_begins_as_early_as_that_would_have_ended() -> None:
     before = replace(SOUND, first_pts_90k=800_000, last_pts_90k=900_000 - 1920)
-    after = cut_of(SOUND, before, 0, 60)
-    alone = cut_of(SOUND, None, 0, 60)
+    after = cut_of(SOUND, before, 480_000, 60)
+    alone = cut_of(SOUND, None, 480_000, 60)
     assert (alone.begin, alone.end) == (after.begin, after.end)
     assert not alone.follows
     assert cut_of(replace(SOUND, first_pts_90k=0, last_pts_90k=96_000), None, 0, 60).begin == 0  # there is no time before 0
@@ -61,11 +60,11 @@ def test_without_the_segment_before_sound_begins_as_early_as_that_would_have_end
 
 def test_a_segment_before_that_is_not_next_to_this_one_says_nothing() -> None:
     far = replace(SOUND, last_pts_90k=10_000)
-    assert cut_of(SOUND, far, 0, 60) == cut_of(SOUND, None, 0, 60)
+    assert cut_of(SOUND, far, 480_000, 60) == cut_of(SOUND, None, 480_000, 60)
 
 
 def test_a_rate_that_is_not_usual_becomes_48_khz() -> None:
-    assert [cut_of(replace(SOUND, hertz=hertz), None, 0, 60).hertz for hertz in (22_050, None, 44_100, 32_000)] == [
+    assert [cut_of(replace(SOUND, hertz=hertz), None, 10 * (hertz or 48_000), 60).hertz for hertz in (22_050, None, 44_100, 32_000)] == [
         48_000,
         48_000,
         44_100,
@@ -85,18 +84,37 @@ def test_a_rate_that_is_not_usual_becomes_48_khz() -> None:
 )
 def test_time_stamps_that_make_no_sense_are_a_media_error(sound: AudioInfo, reason: str) -> None:
     with pytest.raises(MediaError, match=reason):
-        cut_of(sound, None, 0, 60)
+        cut_of(sound, None, 480_000, 60)
 
 
 def test_kept_are_the_frames_of_the_cut_and_no_less() -> None:
-    cut = Cut(48_000, 100, 110, follows=True)
+    cut = Cut(48_000, 100, 110, follows=True, source_begin_s=Fraction(2))
     encoded = [b"fades in", *(f"{frame}".encode() for frame in range(cut.encoded_from, cut.end + AHEAD))]
     assert kept(encoded, cut) == [f"{frame}".encode() for frame in range(100, 110)]
     with pytest.raises(MediaError, match="9 frames instead of 10"):
         kept(encoded[: -AHEAD - 1], cut)
 
 
-def test_a_step_back_is_no_turn_of_the_clock() -> None:
-    assert turned(PTS_MODULUS - 5, 5)
-    assert not turned(100, 5)
-    assert not turned(5, PTS_MODULUS - 5)
+def test_frames_are_counted_where_time_stamps_are_rounded() -> None:
+    """Else one segment would be a sample early and the next one a sample late: a tick is half a sample of 44.1 kHz."""
+    counts = [7, 11, 13, 49, 5] * 40
+    for start in range(90_000, 90_049):
+        placed: list[tuple[AudioInfo, int]] = []
+        for segment in source(1024, 44_100, start, counts):
+            placed.append((segment, first_sample(segment, placed[-1] if placed else None)))
+        assert [after[1] - one[1] for one, after in pairwise(placed)] == [1024 * count for count in counts[:-1]]
+
+
+def test_a_source_whose_clocks_drift_apart_is_followed_by_its_time_stamps() -> None:
+    placed: list[tuple[AudioInfo, int]] = []
+    for second in range(600):
+        segment = replace(SOUND, first_pts_90k=second * 90_009, frame_samples=1024)  # 100 ppm slow
+        placed.append((segment, first_sample(segment, placed[-1] if placed else None)))
+    assert all(abs(sample * 15 / 8 - (one.first_pts_90k or 0)) <= 2 for one, sample in placed)
+
+
+def test_samples_are_counted_on_over_the_wrap_and_anew_after_a_jump() -> None:
+    before = (replace(SOUND, first_pts_90k=PTS_MODULUS - 1920, frame_samples=1024), (PTS_MODULUS - 1920) * 8 // 15)
+    assert first_sample(replace(SOUND, first_pts_90k=0, frame_samples=1024), before) == before[1] + 1024
+    assert first_sample(replace(SOUND, first_pts_90k=1_000, frame_samples=1024), before) == round((PTS_MODULUS + 1_000) * 8 / 15)
+    assert first_sample(replace(SOUND, first_pts_90k=15)) == 8
