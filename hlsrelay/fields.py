@@ -22,7 +22,8 @@ OPERATOR_FIELDS: Mapping[str, str] = {
     "for every host that is asked, all others for the source's own scheme, host and port only (default: none)",
     "proxy": "HTTP proxy to reach the source through, such as http://user:password@10.0.0.1:3128 (default: none)",
     "desired": "run or stop (default: run)",
-    "ladder": "rungs to make: 1080p, 720p, 480p, 360p, audio, or name:height:kbps, comma between (default: none, pass-through)",
+    "ladder": "rungs to make: 1080p, 720p, 480p, 360p, audio, name:height:kbps, and with audio at a bitrate of its own audio:kbps or "
+    "name:height:kbps:audio_kbps; comma between (default: none, pass-through)",
     "variants": "what of a multivariant source to relay: all, best, <=720p, or names of variants (default: all)",
     "keys": "where players get decryption keys: proxy, from us, fetched once; or origin, from where the source says (default: proxy)",
     "window": "seconds of media that the playlists list, 6 to 86400 (default: 60)",
