@@ -74,13 +74,13 @@ def _rung(word: str) -> Rung:
         )
     audio_kbps = int(audio[0]) if audio else 0
     if not video:
-        return Rung(name, None, 0, audio_kbps)
+        return Rung(name, None, 0, audio_kbps=audio_kbps)
     height, kbps = video
     if not _within(height, 64, 4320) or int(height) % 2:
         raise ConfigError(f"rung '{word}': the height is an even number of lines from 64 to 4320")
     if not _within(kbps, 50, 100_000):
         raise ConfigError(f"rung '{word}': the bitrate is a whole number of kbit/s from 50 to 100000")
-    return Rung(name, int(height), int(kbps), audio_kbps)
+    return Rung(name, int(height), int(kbps), audio_kbps=audio_kbps)
 
 
 def _within(text: str, least: int, most: int) -> bool:

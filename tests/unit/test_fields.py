@@ -92,12 +92,12 @@ def test_a_ladder_is_sorted_highest_first_and_audio_last() -> None:
 
 def test_audio_is_copied_where_a_rung_names_no_bitrate_for_it() -> None:
     assert parse_ladder("audio:96, hd:900:3000:160,low:360:600,talk:32") == (
-        Rung("hd", 900, 3000, 160),
-        Rung("low", 360, 600, 0),
-        Rung("audio", None, 0, 96),
-        Rung("talk", None, 0, 32),
+        Rung("hd", 900, 3000, audio_kbps=160),
+        Rung("low", 360, 600),
+        Rung("audio", None, 0, audio_kbps=96),
+        Rung("talk", None, 0, audio_kbps=32),
     )
-    assert parse_ladder("audio") == (Rung("audio", None, 0, 0),)
+    assert parse_ladder("audio") == (Rung("audio", None, 0),)
 
 
 def test_rungs_above_the_source_are_left_out_and_audio_never_is() -> None:
@@ -114,9 +114,11 @@ _RUNGS = st.lists(
             st.from_regex(r"[a-z][a-z0-9_-]{0,9}", fullmatch=True),
             st.integers(32, 2160).map(lambda n: n * 2),
             st.integers(50, 100_000),
-            st.just(0) | st.integers(16, 512),
+            audio_kbps=st.just(0) | st.integers(16, 512),
         ),
-        st.builds(Rung, st.from_regex(r"[a-z][a-z0-9_-]{0,9}|audio", fullmatch=True), st.none(), st.just(0), st.integers(16, 512)),
+        st.builds(
+            Rung, st.from_regex(r"[a-z][a-z0-9_-]{0,9}|audio", fullmatch=True), st.none(), st.just(0), audio_kbps=st.integers(16, 512)
+        ),
     ),
     max_size=8,
     unique_by=lambda rung: rung.name,
