@@ -31,7 +31,7 @@ Http = Annotated[
     str | None,
     typer.Option(help="Address to serve on; port 0 takes a free one; none serves nothing [HLSRELAY_HTTP].", show_default=False),
 ]
-Ladder = Annotated[str, typer.Option(help="Rungs to make: 1080p, 720p, 480p, 360p, audio, or name:height:kbps; comma between.")]
+Ladder = Annotated[str, typer.Option(help="Rungs to make: 1080p, 720p, 480p, 360p, audio, audio:kbps, or name:height:kbps; comma between.")]
 Window = Annotated[str, typer.Option(help="Seconds of media that the playlists list.")]
 
 

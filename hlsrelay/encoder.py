@@ -28,8 +28,9 @@ from hlsrelay.media.info import MediaError, MediaInfo
 from hlsrelay.model import Codec
 from hlsrelay.offers import Offers
 from hlsrelay.processes import MEMORY, OVERLOADED, Children, Finished, Limits
-from hlsrelay.recipe import EncodeJob, before, command, frame_rate, impossible, verified, width_for
+from hlsrelay.recipe import EncodeJob, audio_kbps, before, command, frame_rate, impossible, verified, width_for
 from hlsrelay.scheduling import Schedule, Work
+from hlsrelay.sound import probed_previous, sound_command, sound_cut, sounds, with_sounds
 
 OVERLOAD = "overload: left out, it can't be made in time; fewer rungs, more cores or more HLSRELAY_TRANSCODE_SLOTS help"
 SHED = "memory is short: left out"
@@ -238,10 +239,13 @@ class LocalEncoder:
         failed: dict[str, str] = {}
         failure: EncodeError | None = None
         finished: Finished | None = None
+        argv: list[str] = []
+        files = sounds(job)
         call.runs = True
         try:
-            argv = command(job, self._ffmpeg, before(job), encoders)
-            try:
+            job, failed = await self._with_sounds(job, files)
+            if job.rungs:
+                argv = command(job, self._ffmpeg, before(job), encoders)
                 finished = await self._children.run(
                     argv,
                     purpose=f"encode {job.stream_id} {job.number}",
@@ -250,16 +254,16 @@ class LocalEncoder:
                     watched=True,
                     env={"SVT_LOG": "1"},  # else SVT-AV1 fills stderr with its settings
                 )
-                if finished.exit_code == 0:
-                    good, failed = await _checked(job)
-                else:
-                    failed = _all(job, f"ffmpeg ended with {finished.exit_code}: {_last_line(finished.stderr_tail)}")
-                if failed:
-                    failure = _error(job, failed, argv, finished)
-            except ChildError as error:
-                failed = _all(job, str(error))
-                failure = EncodeError(str(error), argv=argv, exit_code=error.child_exit_code, stderr_tail=error.stderr_tail)
+                good, wrong = await _checked(job) if finished.exit_code == 0 else ({}, _all(job, _ended(finished)))
+                failed |= wrong
+            if failed:
+                failure = _error(job, failed, argv, finished)
+        except ChildError as error:
+            failed |= _all(job, str(error))
+            failure = EncodeError(str(error), argv=argv, exit_code=error.child_exit_code, stderr_tail=error.stderr_tail)
         finally:
+            for path in files.values():
+                path.unlink(missing_ok=True)
             call.runs = False
             late, whole = call.dropped == OVERLOAD, finished is not None and not failed
             cpu_s = finished.cpu_s if finished else None
@@ -267,6 +271,26 @@ class LocalEncoder:
             self._start()
         _delete(job, failed)
         return Encoded(good, failed, dropped), failure
+
+    async def _with_sounds(self, job: EncodeJob, files: Mapping[int, Path]) -> tuple[EncodeJob, dict[str, str]]:
+        """Return *job* with the audio in *files* that some rungs don't copy; or without these rungs, and why."""
+        if not files or job.info.audio is None:
+            return job, {}
+        try:
+            ahead = probed_previous(job)
+            cut = sound_cut(job, ahead)
+            finished = await self._children.run(
+                sound_command(job, cut, files, self._ffmpeg),
+                purpose=f"encode the sound of {job.stream_id} {job.number}",
+                deadline_s=deadline_s(job.duration_s),
+                limits=_limits(job.duration_s),
+            )
+            if finished.exit_code != 0:
+                raise MediaError(_ended(finished))
+            return with_sounds(job, cut, files, ahead), {}
+        except (ChildError, MediaError, OSError) as error:
+            silent = {rung.name: f"its sound: {error}" for rung in job.rungs if audio_kbps(job.info.audio, rung)}
+            return replace(job, rungs=tuple(rung for rung in job.rungs if rung.name not in silent)), silent
 
 
 async def _checked(job: EncodeJob) -> tuple[dict[str, MediaInfo], dict[str, str]]:
@@ -297,8 +321,14 @@ def _costs(job: EncodeJob) -> tuple[float, dict[str, float]]:
     return DECODE_PER_MEGAPIXEL * frames * pixels / 1e6, costs
 
 
-def _error(job: EncodeJob, failed: Mapping[str, str], argv: list[str], finished: Finished) -> EncodeError:
+def _ended(finished: Finished) -> str:
+    return f"ffmpeg ended with {finished.exit_code}: {_last_line(finished.stderr_tail)}"
+
+
+def _error(job: EncodeJob, failed: Mapping[str, str], argv: list[str], finished: Finished | None) -> EncodeError:
     reason = f"segment {job.number} of {job.stream_id}: {_reasons(failed)}"
+    if finished is None:
+        return EncodeError(reason, argv=argv)
     return EncodeError(reason, argv=argv, exit_code=finished.exit_code, stderr_tail=finished.stderr_tail)
 
 

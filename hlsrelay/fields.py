@@ -22,8 +22,8 @@ OPERATOR_FIELDS: Mapping[str, str] = {
     "for every host that is asked, all others for the source's own scheme, host and port only (default: none)",
     "proxy": "HTTP proxy to reach the source through, such as http://user:password@10.0.0.1:3128 (default: none)",
     "desired": "run or stop (default: run)",
-    "ladder": "rungs to make: 1080p, 720p, 480p, 360p, audio, name:height:kbps, or name:height:kbps:codec with h264, hevc or av1, "
-    "comma between (default: none, pass-through)",
+    "ladder": "rungs to make, comma between: 1080p, 720p, 480p, 360p, audio, or name:height:kbps, behind that a codec (h264, hevc or av1) "
+    "and a bitrate for the audio if it is not to be copied; audio:64 is audio alone (default: none, pass-through)",
     "variants": "what of a multivariant source to relay: all, best, <=720p, or names of variants (default: all)",
     "keys": "where players get decryption keys: proxy, from us, fetched once; or origin, from where the source says (default: proxy)",
     "polling": "when the source's playlists are asked for: fast, just when it publishes, which is learnt; polite, no sooner than RFC 8216 "

@@ -172,12 +172,13 @@ class Codec(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One bitrate to make: video of *height* lines at *video_kbps*, or audio alone where height is None."""
+    """One bitrate to make: video of *height* lines at *video_kbps*, or audio alone where height is None; its audio, 0: the source's own."""
 
     name: str
     height: int | None
     video_kbps: int
     codec: Codec = Codec.H264
+    audio_kbps: int = 0
 
 
 class Desired(StrEnum):

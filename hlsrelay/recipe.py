@@ -26,13 +26,28 @@ _RATES = tuple(Fraction(n) for n in (10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 90,
 )
 
 
+COPIED = frozenset(("", "aac", "mp3", "ac-3"))
+"""Codings of audio that video rungs copy: some players take them in TS, and none stops at them. '' is what nobody told."""
+DEFAULT_AUDIO_KBPS = 128
+"""Of audio that can't be copied, where the rung does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """A file of AAC in ADTS for rungs that don't copy their audio, and when it begins, as ffmpeg counts the source's time."""
+
+    path: Path
+    begin_90k: int
+
+
 @dataclass(frozen=True, slots=True)
 class EncodeJob:
     """Make *rungs* (none above the source) of the complete file *source*, TS or fMP4, each into its file of *outputs*, to be overwritten.
 
     *previous* is the segment before, whole; with it also segments can be encoded that don't stand alone (see `needs_previous`). *init* is
     the init section of both, for fMP4. An fMP4 rung's output is one whole MP4 (see media.fragment.parted). *target_duration_s* tells how
-    soon it is wanted (see `scheduling`; inf: whenever), *threads* how many each decoder and encoder has.
+    soon it is wanted (see `scheduling`; inf: whenever), *threads* how many each decoder and encoder has. *first_sample* is its audio's, as
+    `media.grid` counts; *sounds*: audio that is not copied, by its kbit/s.
     """
 
     stream_id: str
@@ -46,11 +61,18 @@ class EncodeJob:
     init: Path | None = None
     target_duration_s: float = math.inf
     threads: int = 2
+    first_sample: int | None = None
+    sounds: Mapping[int, Sound] = field(default_factory=dict)
 
 
 def container_of(rung: Rung, source: Container) -> Container:
     """Return what a rung is packed in: what its source is; HEVC and AV1 always in fMP4, because players take them nowhere else."""
     return source if source is Container.FMP4 or rung.height is None or rung.codec is Codec.H264 else Container.FMP4
+
+
+def audio_kbps(audio: AudioInfo, rung: Rung) -> int:
+    """Return the bitrate at which *rung* has *audio* encoded anew, in kbit/s, 0 where it is copied."""
+    return rung.audio_kbps or (0 if audio.coding in COPIED else DEFAULT_AUDIO_KBPS)
 
 
 def needs_previous(info: MediaInfo) -> bool:
@@ -77,13 +99,16 @@ def command(
     argv = [str(ffmpeg), "-hide_banner", "-nostdin", "-nostats", "-progress", "pipe:1", "-loglevel", "error", "-y"]
     argv += ["-max_alloc", "400000000", "-filter_complex_threads", "1", "-threads", str(job.threads)]
     argv += dict.fromkeys(word for rung in scaled for word in encoders[rung.codec].device)
-    argv += _inputs(job)
+    inputs = _inputs(job)
+    argv += inputs
+    for sound in job.sounds.values():
+        argv += ["-itsoffset", f"{sound.begin_90k / 90_000:.6f}", "-f", "aac", "-i", f"file:{sound.path}"]
     if video is not None and scaled:
         argv += ["-filter_complex", _filters(video, scaled, encoders, before if _preroll(job) else None)]
     for rung in rungs:
         if video is not None and rung.height is not None:
             argv += ["-map", f"[o{scaled.index(rung)}]"]
-        argv += _audio(job, rung, before)
+        argv += _audio(job, rung, before, inputs.count("-i"))
         if video is not None and rung.height is not None:
             argv += _video_options(video, rung, encoders[rung.codec], job.threads)
         if container_of(rung, job.info.container) is Container.FMP4:
@@ -183,15 +208,19 @@ def _is_at(pts_90k: int, timescale: int) -> str:
     return f"lt(mod({_pts_90k(timescale)}+1-{pts_90k}+{2 * PTS_MODULUS},{PTS_MODULUS}),2)"
 
 
-def _audio(job: EncodeJob, rung: Rung, before: Before) -> list[str]:
-    """Return which audio tracks a rung has, and how.
+def _audio(job: EncodeJob, rung: Rung, before: Before, sounds_from: int) -> list[str]:
+    """Return which audio tracks a rung has, and how; input *sounds_from* is the first that was encoded anew, which is all that it has then.
 
     All of them, copied: variants present the same content (RFC 8216 6.2.4), so a player that lets viewers choose among tracks finds the
     same ones everywhere, in the same order. Only those that have samples: a PMT may list audio that never comes, and its map fails the job.
     """
+    in_fmp4 = container_of(rung, job.info.container) is Container.FMP4
+    if job.info.audio and (kbps := audio_kbps(job.info.audio, rung)):
+        unpacking = ["-bsf:a:0", "aac_adtstoasc"] if in_fmp4 else []
+        return ["-map", f"{sounds_from + list(job.sounds).index(kbps)}:a:0", *unpacking, "-c:a", "copy"]
     argv = []
     separate = _preroll(job) is not None and job.init is not None
-    unpacked = job.init is None and container_of(rung, job.info.container) is Container.FMP4
+    unpacked = job.init is None and in_fmp4
     for index, audio in enumerate(job.info.sounds):
         argv += ["-map", f"{1 if separate else 0}:{'a:0' if audio.id is None else f'i:{audio.id}'}"]
         filters = [_audio_filter(audio, before.sounds.get(audio.id))] if _preroll(job) is not None and not separate else []
@@ -275,8 +304,12 @@ def impossible(job: EncodeJob, encoders: Mapping[Codec, VideoEncoder] = FIRST_CH
 def verified(job: EncodeJob, rung: Rung) -> MediaInfo:
     """Return what was made for *rung*. Raises MediaError if it does not match the source, OSError if it can't be read."""
     info = probe(job.outputs[rung.name].read_bytes())
-    if len(info.sounds) != len(job.info.sounds):
-        raise MediaError(f"it has {len(info.sounds)} audio tracks instead of {len(job.info.sounds)}")
+    sound = job.sounds.get(audio_kbps(job.info.audio, rung)) if job.info.audio else None
+    wanted = 1 if sound else len(job.info.sounds)
+    if len(info.sounds) != wanted:
+        raise MediaError(f"it has {len(info.sounds)} audio tracks instead of {wanted}")
+    if sound and info.audio and ((info.audio.first_pts_90k or 0) - sound.begin_90k + 1) % PTS_MODULUS > 2:
+        raise MediaError("its sound begins at another time than it should")
     if rung.height is None:
         return info
     made, source = info.video, job.info.video

@@ -15,7 +15,8 @@ from hlsrelay.errors import EncodeError
 from hlsrelay.ladder import fitting
 from hlsrelay.media.decrypt import can_decrypt, decrypted
 from hlsrelay.media.fragment import parted, without_negative_offsets
-from hlsrelay.media.probe import PTS_MODULUS, Container, MediaError, MediaInfo, probe
+from hlsrelay.media.grid import first_sample
+from hlsrelay.media.probe import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, probe
 from hlsrelay.model import (
     SOURCE,
     Entry,
@@ -47,6 +48,7 @@ class Transcoding:
         self._fitting: tuple[Rung, ...] = ()
         self._plain: deque[Path] = deque()
         self._init: tuple[bytes, Path] | None = None
+        self._sound: tuple[AudioInfo, int] | None = None
         for left in self._tools.storage.temp("").glob(f"plain@{self._name}@*"):  # by the pipeline before, which is closed
             left.unlink(missing_ok=True)
 
@@ -86,7 +88,8 @@ class Transcoding:
             number, before = self._previous or (-1, None)
             previous = before if number == made.number - 1 and not made.discontinuity else None
             self._previous = (made.number, source)
-            ready, encoded, inits = await self._rungs(made, rungs, source, previous, info, item.init)
+            sample = self._first_sample(info.audio, anew=made.discontinuity)
+            ready, encoded, inits = await self._rungs(made, rungs, source, previous, info, item.init, sample)
             files |= ready
             failed = encoded.failed
         elif wanted and info is None and self._fitting:  # one segment that can't be read: a GAP in each rung, the ladder stays
@@ -120,6 +123,14 @@ class Transcoding:
             return False
         jump = (info.video.first_pts_90k - before[1] + PTS_MODULUS // 2) % PTS_MODULUS - PTS_MODULUS // 2
         return abs(jump) > LARGEST_TIME_STAMP_STEP_S * 90_000
+
+    def _first_sample(self, audio: AudioInfo | None, *, anew: bool) -> int:
+        """Return which sample the segment's sound begins with; *anew*: its time stamps begin anew. Called for every segment."""
+        if audio is None:
+            return 0
+        sample = first_sample(audio, None if anew else self._sound)
+        self._sound = (audio, sample)
+        return sample
 
     def _probed(self, clip: Clip, *, keeps: bool) -> tuple[Path, MediaInfo | None]:
         """Return what the clip is and where it lies: where the encoder *keeps* to it and players have it otherwise, in a copy."""
@@ -166,7 +177,14 @@ class Transcoding:
         return self._init[1]
 
     async def _rungs(
-        self, made: Numbered, rungs: tuple[Rung, ...], source: Path, previous: Path | None, info: MediaInfo, init: bytes | None
+        self,
+        made: Numbered,
+        rungs: tuple[Rung, ...],
+        source: Path,
+        previous: Path | None,
+        info: MediaInfo,
+        init: bytes | None,
+        sample: int,
     ) -> tuple[Mapping[str, MediaFile], Encoded, Mapping[str, bytes]]:
         """Return the rungs' files, published names and all, what came of the others (a GAP each, when the job is due at the latest), and
         the init sections of those that have one.
@@ -189,6 +207,7 @@ class Transcoding:
                 rungs=rungs,
                 init=self._init_kept(init or b"", made.number) if info.container is Container.FMP4 else None,
                 target_duration_s=made.target_duration_s,
+                first_sample=sample,
             )
             with storage.reading(source, previous, job.init):
                 encoded = await self._tools.encoder.encode(job)

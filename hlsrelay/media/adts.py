@@ -31,9 +31,25 @@ def adts_length(frame: bytes) -> int:
     return int.from_bytes(frame[3:6]) >> 5 & 0x1FFF
 
 
-def adts_duration_90k(frame: bytes) -> float:
-    """Return for how many ticks of the 90 kHz clock the ADTS frame that begins *frame* sounds."""
-    return 1024 * ((frame[6] & 3) + 1) * 90_000 / _ADTS_HERTZ[frame[2] >> 2 & 15]
+def adts_frames(data: bytes) -> list[bytes]:
+    """Return the ADTS frames that *data* is made of, header and all, up to where something else begins or a frame is cut."""
+    frames = []
+    at = 0
+    while adts_codecs(data[at : at + 7]) and 7 <= (length := adts_length(data[at : at + 7])) <= len(data) - at:
+        frames.append(data[at : at + length])
+        at += length
+    return frames
+
+
+def hertz(frame: bytes) -> int | None:
+    """Return the sample rate that the header of AAC in ADTS, MPEG audio or AC-3 at the start of *frame* tells; None if it tells none."""
+    if adts_codecs(frame):
+        return _ADTS_HERTZ[frame[2] >> 2 & 15]
+    if mpeg_audio(frame):
+        return _SAMPLE_RATES[frame[2] >> 2 & 3] >> _HALVINGS[frame[1] >> 3 & 3]
+    if ac3_codecs(frame) and frame[4] >> 6 != 3:
+        return (48_000, 44_100, 32_000)[frame[4] >> 6]
+    return None
 
 
 def mpeg_audio(frame: bytes) -> tuple[str, int] | None:
@@ -50,6 +66,24 @@ def mpeg_audio(frame: bytes) -> tuple[str, int] | None:
         return "mp4a.40.32", (12 * bps // hertz + padding) * 4
     samples_by_8 = 72 if layer == 3 and version != 3 else 144
     return ("mp4a.40.34" if layer == 3 else "mp4a.40.33"), samples_by_8 * bps // hertz + padding
+
+
+def samples(frame: bytes) -> int | None:
+    """Return how many samples the frame of AAC in ADTS, MPEG audio or AC-3 that begins *frame* has; None for what is none of these."""
+    if adts_codecs(frame):
+        return 1024 * ((frame[6] & 3) + 1)
+    if mpeg_audio(frame):
+        layer, version = 4 - (frame[1] >> 1 & 3), frame[1] >> 3 & 3
+        return {1: 384, 2: 1152, 3: 1152 if version == 3 else 576}[layer]
+    return 1536 if ac3_codecs(frame) == "ac-3" else None
+
+
+def length_and_90k(frame: bytes) -> tuple[int, float] | None:
+    """Return for the frame of AAC in ADTS or of MPEG audio that begins *frame* its length in bytes, and in ticks of the 90 kHz clock."""
+    rate, count = hertz(frame), samples(frame)
+    known = mpeg_audio(frame)
+    length = adts_length(frame) if adts_codecs(frame) else known[1] if known else 0
+    return (length, count * 90_000 / rate) if rate and count and length >= 7 else None
 
 
 def ac3_codecs(frame: bytes) -> str | None:

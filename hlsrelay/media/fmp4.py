@@ -70,6 +70,28 @@ class Fragment:
 
 def probe_fmp4(data: bytes, init: bytes | None = None) -> MediaInfo:
     """Return what the fragment *data* with its *init* section holds. Raises MediaError."""
+    tracks, samples = _tracks_and_samples(data, init)
+    video = next((track for track in tracks.values() if track.handler == b"vide" and track.id in samples), None)
+    sounds = [track for track in tracks.values() if track.handler == b"soun" and track.id in samples]
+    audio = [_audio(track, samples[track.id].times) for track in sounds]
+    return MediaInfo(
+        Container.FMP4,
+        video=_video(data, video, samples[video.id]) if video else None,
+        audio=audio[0] if audio else None,
+        more_audio=tuple(audio[1:]),
+    )
+
+
+def sound_begins_90k(data: bytes, init: bytes) -> int:
+    """Return when the first sound of a fragment begins on its own clock, which has more than 33 bits. Raises MediaError."""
+    tracks, samples = _tracks_and_samples(data, init)
+    for track in tracks.values():
+        if track.handler == b"soun" and track.id in samples:
+            return round(samples[track.id].times[0] * 90_000 / track.timescale)
+    raise MediaError("an MP4 fragment without sound")
+
+
+def _tracks_and_samples(data: bytes, init: bytes | None) -> tuple[dict[int, _Track], dict[int, _Samples]]:
     walk = Walk()
     tracks: dict[int, _Track] = {}
     for source in (init or b"", data):
@@ -80,15 +102,12 @@ def probe_fmp4(data: bytes, init: bytes | None = None) -> MediaInfo:
     for box in walk.boxes(data, 0, len(data)):
         if box.kind == b"moof":
             _moof(walk, data, box, tracks, samples)
-    video = next((track for track in tracks.values() if track.handler == b"vide" and track.id in samples), None)
-    sounds = [track for track in tracks.values() if track.handler == b"soun" and track.id in samples]
-    audio = [AudioInfo(track.codecs, _to_90k(samples[track.id].times[0], track), id=track.id) for track in sounds]
-    return MediaInfo(
-        Container.FMP4,
-        video=_video(data, video, samples[video.id]) if video else None,
-        audio=audio[0] if audio else None,
-        more_audio=tuple(audio[1:]),
-    )
+    return tracks, samples
+
+
+def _audio(track: _Track, times: list[int]) -> AudioInfo:
+    first_90k, last_90k = (_to_90k(time, track) for time in (times[0], times[-1]))
+    return AudioInfo(track.codecs, first_90k, id=track.id, hertz=track.timescale, last_pts_90k=last_90k)
 
 
 def fragments(data: bytes, init: bytes) -> list[Fragment]:

@@ -54,13 +54,19 @@ class AudioInfo:
     """An audio track. *codecs* is None for a codec that has no RFC 6381 string here.
 
     *straddles*: the segment begins in the middle of an audio PES, the head of which is in the segment before. *id*: its PID or track ID;
-    None: there is but one.
+    None: there is but one. *coding* is aac, latm (AAC that is not in ADTS), mp3, mp2, mp1, ac-3, ec-3, dts or opus, empty where nobody
+    told. *last_pts_90k* is that of the last frame that begins in the segment, or of the last PES where frames are not told apart.
+    *frame_samples* are those of a frame.
     """
 
     codecs: str | None
     first_pts_90k: int | None
     straddles: bool = False
     id: int | None = None
+    coding: str = ""
+    hertz: int | None = None
+    last_pts_90k: int | None = None
+    frame_samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

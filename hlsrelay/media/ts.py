@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hlsrelay.media import h264
-from hlsrelay.media.adts import adts_codecs, adts_duration_90k, adts_length, mpeg_audio
+from hlsrelay.media.adts import adts_codecs, hertz, length_and_90k, mpeg_audio, samples
 from hlsrelay.media.info import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, VideoInfo, frame_rate_of, in_presentation_order
 
 PACKET = 188
 
 _VIDEO = {0x01: h264.MPEG2, 0x02: h264.MPEG2, 0x1B: h264.H264, 0xDB: h264.H264, 0x24: h264.HEVC}
 _ADTS, _MPEG_AUDIO = "adts", "mpeg"  # their own headers tell which one
-_AUDIO = {0x03: _MPEG_AUDIO, 0x04: _MPEG_AUDIO, 0x0F: _ADTS, 0xCF: _ADTS, 0x11: "mp4a.40.2"}
-_AUDIO |= {0x81: "ac-3", 0xC1: "ac-3", 0x87: "ec-3", 0xC2: "ec-3"}
-_AUDIO_DESCRIPTORS = {0x6A: "ac-3", 0x7A: "ec-3"}  # DVB: in private PES (ETSI EN 300 468)
+_LATM, _DTS, _OPUS = "latm", "dts", "opus"
+_AUDIO = {0x03: _MPEG_AUDIO, 0x04: _MPEG_AUDIO, 0x0F: _ADTS, 0xCF: _ADTS, 0x11: _LATM}
+_AUDIO |= {0x81: "ac-3", 0xC1: "ac-3", 0x87: "ec-3", 0xC2: "ec-3", 0x8A: _DTS}
+_AUDIO_DESCRIPTORS = {0x6A: "ac-3", 0x7A: "ec-3", 0x7B: _DTS}  # DVB: in private PES (ETSI EN 300 468)
+_REGISTRATION = 0x05
+_CODECS = {_LATM: "mp4a.40.2", _DTS: "dtsc", _OPUS: "Opus"}
+_CODING = {"mp4a.40.34": "mp3", "mp4a.40.33": "mp2", "mp4a.40.32": "mp1"}
 
 _MOST_STARTS = 50_000
 _MOST_RESYNCS = 16
@@ -137,27 +141,27 @@ def last_audio_pts(data: bytes, pid: int | None = None) -> int | None:
 
     *pid* names the audio track; None: the first one.
 
-    For AAC in ADTS frames inside the PES are counted; of other codecs the PES's own PTS is returned. Raises MediaError.
+    For AAC in ADTS and MPEG audio frames inside the PES are counted; of other codecs the PES's own PTS is returned. Raises MediaError.
     """
     runs = _runs(data)
     starts = _starts(data, runs)
     _, sounds = _program(data, runs, starts) or (None, ())
     audio = next((track for track in sounds if pid in (None, track.pid)), None)
-    at = next((at for at in reversed(starts) if audio and _pid(data, at) == audio.pid), None)
-    if audio is None or at is None:
+    return _last_audio_pts(data, runs, starts, audio) if audio else None
+
+
+def _last_audio_pts(data: bytes, runs: list[_Run], starts: list[int], audio: _Track) -> int | None:
+    own = (at for at in reversed(starts) if _pid(data, at) == audio.pid)
+    at = next((at for at in own if _pes_pts(_payload(data, at)) is not None), None)
+    if at is None:
         return None
     unit = _unit(data, runs, at, _MOST_PES_BYTES)
-    pts = _pes_pts(unit)
-    if pts is None:
-        return None
+    pts = _pes_pts(unit) or 0
     frames = _elementary(unit)
-    ticks = 0.0
-    cursor, length = 0, 0
-    while audio.codec == _ADTS and adts_codecs(frames[cursor : cursor + 7]):
-        ticks += length and adts_duration_90k(frames[cursor : cursor + 7])  # the first one begins at the PTS itself
-        length = adts_length(frames[cursor : cursor + 7])
-        if length < 7:
-            break
+    cursor, ticks, duration = 0, 0.0, 0.0
+    while audio.codec in (_ADTS, _MPEG_AUDIO) and (known := length_and_90k(frames[cursor : cursor + 7])):
+        ticks += duration  # of the one before: the first one begins at the PTS itself
+        length, duration = known
         cursor += length
     return (pts + round(ticks)) % PTS_MODULUS
 
@@ -350,6 +354,8 @@ def _private_audio(descriptors: bytes) -> str | None:
     while at + 2 <= len(descriptors):
         if descriptors[at] in _AUDIO_DESCRIPTORS:
             return _AUDIO_DESCRIPTORS[descriptors[at]]
+        if descriptors[at] == _REGISTRATION and descriptors[at + 2 : at + 6] == b"Opus":
+            return _OPUS
         at += 2 + descriptors[at + 1]
     return None
 
@@ -402,8 +408,18 @@ def _audio(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> A
         if _pid(data, at) == track.pid:
             pts = _pes_pts(_payload(data, at))
             if pts is not None:
-                info = AudioInfo(_audio_codecs(track.codec, _elementary(_unit(data, runs, at, 1024))), pts)
-                return replace(info, id=track.pid, straddles=_straddles(data, runs, track.pid, at))
+                frame = _elementary(_unit(data, runs, at, 1024))
+                codecs = _audio_codecs(track.codec, frame)
+                return AudioInfo(
+                    codecs,
+                    pts,
+                    straddles=_straddles(data, runs, track.pid, at),
+                    id=track.pid,
+                    coding={_ADTS: "aac", _MPEG_AUDIO: _CODING.get(codecs or "", "")}.get(track.codec, track.codec),
+                    hertz=hertz(frame),
+                    frame_samples=samples(frame),
+                    last_pts_90k=_last_audio_pts(data, runs, starts, track),
+                )
     return None
 
 
@@ -423,4 +439,4 @@ def _audio_codecs(codec: str, frame: bytes) -> str | None:
     if codec == _MPEG_AUDIO:
         known = mpeg_audio(frame)
         return known[0] if known else None
-    return codec
+    return _CODECS.get(codec, codec)

@@ -11,8 +11,10 @@ import pytest
 from hlsrelay.codecs import first_pictures, level_for
 from hlsrelay.encoder import deadline_s
 from hlsrelay.ladder import parse_ladder
+from hlsrelay.media.grid import Cut
 from hlsrelay.media.info import AudioInfo, Container, MediaInfo, VideoInfo
-from hlsrelay.recipe import Before, EncodeJob, command, frame_rate, needs_previous, width_for
+from hlsrelay.recipe import Before, EncodeJob, Sound, audio_kbps, command, frame_rate, needs_previous, width_for
+from hlsrelay.sound import on_ffmpegs_clock, sound_command, sounds
 
 FFMPEG = Path("ffmpeg")
 VIDEO = VideoInfo("avc1.640028", 1920, 1080, 3, 9000, 15000, 30.0, True, (9000, 12000, 15000))
@@ -81,6 +83,53 @@ def test_the_segment_before_is_read_only_where_it_is_needed() -> None:
         "noise=drop='gte(mod(pts-7450+"
     )
     assert pairs(command(job(info=info, previous=Path("a|b.ts")), FFMPEG), "-i") == ["file:in.ts"]
+
+
+@pytest.mark.parametrize(
+    ("coding", "kbps"),
+    [("aac", 0), ("mp3", 0), ("ac-3", 0), ("", 0), ("ec-3", 128), ("mp2", 128), ("latm", 128), ("opus", 128), ("dts", 128)],
+)
+def test_audio_is_copied_unless_players_stop_at_it_or_the_rung_has_a_bitrate_of_its_own(coding: str, kbps: int) -> None:
+    audio = replace(AUDIO, coding=coding)
+    [copying, own] = parse_ladder("hd:720:1000,audio:96")
+    assert (audio_kbps(audio, copying), audio_kbps(audio, own)) == (kbps, 96)
+
+
+def test_each_rung_takes_the_sound_of_its_own_bitrate() -> None:
+    todo = job("hd:720:1000,low:360:300:64,audio:64,talk:32")
+    assert sounds(todo) == {32: Path("sound-32-812.aac"), 64: Path("sound-64-812.aac")}
+    made = replace(todo, sounds={kbps: Sound(path, 7875) for kbps, path in sounds(todo).items()})
+    argv = command(made, FFMPEG)
+    assert pairs(argv, "-i") == ["file:in.ts", "file:sound-32-812.aac", "file:sound-64-812.aac"]
+    assert pairs(argv, "-itsoffset") == ["0.087500"] * 2
+    assert pairs(argv, "-map") == ["[o0]", "0:a:0", "[o1]", "2:a:0", "2:a:0", "1:a:0"]
+    assert sounds(job()) == {}
+    assert sounds(job("audio:96", MediaInfo(Container.TS, VIDEO, None))) == {}
+
+
+def test_the_sound_of_the_segment_before_is_read_by_one_forced_demuxer_too() -> None:
+    cut = Cut(48_000, 100, 200, follows=True, source_begin_s=Fraction(2))
+    argv = sound_command(job("audio:96", previous=Path("before.ts")), cut, {96: Path("out.aac")}, FFMPEG)
+    assert pairs(argv[: argv.index("-i")], "-f") == ["mpegts"]
+    assert pairs(argv, "-i") == ["concat:before.ts|in.ts"]
+    assert pairs(argv, "-protocol_whitelist") == ["file,pipe,concat"]
+    alone = sound_command(job("audio:96", previous=Path("before.ts")), replace(cut, follows=False), {96: Path("out.aac")}, FFMPEG)
+    assert pairs(alone, "-i") == ["file:in.ts"]
+    assert pairs(alone, "-protocol_whitelist") == ["file,pipe"]
+
+
+@pytest.mark.parametrize(
+    ("began", "pts", "counted"),
+    [
+        (90_000, 88_000, 88_000),
+        (2**33 - 61 * 90_000, 10, 2**33 + 10),
+        (2**33 - 59 * 90_000, 10, 10),
+        (2**33 - 59 * 90_000, 2**33 - 90_000, -90_000),
+        (5, 2**33 - 5, -5),
+    ],
+)
+def test_time_is_counted_as_ffmpeg_counts_it_on_either_side_of_the_wrap(began: int, pts: int, counted: int) -> None:
+    assert on_ffmpegs_clock(pts, MediaInfo(Container.TS, replace(VIDEO, first_pts_90k=began), None)) == counted
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,12 @@ def test_fields_that_the_relay_wrote_are_no_trouble() -> None:
         ({**GOOD, "ladder": "720p,720p"}, "once"),
         ({**GOOD, "ladder": "x:721:100"}, "even number"),
         ({**GOOD, "ladder": "x:720:10"}, "50 to 100000"),
+        ({**GOOD, "ladder": "audio:9"}, "16 to 512"),
+        ({**GOOD, "ladder": "audio:"}, "leave it out to copy"),
+        ({**GOOD, "ladder": "hd:720:1000:x"}, "16 to 512"),
+        ({**GOOD, "ladder": "hd:720:1000:"}, "16 to 512"),
+        ({**GOOD, "ladder": "hd:720:1000:96:1"}, "audio:kbps such as"),
+        ({**GOOD, "ladder": "hd::1000"}, "even number"),
         ({**GOOD, "ladder": "source:720:1000"}, "can't name a rung"),
         ({**GOOD, "ladder": "../x:720:1000"}, "can't name a rung"),
         ({**GOOD, "window": "long"}, "6 to 86400"),
@@ -84,6 +90,16 @@ def test_a_ladder_is_sorted_highest_first_and_audio_last() -> None:
     assert [rung.name for rung in parse_ladder("audio, 360p,hd:900:3000,720p")] == ["hd", "720p", "360p", "audio"]
 
 
+def test_audio_is_copied_where_a_rung_names_no_bitrate_for_it() -> None:
+    assert parse_ladder("audio:96, hd:900:3000:160,low:360:600,talk:32") == (
+        Rung("hd", 900, 3000, audio_kbps=160),
+        Rung("low", 360, 600),
+        Rung("audio", None, 0, audio_kbps=96),
+        Rung("talk", None, 0, audio_kbps=32),
+    )
+    assert parse_ladder("audio") == (Rung("audio", None, 0),)
+
+
 def test_rungs_above_the_source_are_left_out_and_audio_never_is() -> None:
     rungs = parse_ladder("1080p,720p,480p,audio")
     assert [rung.name for rung in fitting(rungs, 720)] == ["720p", "480p", "audio"]
@@ -98,6 +114,10 @@ _RUNGS = st.lists(
             st.from_regex(r"[a-z][a-z0-9_-]{0,9}", fullmatch=True),
             st.integers(32, 2160).map(lambda n: n * 2),
             st.integers(50, 100_000),
+            audio_kbps=st.just(0) | st.integers(16, 512),
+        ),
+        st.builds(
+            Rung, st.from_regex(r"[a-z][a-z0-9_-]{0,9}|audio", fullmatch=True), st.none(), st.just(0), audio_kbps=st.integers(16, 512)
         ),
     ),
     max_size=8,
@@ -112,7 +132,7 @@ def test_a_ladder_that_is_printed_reads_back_the_same(rungs: list[Rung]) -> None
         for rung in rungs
         if rung.name != "source"
         and not rung.name.startswith(("v", "audio-", "subtitles-", "iframes-"))
-        and (rung.name not in BUILT_IN or rung == BUILT_IN[rung.name])
+        and (rung.name not in BUILT_IN or rung.name == "audio" or rung == BUILT_IN[rung.name])
     ]
     once = parse_ladder(format_ladder(tuple(rungs)))
     assert set(once) == set(rungs)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlsrelay.media.adts import adts_codecs, mpeg_audio
+from hlsrelay.media.adts import adts_codecs, adts_frames, hertz, length_and_90k, mpeg_audio
 from hlsrelay.media.h264 import parse_hevc_sps, parse_sps
 from hlsrelay.media.info import frame_rate_of, in_presentation_order
 from hlsrelay.media.probe import PTS_MODULUS, Container, MediaError, probe
@@ -137,6 +137,32 @@ def test_audio_cut_inside_a_pes_straddles() -> None:
     assert info.audio.straddles
 
 
+def test_sound_tells_how_it_is_coded_its_rate_and_when_its_last_frame_begins() -> None:
+    audio = probe(segment(picture(0, idr=True), sound(3000), sound(PTS_MODULUS - 1))).audio
+    assert audio is not None
+    assert (audio.coding, audio.hertz, audio.last_pts_90k) == ("aac", 48_000, PTS_MODULUS - 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "descriptor", "coding", "codecs"),
+    [
+        (0x11, b"", "latm", "mp4a.40.2"),
+        (0x81, b"", "ac-3", "ac-3"),
+        (0x87, b"", "ec-3", "ec-3"),
+        (0x8A, b"", "dts", "dtsc"),
+        (0x06, b"\x7b\x00", "dts", "dtsc"),
+        (0x06, b"\x05\x04Opus", "opus", "Opus"),
+    ],
+)
+def test_sound_that_players_may_not_take_is_told_from_what_they_do(kind: int, descriptor: bytes, coding: str, codecs: str) -> None:
+    stream = bytes((kind, 0xE1, 0x01, 0xF0, len(descriptor))) + descriptor
+    section = bytes.fromhex("0001c10000e100f000") + stream + b"\0" * 4  # nobody here checks the CRC
+    tables = packet(PAT) + packet(bytes.fromhex("475000100002b0") + bytes((len(section),)) + section)
+    audio = probe(tables + pes(0x101, 3000, b"\0" * 64)).audio
+    assert audio is not None
+    assert (audio.coding, audio.codecs, audio.last_pts_90k) == (coding, codecs, 3000)
+
+
 def test_tables_may_come_from_the_init_section() -> None:
     info = probe(picture(0, idr=True) * 5, packet(PAT) + packet(PMT))
     assert info.video is not None
@@ -195,6 +221,19 @@ def test_mpeg_audio_frames_tell_layer_and_length() -> None:
     assert mpeg_audio(b"\xff\xf3\x84\x00") == ("mp4a.40.34", 192)  # MPEG-2 layer III, 64 kbit/s, 24 kHz
     assert mpeg_audio(b"\xff\xfd\xa4\x00") == ("mp4a.40.33", 576)  # MPEG-1 layer II, 192 kbit/s, 48 kHz
     assert mpeg_audio(b"\xff\xff\xff\xff") is None
+    assert hertz(b"\xff\xf3\x84\x00") == 24_000
+    assert length_and_90k(b"\xff\xf3\x84\x00") == (192, 2160)  # 576 samples
+    assert length_and_90k(b"\xff\xfd\xa4\x00") == (576, 2160)  # 1152 samples
+    assert hertz(b"\x0b\x77\0\0\x40\x40") == 44_100
+    assert hertz(b"\x0b\x77\0\0\xc0\x80") is None
+
+
+def test_adts_frames_end_where_something_else_begins_or_one_is_cut() -> None:
+    frame = bytes.fromhex("fff14c80019ffc") + b"\0" * 5
+    assert adts_frames(frame * 3 + frame[:-1]) == [frame] * 3
+    assert adts_frames(frame + b"\0" + frame) == [frame]
+    assert adts_frames(frame + bytes.fromhex("fff14c80001ffc") * 9) == [frame]  # a length of 0
+    assert length_and_90k(frame) == (12, 1920)
     assert adts_codecs(b"\xff\xf1\xfc\x80\0\0\0") is None
 
 
