@@ -230,7 +230,10 @@ class LocalEncoder:
         """Run ffmpeg once, as soon and for as many rungs as the schedule says; return what came of it and, if any failed, why."""
         work = call.work
         self._start()
-        kept = await self._granted[work]
+        try:
+            kept = await self._granted[work]
+        finally:
+            self._granted.pop(work, None)
         dropped = {name: reason for name, reason in _all(job, OVERLOAD).items() if name not in kept}
         job = replace(job, rungs=tuple(rung for rung in job.rungs if rung.name in kept))
         if not job.rungs:

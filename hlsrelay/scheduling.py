@@ -163,7 +163,7 @@ class Schedule:
         known = self._streams.get(work.stream)
         if known is not None and work in known.waiting:
             known.waiting.remove(work)
-            known.hungry = known.hungry or now_s >= work.due_s
+            known.hungry = known.hungry or (now_s >= work.due_s and bool(_cheapest(work)))
         if work in self._running:
             self.finished(work, now_s, learn=False)
 
@@ -186,7 +186,7 @@ class Schedule:
                     return self._blocked()
                 known.refused += 1
                 kept = (chance and _cheapest(work)) or kept
-            known.hungry = not _decodes(work, kept)
+            known.hungry = bool(_cheapest(work)) and not _decodes(work, kept)
             known.waiting.popleft()
             self._served = max(self._served, known.served)
             if kept:
