@@ -19,7 +19,7 @@ from hlsrelay.recipe import EncodeJob
 from hlsrelay.relay import relay
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream
-from tests.integration.test_relay import Operator
+from tests.integration.test_relay import NoEncoder, Operator
 from tests.integration.test_vitals import LADDER, media
 from tests.origin import Origin
 from tests.playlists import stream
@@ -28,7 +28,7 @@ from tests.virtual import VirtualClock, run_virtually
 TAKES_S = 3.0
 
 
-class SlowReader:
+class SlowReader(NoEncoder):
     """An encoder that opens its files late, while somebody sweeps the whole folder."""
 
     def __init__(self, storage: LocalStorage, outcome: Mapping[str, MediaInfo] | Exception) -> None:
