@@ -1,4 +1,8 @@
-"""How generators are joined: one behind the other with a look-ahead, or several into one. Closing a joint closes all behind it."""
+"""How generators are joined: one behind the other with a look-ahead, or several into one. Closing a joint closes all behind it.
+
+Law: whoever waits at a joint hears how what is behind it ends, whatever that is. A cancellation that nobody here asked for, such as one of
+a task that others share, would end a feeder without a word, and its consumer would wait for ever: it comes out as Stray.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,10 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
+class Stray(Exception):
+    """A cancellation came from behind a joint, not from before it."""
+
+
 async def in_order(items: AsyncGenerator[A, None], work: Callable[[A], Awaitable[B]], ahead: int) -> AsyncGenerator[B, None]:
     """Yield `await work(item)` for each item, in the items' order, with at most *ahead* under way before the one awaited.
 
@@ -18,6 +26,7 @@ async def in_order(items: AsyncGenerator[A, None], work: Callable[[A], Awaitable
     """
     queue: asyncio.Queue[asyncio.Future[B] | None] = asyncio.Queue(ahead)
     under_way: set[asyncio.Future[B]] = set()
+    closing = False
 
     async def feed() -> None:
         try:
@@ -25,9 +34,11 @@ async def in_order(items: AsyncGenerator[A, None], work: Callable[[A], Awaitable
                 task = asyncio.ensure_future(work(item))
                 under_way.add(task)
                 await queue.put(task)
-        except Exception as error:  # it comes out of the generator, in its turn
+        except (Exception, asyncio.CancelledError) as error:  # it comes out of the generator, in its turn
+            if closing:
+                raise
             failed: asyncio.Future[B] = asyncio.get_running_loop().create_future()
-            failed.set_exception(error)
+            failed.set_exception(_told(error))
             under_way.add(failed)
             await queue.put(failed)
         else:
@@ -36,10 +47,14 @@ async def in_order(items: AsyncGenerator[A, None], work: Callable[[A], Awaitable
     feeder = asyncio.create_task(feed())
     try:
         while (task := await queue.get()) is not None:
-            result = await task
+            await asyncio.wait((task,))
+            if task.cancelled():
+                raise Stray("a task behind a joint was cancelled")
+            result = task.result()
             under_way.discard(task)
             yield result
     finally:
+        closing = True
         feeder.cancel()
         for one in under_way:
             one.cancel()
@@ -50,14 +65,17 @@ async def in_order(items: AsyncGenerator[A, None], work: Callable[[A], Awaitable
 async def merged(sources: list[AsyncGenerator[A, None]]) -> AsyncGenerator[A, None]:
     """Yield what *sources* yield, as it comes, until all are done; closing it closes them. An exception of one comes out here."""
     queue: asyncio.Queue[tuple[A] | Exception | None] = asyncio.Queue(1)
+    closing = False
 
     async def feed(source: AsyncGenerator[A, None]) -> None:
         try:
             async with aclosing(source):
                 async for item in source:
                     await queue.put((item,))
-        except Exception as error:  # it comes out of the generator
-            await queue.put(error)
+        except (Exception, asyncio.CancelledError) as error:  # it comes out of the generator
+            if closing:
+                raise
+            await queue.put(_told(error))
         else:
             await queue.put(None)
 
@@ -73,6 +91,11 @@ async def merged(sources: list[AsyncGenerator[A, None]]) -> AsyncGenerator[A, No
             else:
                 yield found[0]
     finally:
+        closing = True
         for feeder in feeders:
             feeder.cancel()
         await asyncio.gather(*feeders, return_exceptions=True)
+
+
+def _told(error: Exception | asyncio.CancelledError) -> Exception:
+    return error if isinstance(error, Exception) else Stray("a cancellation that nobody here asked for")

@@ -145,8 +145,8 @@ class Portrait:
             return f"it is encrypted with {main.encryption}, which only players may open: pass it through"
         if not any(one.height for one in main.known):
             return "it has no picture: pass it through, or take the rung audio"
-        if container is not Container.TS:
-            return f"a ladder is made of MPEG-TS, and this is {container}: pass it through"
+        if container not in (Container.TS, Container.FMP4):
+            return f"a ladder is made of MPEG-TS and fMP4, and this is {container}: pass it through"
         if not self.ladder:
             return "it is small already, or brings its own lower qualities: pass it through"
         return ""

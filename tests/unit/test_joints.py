@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from hlsrelay.joints import in_order
+from hlsrelay.joints import Stray, in_order, merged
 from tests.virtual import run_virtually
 
 
@@ -120,4 +120,30 @@ def test_closing_it_cancels_the_work_and_closes_the_items(taken: int) -> None:
 
     assert run_virtually(run()) == 1
     assert closed == ["closed"]
-    assert cancelled[0] == taken
+    assert min(cancelled) == taken
+
+
+@pytest.mark.parametrize("where", ["the items", "the work", "a merged source"])
+def test_a_cancellation_from_behind_comes_out_and_nobody_waits_for_ever(where: str) -> None:
+    async def run() -> None:
+        shared: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        shared.cancel()
+
+        async def items() -> AsyncGenerator[int, None]:
+            yield 0
+            if where != "the work":
+                await shared
+            yield 1
+
+        async def work(number: int) -> int:
+            if number and where == "the work":
+                await shared
+            return number
+
+        joint = merged([items(), count(3)]) if where == "a merged source" else in_order(items(), work, ahead=2)
+        async with asyncio.timeout(60), aclosing(joint) as results:
+            async for _ in results:
+                pass
+
+    with pytest.raises(Stray):
+        run_virtually(run())

@@ -47,7 +47,7 @@ def test_rungs_are_below_the_source_at_no_more_than_its_quality(height: int, kbp
     [
         (facts(encryption="SAMPLE-AES (com.apple.streamingkeydelivery)"), "encrypted with SAMPLE-AES"),
         (facts(Sample(2.0, 32_000, Container.AAC, ("mp4a.40.2",))), "no picture"),
-        (facts(Sample(2.0, 750_000, Container.FMP4, ("avc1",), 1280, 720)), "this is fmp4"),
+        (facts(Sample(2.0, 750_000, Container.UNKNOWN, ("avc1",), 1280, 720)), "this is unknown"),
         (facts(Sample(2.0, fault="segment 7: HTTP 404")), "could be read: segment 7: HTTP 404"),
         (facts(Sample(2.0, 60_000, Container.TS, ("avc1",), 320, 180)), "small already"),
     ],
