@@ -98,4 +98,8 @@ async def merged(sources: list[AsyncGenerator[A, None]]) -> AsyncGenerator[A, No
 
 
 def _told(error: Exception | asyncio.CancelledError) -> Exception:
-    return error if isinstance(error, Exception) else Stray("a cancellation that nobody here asked for")
+    if isinstance(error, Exception):
+        return error
+    stray = Stray("a cancellation that nobody here asked for")
+    stray.__cause__ = error  # whose traceback says where it came from
+    return stray
