@@ -285,7 +285,9 @@ def offered(ffmpeg: Path, codec: Codec, *preferred: str) -> tuple[str | None, li
 
     with capture_logs() as logs:
         name = asyncio.run(main())
-    return name, [f"{line['event']} {line.get('instead_of', '')}{line.get('tried', '')}" for line in logs if line["log_level"] == "warning"]
+    return name, [
+        f"{line['event']} {line.get('instead_of', '')}{line.get('tried', '')}" for line in logs if line["event"].startswith("encoder.")
+    ]
 
 
 @pytest.mark.parametrize("program", ffmpegs())
