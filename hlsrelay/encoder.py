@@ -108,6 +108,8 @@ class LocalEncoder:
 
     async def encode(self, job: EncodeJob) -> Encoded:
         """See Encoder."""
+        if self._clock.monotonic_s() < self._shed_until_s:
+            return Encoded({}, {}, _all(job, SHED))
         try:
             encoders = await self._offers.encoders(rung.codec for rung in job.rungs if rung.height is not None)
         except ChildError as error:
@@ -117,8 +119,6 @@ class LocalEncoder:
         if not job.rungs:
             raise EncodeError(f"segment {job.number} of {job.stream_id}: {_reasons(beyond)}")
         now_s = self._clock.monotonic_s()
-        if now_s < self._shed_until_s:
-            return Encoded({}, beyond, _all(job, SHED))
         breaker = self._breakers.get(job.stream_id)
         if breaker and not breaker.admits(now_s):
             reason = f"the ladder is paused, {FAILURES} jobs or more failed in a row, the last one: {breaker.reason}"

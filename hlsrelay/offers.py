@@ -67,6 +67,7 @@ class Offers:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_DEADLINE_S):
                     names = frozenset([found[1] async for line in child.lines() if (found := _ROW.match(line))])
+                    await child.wait()
             if not names:
                 raise ChildError("ffmpeg does not say which encoders it has", argv=argv, exit_code=None, stderr_tail=child.stderr_tail)
         return names

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +36,18 @@ class FakeFfmpeg:
     def children(self) -> Children:
         """Return it as what it passes for."""
         return cast(Children, self)
+
+    @asynccontextmanager
+    async def spawn(self, argv: Sequence[str], **_: Any) -> AsyncIterator[FakeFfmpeg]:
+        """Tell which encoders there are, which is all that is asked so."""
+        assert "-encoders" in argv
+        yield self
+
+    async def lines(self) -> AsyncIterator[str]:
+        yield " V....D libx264  H.264"
+
+    async def wait(self) -> None:
+        """It has told all."""
 
     async def run(self, argv: Sequence[str], *, purpose: str, **_: Any) -> Finished:
         """See Children."""

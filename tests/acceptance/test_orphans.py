@@ -104,7 +104,7 @@ def test_ps_and_the_api_show_what_runs_and_a_relay_told_to_go_takes_all_with_it(
         assert ended(relay) == 0
         log = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
         ends = [one for one in log if one["event"] == "child.ended"]
-        assert {one["reason"] for one in ends} <= {"cancelled", "no longer wanted", "shutdown"}
+        assert {one["reason"] for one in ends} <= {"cancelled", "no longer wanted", "overload", "shutdown"}
         assert "redis" in {one["purpose"] for one in ends}
 
 
