@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         made(folder, ffmpeg_path(), segments=2)
     except MissingProgram as error:
         pytest.skip(str(error))
+    playlist = folder / "live.m3u8"  # with time enough for the ladder of each segment
+    playlist.write_text(re.sub(r"(?<=#EXT-X-TARGETDURATION:)\d+", "60", playlist.read_text()))
     with served(folder) as url:
         yield f"{url}/live.m3u8"
 
