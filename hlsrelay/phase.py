@@ -4,7 +4,7 @@ Laws:
 - A live source publishes on a beat of its own: each time when the next of its segments is complete. The beat is as long as what the last
   loads brought; where in it the source publishes, its *phase*, is learnt from when loads found something new and when they did not yet.
 - The first load of a beat comes when one publication in ten has come already, and the next ones follow closely until one has: that is
-  how fresh it can be had for about two requests a beat. The more they come to be than BUDGET on average, the rarer they get.
+  how fresh it can be had for about two requests a beat. The more of them there are than BUDGET on average, the rarer they get.
 - A phase is only believed as long as it holds: when nothing comes, loads get rarer at once, as RFC 8216 6.3.4 has them; when something
   comes at another time, that is the new phase.
 
@@ -20,7 +20,7 @@ from statistics import median_low
 CLOSEST_S = 0.1
 """Between two loads of one playlist there is at least this, or what the operator says."""
 BUDGET = 2.5
-"""Requests for each beat, on average."""
+"""Requests for each segment, on average."""
 SAVED = 8.0
 """Requests that were not needed may be spent later: so many of them."""
 REMEMBERED = 20
@@ -29,6 +29,9 @@ FOLLOWS = 0.2
 """How much of what a publication was early or late the phase follows: a drift at once, jitter hardly."""
 ELSEWHERE_BEATS = 0.4
 """A publication that is off by more than this says nothing of jitter: the source has another phase now."""
+LONGEST_WAIT = 1.25
+"""No wait is longer than so many of those that RFC 8216 has: a source that brought two segments at a time may bring one now, and a playlist
+that nobody looked at for 1.5 target durations passes for silent."""
 MOST_EARLY = 4
 """So many publications in a row found by the first loads of their beats have come long before."""
 WAITS = 0.9
@@ -65,7 +68,7 @@ class Phase:
 def asked(phase: Phase, started_s: float) -> Phase:
     """Return the phase once a load has begun at *started_s*."""
     since_s = started_s - phase.asked_s if phase.asked_s is not None else 0.0
-    earned = BUDGET * since_s / phase.beat_s if phase.beat_s else 0.0
+    earned = BUDGET * since_s * median_low(phase.brought) / phase.beat_s if phase.beat_s else 0.0
     return replace(phase, asked_s=started_s, left=min(SAVED, phase.left + earned) - 1)
 
 
@@ -78,8 +81,8 @@ def found_nothing(phase: Phase, started_s: float, usual_s: float) -> tuple[Phase
     if phase.expected_s is None:
         return missed, started_s + usual_s
     first_s = _first_s(phase)
-    if started_s < first_s - phase.closest_s:  # an operator's nudge, a load begun anew: the beat's own loads come all the same
-        return missed, min(first_s, started_s + 2 * usual_s)
+    if started_s < first_s - phase.closest_s:  # a nudge, or the longest wait: the beat's own loads come all the same, and tell more
+        return phase, min(first_s, started_s + 2 * usual_s)
     latest_s = phase.expected_s + max(phase.unsure_s, *phase.lates_s, 0.0)
     gap_s = _gap_s(phase) if phase.missed_s is None or started_s <= latest_s else min(usual_s, 1.5 * phase.gap_s)
     return replace(missed, gap_s=gap_s), started_s + gap_s
@@ -99,7 +102,8 @@ def found_new(phase: Phase, started_s: float, durations_s: tuple[float, ...], us
     known = _sought(known, started_s - beat_s / 2, started_s) if early >= MOST_EARLY else _learnt(known, phase.missed_s, started_s)
     assert known.expected_s is not None
     known = replace(known, expected_s=known.expected_s + beat_s)
-    return known, max(_first_s(known), started_s + phase.closest_s)
+    first_s = min(_first_s(known), started_s + LONGEST_WAIT * usual_s)
+    return known, max(first_s, started_s + phase.closest_s)
 
 
 def _learnt(phase: Phase, missed_s: float | None, found_s: float) -> Phase:
