@@ -1,7 +1,8 @@
 """Which encode job starts when, and with which rungs, so that a ladder never holds pass-through up. Pure: the time is told.
 
 Laws:
-- A segment is published at the latest ALLOWANCE of a target duration after it could be without a ladder; what is not made then is a GAP.
+- A segment is published at the latest ALLOWANCE of a target duration after it could be without a ladder, or SHORTEST_ALLOWANCE_S where
+  target durations are shorter, because the start of an ffmpeg is not; what is not made then is a GAP.
 - The one exception is no overload: a ladder that takes longer than that by itself, and keeps up because jobs of consecutive segments
   run side by side, holds its stream back by a constant time, LONGEST_ALLOWANCE target durations at most, while all slots together have
   room for every rung of all streams. It is reckoned at the best speed the stream was ever made with: contention never lengthens it.
@@ -27,6 +28,8 @@ from dataclasses import dataclass, field, replace
 
 ALLOWANCE = 0.85
 """Part of a target duration: the rest is for publishing, and for a busy event loop."""
+SHORTEST_ALLOWANCE_S, SHORTEST_ALLOWANCE = 2.0, 1.7
+"""The first, or the second in target durations where that is less."""
 LONGEST_ALLOWANCE = 2.0
 """Target durations; players hold three."""
 START = 0.05
@@ -249,7 +252,7 @@ class Schedule:
 
     def _allowance_s(self, known: _Known, now_s: float) -> float:
         work = known.newest
-        usual_s = ALLOWANCE * work.target_duration_s
+        usual_s = max(ALLOWANCE * work.target_duration_s, min(SHORTEST_ALLOWANCE_S, SHORTEST_ALLOWANCE * work.target_duration_s))
         if self.ceiling < _EVERYTHING or not self._room_for_all(now_s):
             return usual_s
         alone_s = usual_s * known.stretch

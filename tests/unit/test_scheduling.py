@@ -9,7 +9,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from hlsrelay.scheduling import ALLOWANCE, LONGEST_ALLOWANCE, Grant, Schedule, Work
+from hlsrelay.scheduling import ALLOWANCE, LONGEST_ALLOWANCE, SHORTEST_ALLOWANCE, SHORTEST_ALLOWANCE_S, Grant, Schedule, Work
 from tests.machine import DECODE, LADDER, STEP_S, Channel, Machine
 
 DEMAND = DECODE + sum(LADDER.values())
@@ -130,7 +130,8 @@ def test_overload_makes_no_answer_late_and_lets_no_stream_starve(
     machine.run(50 * duration_s, *channels)
     assert machine.longest() <= LONGEST_ALLOWANCE + 2 * STEP_S / duration_s
     if streams * DEMAND * dearer > 1.3 * capacity:
-        assert machine.longest() <= ALLOWANCE + 2 * STEP_S / duration_s
+        shortest = min(SHORTEST_ALLOWANCE_S / duration_s, SHORTEST_ALLOWANCE)
+        assert machine.longest() <= max(ALLOWANCE, shortest) + 2 * STEP_S / duration_s
     cheapest = (DECODE + LADDER["360p"]) * dearer
     if cheapest / min(parallel, cores) < 0.4:  # it can be made in time at all
         rounds = max(1.0, streams * cheapest / capacity)
