@@ -94,16 +94,22 @@ class Agreement:
     def resumed(cls, published: Mapping[str, Progress], tracks: Collection[str]) -> Agreement:
         """Return what *tracks* have come to, by what was *published*: one may have been left short of a DISCONTINUITY of the others."""
         here = {name: progress for name, progress in published.items() if name in tracks}
-        ends = {name: progress.position.next_program_date_time for name, progress in here.items() if not progress.position.withdrawn}
-        lead = here[max(ends, key=ends.__getitem__)].entries if ends else ()
-        cuts = [one for one in lead if one.discontinuity and one.program_date_time > min(ends.values()) - _half(one)]
-        had = {name: sum(one.program_date_time < end - _half(one) for one in cuts) for name, end in ends.items()}
+        left = {name: progress for name, progress in here.items() if not progress.position.withdrawn}
+        ends = {name: progress.position.next_program_date_time for name, progress in left.items()}
+        shown = {name: _published_end(progress) for name, progress in left.items()}  # a track that is played on has its entries only
+        lead = left[max(shown, key=shown.__getitem__)].entries if left else ()
+        cuts = [one for one in lead if one.discontinuity and one.program_date_time > min(shown.values()) - _half(one)]
+        had = {name: sum(one.program_date_time < end - _half(one) for one in cuts) for name, end in shown.items()}
+        # What the others had since a track was withdrawn, it owes: the last of them is the DISCONTINUITY that it begins with.
+        counts = {name: progress.discontinuities - had.get(name, 0) for name, progress in here.items()}
+        owed = max(counts.values()) - min(counts.values()) if len(left) < len(here) and left else 0
+        had = {name: owed + count for name, count in had.items()}
         main = published.get(SOURCE)
         return cls(
             generation=max((progress.position.generation for progress in published.values()), default=1),
             target_duration_s=max((progress.target_duration_s for progress in published.values()), default=0),
             discontinuities=main.discontinuities - had.get(SOURCE, 0) if main else None,
-            cuts=[one.program_date_time for one in cuts],
+            cuts=[None] * owed + [one.program_date_time for one in cuts],
             had=had,
             joined={name: progress.position.generation for name, progress in here.items()},
             ends=ends,
@@ -195,6 +201,11 @@ class Agreement:
         return (
             own is not None and lead is not None and near(own, lead, stream) and (lead - own).total_seconds() > self.target_duration_s / 2
         )
+
+
+def _published_end(progress: Progress) -> datetime:
+    last = progress.entries[-1] if progress.entries else None
+    return last.program_date_time + timedelta(seconds=last.duration_s) if last else progress.position.next_program_date_time
 
 
 def _half(entry: Entry) -> timedelta:

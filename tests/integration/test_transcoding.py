@@ -37,7 +37,9 @@ def test_sound_is_counted_on_from_segment_to_segment_and_anew_after_a_discontinu
     position = Position("", 1, 0, 0, (), T0, T0)
 
     async def main(storage: LocalStorage) -> None:
-        desk: Any = SimpleNamespace(tools=SimpleNamespace(storage=storage, encoder=encoder), track=SimpleNamespace(name=SOURCE), alone=True)
+        desk: Any = SimpleNamespace(
+            tools=SimpleNamespace(storage=storage, encoder=encoder), track=SimpleNamespace(name=SOURCE), alone=True, progress=None
+        )
         transcoding = Transcoding(cast("Desk", desk))
         for one, pts in zip(listed, (PTS_MODULUS - 2_000, PTS_MODULUS - 79, 1_841, 90_000), strict=True):
             body = segment(sound(pts))
