@@ -1,4 +1,4 @@
-"""The command line: verbs, options, help. What they do is in commands, imported when a verb runs so that --help answers at once."""
+"""The command line: verbs, options, help. commands and operate do it, imported when a verb runs: --help answers at once."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def _options(_: Annotated[bool, typer.Option("--version", callback=_version, is_
 @app.command()
 def run(stream_id: StreamId, http: Http = None, data: Data = None) -> None:
     """Relay one registered stream until its `desired` becomes `stop`, and serve it."""
-    from hlsrelay import commands
+    from hlsrelay import commands, operate
     from hlsrelay.settings import load_settings
 
-    commands.run_until_done(commands.run(stream_id, load_settings(http=http, data=data)))
+    operate.run_until_done(commands.run(stream_id, load_settings(http=http, data=data)))
 
 
 @app.command()
@@ -76,10 +76,10 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Register a stream (the same as HSET hlsrelay:stream:<id> source … desired run)."""
-    from hlsrelay import commands
+    from hlsrelay import operate
 
     fields = {"source": source, "desired": "stop" if stopped else "run", "ladder": ladder, "window": window}
-    commands.run_until_done(commands.register(stream_id, fields, as_json))
+    operate.run_until_done(operate.register(stream_id, fields, as_json))
 
 
 @app.command(name="set")
@@ -89,25 +89,25 @@ def set_(
     as_json: AsJson = False,
 ) -> None:
     """Change a stream's fields; one that runs follows at its next tick, and no viewer is cut."""
-    from hlsrelay import commands
+    from hlsrelay import operate
 
-    commands.run_until_done(commands.change(stream_id, changes, as_json))
+    operate.run_until_done(operate.change(stream_id, changes, as_json))
 
 
 @app.command()
 def start(stream_id: StreamId, as_json: AsJson = False) -> None:
     """Set a stream's `desired` to run."""
-    from hlsrelay import commands
+    from hlsrelay import operate
 
-    commands.run_until_done(commands.desire(stream_id, "run", as_json))
+    operate.run_until_done(operate.desire(stream_id, "run", as_json))
 
 
 @app.command()
 def stop(stream_id: StreamId, as_json: AsJson = False) -> None:
     """Set a stream's `desired` to stop: its relay writes ENDLIST and ends."""
-    from hlsrelay import commands
+    from hlsrelay import operate
 
-    commands.run_until_done(commands.desire(stream_id, "stop", as_json))
+    operate.run_until_done(operate.desire(stream_id, "stop", as_json))
 
 
 @app.command()
@@ -118,33 +118,33 @@ def rm(
     as_json: AsJson = False,
 ) -> None:
     """Forget a stream; one that runs ends as if stopped. Its files stay unless --files."""
-    from hlsrelay import commands
+    from hlsrelay import operate
 
-    commands.run_until_done(commands.remove(stream_id, files, data, as_json))
+    operate.run_until_done(operate.remove(stream_id, files, data, as_json))
 
 
 @app.command()
 def ls(as_json: AsJson = False) -> None:
     """List all streams: who relays what, since when, how far behind, what went wrong last."""
-    from hlsrelay import commands
+    from hlsrelay import operate
 
-    commands.run_until_done(commands.list_all(as_json))
+    operate.run_until_done(operate.list_all(as_json))
 
 
 @app.command()
 def ps(as_json: AsJson = False) -> None:
     """List every child process of every hlsrelay process: what for, for how long, what it uses, how far it is; orphans too."""
-    from hlsrelay import commands
+    from hlsrelay import operate
 
-    commands.run_until_done(commands.list_processes(as_json))
+    operate.run_until_done(operate.list_processes(as_json))
 
 
 @app.command()
 def show(stream_id: StreamId, as_json: AsJson = False) -> None:
     """Show one stream's fields, the operator's and the relay's."""
-    from hlsrelay import commands
+    from hlsrelay import operate
 
-    commands.run_until_done(commands.show(stream_id, as_json))
+    operate.run_until_done(operate.show(stream_id, as_json))
 
 
 CHECK_WORDS = """Each finding is one line: error (a rule is broken) or warning (advice not followed, or a doubt), the number of its rule,
@@ -167,9 +167,9 @@ def check(
     ] = False,
 ) -> None:
     """Watch a live playlist, ours or anyone's, as a player does, and say which rules of live HLS it breaks."""
-    from hlsrelay import commands
+    from hlsrelay import commands, operate
 
-    commands.run_until_done(commands.check(target, seconds, not no_media, as_json))
+    operate.run_until_done(commands.check(target, seconds, not no_media, as_json))
 
 
 PROBE_WORDS = """The last line is the command that registers the source with the ladder that suits it. What is measured is measured on the
@@ -189,9 +189,9 @@ def probe(
     as_json: AsJson = False,
 ) -> None:
     """Say what a source is: variants, tracks, codecs, bitrates, key frames, faults; and propose a ladder."""
-    from hlsrelay import commands
+    from hlsrelay import commands, operate
 
-    commands.run_until_done(commands.probe(source, headers, proxy, seconds, as_json))
+    operate.run_until_done(commands.probe(source, headers, proxy, seconds, as_json))
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
@@ -215,10 +215,10 @@ def demo(
     data: Data = None,
 ) -> None:
     """Relay one source as stream `demo`, until Ctrl-C: the quickest way to see it work. Loopback sources are allowed."""
-    from hlsrelay import commands
+    from hlsrelay import commands, operate
     from hlsrelay.settings import load_settings
 
-    commands.run_until_done(commands.demo(source, ladder, load_settings(http=http, data=data)))
+    operate.run_until_done(commands.demo(source, ladder, load_settings(http=http, data=data)))
 
 
 @app.command(name="demo-origin")
@@ -226,7 +226,7 @@ def demo_origin(
     http: Annotated[str, typer.Option(help="Address to serve on; port 0 takes a free one.")] = "127.0.0.1:0",
 ) -> None:
     """Publish a built-in live channel, with a clock and a beep each second, as a live HLS source. Prints its URL."""
-    from hlsrelay import commands
+    from hlsrelay import commands, operate
     from hlsrelay.settings import load_settings
 
-    commands.run_until_done(commands.channel(http, load_settings()))
+    operate.run_until_done(commands.channel(http, load_settings()))

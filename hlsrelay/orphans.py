@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +18,7 @@ from pathlib import Path
 import structlog
 
 from hlsrelay import proc
+from hlsrelay.statuses import ChildStatus, NodeStatus
 
 TAG = "HLSRELAY_CHILD"
 """Environment variable that names the incarnation a child belongs to."""
@@ -116,3 +117,20 @@ def _namespace() -> str:
         return os.readlink("/proc/self/ns/pid").removeprefix("pid:[").removesuffix("]")
     except OSError:
         return "0"
+
+
+def found_here(known: Iterable[NodeStatus]) -> NodeStatus:
+    """Return the children on this machine that no node tells of: orphans, and those of commands. It reads all of /proc."""
+    told = {(child.pid, child.parent) for node in known for child in node.children}
+    found = []
+    for one in tagged():
+        used = proc.usage(one.pid)
+        if used is None or (one.pid, one.incarnation) in told:
+            continue
+        parent = one.incarnation.split(".")[1]
+        node = f"process {parent}, dead" if one.orphan else f"process {parent} here"
+        age_s = proc.age_s(one.pid)
+        argv, rounded = proc.argv(one.pid), None if age_s is None else round(age_s, 1)
+        cpu_s = round(used.cpu_s, 2)
+        found.append(ChildStatus(node, one.pid, one.incarnation, one.purpose, argv, rounded, cpu_s, used.rss_bytes, orphan=one.orphan))
+    return NodeStatus("", "", children=tuple(found))

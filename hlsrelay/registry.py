@@ -14,9 +14,12 @@ from typing import Any, Protocol
 import redis.asyncio
 import redis.exceptions
 
+from hlsrelay.embedded import EmbeddedRedis
 from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, UnknownStream
 from hlsrelay.fields import RELAY_FIELDS, Registered
+from hlsrelay.processes import Children
 from hlsrelay.redis_keys import CHANGE, REGISTER, REPORT, Keys
+from hlsrelay.settings import Settings
 
 ANSWER_WITHIN_S = 3.0
 
@@ -269,3 +272,19 @@ async def fetched(registry: Registry, stream_id: str) -> Registered:
 
 def _flat(fields: Mapping[str, str]) -> list[str]:
     return [word for pair in fields.items() for word in pair]
+
+
+@contextlib.asynccontextmanager
+async def open_registry(settings: Settings, children: Children) -> AsyncGenerator[tuple[RedisRegistry, EmbeddedRedis | None], None]:
+    """Give the registry that the settings name, answering; the embedded one is started where nobody else runs it."""
+    embedded = None if settings.redis_url else EmbeddedRedis(settings.data, children)
+    try:
+        registry = RedisRegistry(await embedded.ensure() if embedded else settings.redis_url, settings.redis_prefix)
+        try:
+            await registry.ping()
+            yield registry, embedded
+        finally:
+            await registry.aclose()
+    finally:
+        if embedded:
+            await embedded.aclose()

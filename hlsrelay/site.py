@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from hlsrelay import vitals
 from hlsrelay.errors import RegistryUnavailable
 from hlsrelay.fields import Registered
-from hlsrelay.model import Desired
-from hlsrelay.statuses import NodeStatus
+from hlsrelay.statuses import NodeStatus, StreamStatus, read_all, stream_status
 from hlsrelay.storage import MULTIVARIANT
-from hlsrelay.urls import redacted
-from hlsrelay.vitals import read_all
-from hlsrelay.web.site import StreamStatus
 from hlsrelay.worker import Node
 
 
@@ -68,7 +63,7 @@ class RelaySite:
         fields = one.fields
         demand = self._node.demands.get(one.id)
         plays = (demand and demand.starts) or (self._node.live / one.id / MULTIVARIANT).exists()
-        return status_of(one.id, fields, playing_url=f"/live/{one.id}/{MULTIVARIANT}" if plays else "")
+        return stream_status(one.id, fields, playing_url=f"/live/{one.id}/{MULTIVARIANT}" if plays else "")
 
     async def nodes(self) -> list[NodeStatus]:
         """See web.Site: ours as it is now, the others' as Redis told within the last second."""
@@ -89,22 +84,3 @@ class RelaySite:
         """See web.Site."""
         self._node.metrics.children.set(len(self._node.children.running()))
         return self._node.metrics.text()
-
-
-def status_of(stream_id: str, fields: Mapping[str, str], playing_url: str = "") -> StreamStatus:
-    """Return a stream's hash as pages, API and commands show it."""
-    number, lag = fields.get("last_sequence", ""), fields.get("lag", "")
-    return StreamStatus(
-        id=stream_id,
-        desired=fields.get("desired", Desired.RUN),
-        state=fields.get("state", "registered"),
-        node=fields.get("node", ""),
-        since=fields.get("since", ""),
-        source=redacted(fields.get("source", "")),
-        ladder=fields.get("ladder", ""),
-        last_sequence=int(number) if number.isdecimal() else None,
-        lag_s=float(lag) if lag.replace(".", "", 1).isdecimal() else None,
-        last_error=fields.get("last_error") or fields.get("reason", ""),
-        ladder_trouble=fields.get("ladder_trouble", ""),
-        playing_url=playing_url,
-    )

@@ -1,11 +1,14 @@
-"""What a node tells others of its children and its memory, and how that is written down. Pure."""
+"""Streams, nodes and children at a glance: what `ls`, `ps`, the page and the API show, and how nodes tell each other. Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from hlsrelay.model import Desired
+from hlsrelay.urls import redacted
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,47 @@ class NodeStatus:
     children: tuple[ChildStatus, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """One stream at a glance, as the page and /api/streams show it: everybody who reaches the port reads this.
+
+    *source* therefore comes without user name, password and query. *since* is ISO 8601 text, empty where it says nothing.
+    *playing_url* is where the multivariant playlist is: a path on this server, or a whole URL on another node; empty: nowhere.
+    """
+
+    id: str
+    desired: str
+    state: str
+    node: str = ""
+    since: str = ""
+    source: str = ""
+    ladder: str = ""
+    last_sequence: int | None = None
+    lag_s: float | None = None
+    last_error: str = ""
+    ladder_trouble: str = ""
+    playing_url: str = ""
+
+
+def stream_status(stream_id: str, fields: Mapping[str, str], playing_url: str = "") -> StreamStatus:
+    """Return a stream's hash as pages, API and commands show it."""
+    number, lag = fields.get("last_sequence", ""), fields.get("lag", "")
+    return StreamStatus(
+        id=stream_id,
+        desired=fields.get("desired", Desired.RUN),
+        state=fields.get("state", "registered"),
+        node=fields.get("node", ""),
+        since=fields.get("since", ""),
+        source=redacted(fields.get("source", "")),
+        ladder=fields.get("ladder", ""),
+        last_sequence=int(number) if number.isdecimal() else None,
+        lag_s=float(lag) if lag.replace(".", "", 1).isdecimal() else None,
+        last_error=fields.get("last_error") or fields.get("reason", ""),
+        ladder_trouble=fields.get("ladder_trouble", ""),
+        playing_url=playing_url,
+    )
+
+
 def written(status: NodeStatus) -> str:
     """Return the text that `read` takes back."""
     return json.dumps(asdict(status), separators=(",", ":"))
@@ -55,6 +99,11 @@ def read(text: str) -> NodeStatus | None:
     except (ValueError, TypeError, KeyError):
         return None
     return status
+
+
+def read_all(texts: Iterable[str]) -> list[NodeStatus]:
+    """Return what all nodes have told."""
+    return [status for status in map(read, texts) if status is not None]
 
 
 def shown(nodes: Iterable[NodeStatus]) -> dict[str, object]:

@@ -9,16 +9,15 @@ Laws:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import structlog
 
-from hlsrelay import proc
 from hlsrelay.errors import RegistryUnavailable
 from hlsrelay.memory import used_percent
-from hlsrelay.orphans import incarnation, tagged
-from hlsrelay.statuses import ChildStatus, NodeStatus, read, written
+from hlsrelay.orphans import incarnation
+from hlsrelay.statuses import NodeStatus, written
 from hlsrelay.worker import Node
 
 PERIOD_S = 1.0
@@ -45,28 +44,6 @@ def status_of(node: Node) -> NodeStatus:
     percent = node.pressure.percent
     children = tuple(child.status(node.name) for child in node.children.running())
     return NodeStatus(node.name, incarnation(), None if percent is None else round(percent, 1), node.pressed, children)
-
-
-def read_all(texts: Iterable[str]) -> list[NodeStatus]:
-    """Return what all nodes have told."""
-    return [status for status in map(read, texts) if status is not None]
-
-
-def found_here(known: Iterable[NodeStatus]) -> NodeStatus:
-    """Return the children on this machine that no node tells of: orphans, and those of commands. It reads all of /proc."""
-    told = {(child.pid, child.parent) for node in known for child in node.children}
-    found = []
-    for one in tagged():
-        used = proc.usage(one.pid)
-        if used is None or (one.pid, one.incarnation) in told:
-            continue
-        parent = one.incarnation.split(".")[1]
-        node = f"process {parent}, dead" if one.orphan else f"process {parent} here"
-        age_s = proc.age_s(one.pid)
-        argv, rounded = proc.argv(one.pid), None if age_s is None else round(age_s, 1)
-        cpu_s = round(used.cpu_s, 2)
-        found.append(ChildStatus(node, one.pid, one.incarnation, one.purpose, argv, rounded, cpu_s, used.rss_bytes, orphan=one.orphan))
-    return NodeStatus("", "", children=tuple(found))
 
 
 async def _tell(node: Node) -> None:

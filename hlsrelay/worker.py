@@ -6,8 +6,8 @@ import asyncio
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from hlsrelay.metrics import Metrics
 from hlsrelay.model import SOURCE, Desired, Made, Stream, Turn
 from hlsrelay.processes import Children
 from hlsrelay.recipe import EncodeJob
-from hlsrelay.registry import Link, RedisRegistry, Registry
+from hlsrelay.registry import Link, Registry
 from hlsrelay.relay import Tick, relay
 from hlsrelay.settings import Settings
 from hlsrelay.storage import MULTIVARIANT, LocalStorage
@@ -90,22 +90,6 @@ class Node:
     def refusal(self) -> str:
         """Return why nothing more may be started here now, empty where it may: the one place that is asked before a cold start."""
         return "memory is short on this node" if self.pressed else ""
-
-
-@asynccontextmanager
-async def open_registry(settings: Settings, children: Children) -> AsyncGenerator[tuple[RedisRegistry, EmbeddedRedis | None], None]:
-    """Give the registry that the settings name, answering; the embedded one is started where nobody else runs it."""
-    embedded = None if settings.redis_url else EmbeddedRedis(settings.data, children)
-    try:
-        registry = RedisRegistry(await embedded.ensure() if embedded else settings.redis_url, settings.redis_prefix)
-        try:
-            await registry.ping()
-            yield registry, embedded
-        finally:
-            await registry.aclose()
-    finally:
-        if embedded:
-            await embedded.aclose()
 
 
 def local_encoder(settings: Settings, children: Children) -> Encoder:

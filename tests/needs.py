@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
+
+NIGHTLY = os.environ.get("HLSRELAY_NIGHTLY") == "1"
+"""Whether a test may take its time: `make nightly`."""
 
 
 def needs(*programs: str) -> pytest.MarkDecorator:

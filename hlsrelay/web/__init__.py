@@ -2,6 +2,6 @@
 
 from hlsrelay.web.app import create_app
 from hlsrelay.web.server import serve
-from hlsrelay.web.site import Site, StreamStatus
+from hlsrelay.web.site import Site
 
-__all__ = ["Site", "StreamStatus", "create_app", "serve"]
+__all__ = ["Site", "create_app", "serve"]

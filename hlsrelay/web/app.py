@@ -13,9 +13,10 @@ from starlette.routing import Route
 
 from hlsrelay import __version__, statuses
 from hlsrelay.errors import HlsRelayError
+from hlsrelay.statuses import StreamStatus
 from hlsrelay.web.answers import NO_STORE, Answer, Texts, short
 from hlsrelay.web.files import Live
-from hlsrelay.web.site import Site, StreamStatus
+from hlsrelay.web.site import Site
 
 PAGE_DIR = Path(__file__).parents[1] / "web_page"
 HLS_JS = "node_modules/hls.js"

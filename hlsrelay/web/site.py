@@ -2,33 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from hlsrelay.statuses import NodeStatus
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStatus:
-    """One stream at a glance, as the page and /api/streams show it: everybody who reaches the port reads this.
-
-    *source* therefore comes without user name, password and query. *since* is ISO 8601 text, empty where it says nothing.
-    *playing_url* is where the multivariant playlist is: a path on this server, or a whole URL on another node; empty: nowhere.
-    """
-
-    id: str
-    desired: str
-    state: str
-    node: str = ""
-    since: str = ""
-    source: str = ""
-    ladder: str = ""
-    last_sequence: int | None = None
-    lag_s: float | None = None
-    last_error: str = ""
-    ladder_trouble: str = ""
-    playing_url: str = ""
+from hlsrelay.statuses import NodeStatus, StreamStatus
 
 
 class Site(Protocol):

@@ -12,8 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
-from hlsrelay.statuses import NodeStatus, read
-from hlsrelay.web import StreamStatus, create_app, serve
+from hlsrelay.statuses import NodeStatus, StreamStatus, read
+from hlsrelay.web import create_app, serve
 from hlsrelay.web.app import PAGE_DIR
 
 

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="children are found by Linux's /proc"),
 ]
 
-LADDER = "a:720:3000,b:480:1200,c:360:700"
+LADDER = "a:480:1200,b:360:700,c:240:400"
 ENDED_WITHIN_S = 5.0
 
 

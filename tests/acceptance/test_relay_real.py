@@ -50,7 +50,7 @@ from tests.acceptance.relay_process import (
     tagged,
     until,
 )
-from tests.needs import needs
+from tests.needs import NIGHTLY, needs
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "ffprobe", "nginx", "redis-server", "redis-cli")]
 
@@ -435,7 +435,7 @@ def test_a_relay_that_nobody_watches_costs_next_to_nothing(
             first = until(count)
             until(lambda: count() > first)
             began_s, began_cpu_s, first = time.monotonic(), cpu_s(relay), count()
-            until(lambda: count() >= first + 5, 60, every_s=0.25)
+            until(lambda: count() >= first + 3, 60, every_s=0.25)
             share = (cpu_s(relay) - began_cpu_s) / (time.monotonic() - began_s)
             with capsys.disabled():
                 print(f"\nidle relay with its Redis: {share:.2%} of a core over {time.monotonic() - began_s:.0f} s")
@@ -462,8 +462,10 @@ class Ladder:
     source: Muxer
 
 
-RUNGS = ("480p", "360p", "audio")
-PICTURES = ("480p", "360p")
+RUNGS = ("360p", "240p", "audio")
+PICTURES = ("360p", "240p")
+LADDER = "360p,240p:240:400,audio"
+"""Small: the tests beside these want the machine too, and a rung that it can not make in time is a GAP."""
 FEWEST_IN_A_ROW = 5
 
 
@@ -471,10 +473,10 @@ FEWEST_IN_A_ROW = 5
 def ladder(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Iterator[Ladder]:
     folder = tmp_path_factory.mktemp("ladder")
     redis.cli("DEL", KEY)
-    with nginx(folder / "origin", folder / "nginx") as url, muxing(folder / "origin") as source:
-        redis.hset(KEY, source=f"{url}/live.m3u8", desired="run", ladder=",".join(RUNGS), window=WHOLE_RUN_S)
+    with nginx(folder / "origin", folder / "nginx") as url, muxing(folder / "origin", size="854x480") as source:
+        redis.hset(KEY, source=f"{url}/live.m3u8", desired="run", ladder=LADDER, window=WHOLE_RUN_S)
         with relaying(folder / "data", redis) as relay:
-            until(lambda: len(relay.numbers("480p")) >= 3)
+            until(lambda: len(relay.numbers(PICTURES[0])) >= 3)
             yield Ladder(relay, source)
 
 
@@ -500,7 +502,7 @@ class Copy:
 @pytest.fixture(scope="module")
 def copy(ladder: Ladder, tmp_path_factory: pytest.TempPathFactory) -> Copy:
     relay = ladder.relay
-    until(lambda: len(relay.numbers("480p")) >= 10, 60)
+    until(lambda: len(relay.numbers(PICTURES[0])) >= 10, 60)
 
     def seen() -> dict[str, str]:
         names = ("", *(f"{name}/" for name in ("source", *RUNGS)))
@@ -516,7 +518,7 @@ def copy(ladder: Ladder, tmp_path_factory: pytest.TempPathFactory) -> Copy:
     missing = {number for text in texts.values() for number in gaps(text)}  # of rungs that a busy machine could not make in time
     runs = [list(run) for run in unbroken(missing, range(media.media_sequence, media.media_sequence + len(media.segments)))]
     numbers = max(runs, key=len)
-    assert len(numbers) >= FEWEST_IN_A_ROW, texts["480p"]
+    assert len(numbers) >= FEWEST_IN_A_ROW, texts[PICTURES[0]]
     durations_s = [media.segments[number - media.media_sequence].duration for number in numbers]
     folder = tmp_path_factory.mktemp("copy")
     for name in texts:
@@ -539,26 +541,27 @@ def unbroken(missing: set[int], numbers: Iterable[int]) -> Iterator[Iterator[int
 @realtime
 @needs("chromium")
 @pytest.mark.skipif(not (PAGE_DIR / HLS_JS / "dist").exists(), reason="hls.js isn't installed: make install")
-def test_hls_js_plays_the_ladder_for_a_minute_and_over_a_switch_without_an_error_or_a_stall(ladder: Ladder) -> None:
+def test_hls_js_plays_the_ladder_on_and_over_a_switch_without_an_error_or_a_stall(ladder: Ladder) -> None:
+    watched_s = 60 if NIGHTLY else 20
     browser = pytest.importorskip("tests.acceptance.browser", reason="the playwright package isn't installed")
-    report = browser.watch(ladder.relay.url, "news", seconds=60, switch_after_s=20)
+    report = browser.watch(ladder.relay.url, "news", seconds=watched_s, switch_after_s=watched_s / 3)
     assert report.player.startswith("hls.js")
     assert report.switched_at_s is not None
     assert len({level.height for level in report.levels}) >= 2
     assert report.fatal == ()
     assert [stall_s for stall_s in report.stalls_s if stall_s > 0.5] == []
     assert report.smooth(), report
-    assert report.decoded_frames > 25 * 60
+    assert report.decoded_frames > 25 * watched_s
 
 
 @realtime
 def test_every_segment_is_published_as_the_source_made_it(ladder: Ladder, copy: Copy) -> None:
     made = digests(ladder.source.folder, [path.name for path in ladder.source.segments()])
-    relayed = [sha256(copy.file("source", number).read_bytes()) for number in copy.numbers]
-    assert is_consecutive_part(relayed, made)
-    assert len(set(relayed)) == len(relayed) >= 10
     listed = m3u8.loads(copy.texts["source"])
     numbers = [listed.media_sequence + index for index in range(len(listed.segments))]
+    relayed = [sha256(copy.file("source", number).read_bytes()) for number in numbers]
+    assert is_consecutive_part(relayed, made)
+    assert len(set(relayed)) == len(relayed) >= 10
     assert "#EXT-X-GAP" not in copy.texts["source"]
     for text in copy.texts.values():
         media = m3u8.loads(text)
@@ -608,7 +611,7 @@ def test_every_segment_of_every_rung_begins_with_an_idr(copy: Copy) -> None:
 
 
 @realtime
-@pytest.mark.parametrize("path", [("source",), ("480p",), ("360p",), ("480p", "360p")], ids="+".join)
+@pytest.mark.parametrize("path", [("source",), PICTURES[:1], PICTURES[1:], PICTURES], ids="+".join)
 def test_ffmpeg_decodes_every_rung_and_every_switch_without_a_word(path: tuple[str, ...], copy: Copy) -> None:
     assert words_of_a_player(copy.playlist(*path), video=True) == ""
 
@@ -616,7 +619,7 @@ def test_ffmpeg_decodes_every_rung_and_every_switch_without_a_word(path: tuple[s
 @realtime
 def test_ffmpeg_decodes_switches_to_the_source_and_back_without_an_error(copy: Copy) -> None:
     # Not without a warning: the source's continuity counters go on from its own segment before, and its bytes are not ours to change.
-    assert words_of_a_player(copy.playlist("source", "360p", "480p"), video=True, level="error") == ""
+    assert words_of_a_player(copy.playlist("source", *PICTURES[::-1]), video=True, level="error") == ""
 
 
 @realtime
@@ -700,9 +703,9 @@ def test_ffprobe_reads_the_presentation_over_http(ladder: Ladder) -> None:
         return [sorted((stream["codec_type"], stream.get("height")) for stream in program["streams"])[::-1] for program in programs]
 
     wanted = [
-        [("video", 720), ("audio", None)],
         [("video", 480), ("audio", None)],
         [("video", 360), ("audio", None)],
+        [("video", 240), ("audio", None)],
         [("audio", None)],
     ]
     until(lambda: sizes() == wanted, every_s=1.0)  # it reads the newest segments: a busy machine may not have had time for one's ladder

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from hlsrelay import addresses, commands
+from hlsrelay import addresses, operate
 from hlsrelay.errors import AddressRefused, ConfigError, SegmentLost
 from hlsrelay.model import SOURCE, KeyPolicy
 from hlsrelay.upstream import TransportFactory, Upstream
@@ -413,5 +413,5 @@ def test_an_id_that_leads_out_of_the_live_folder_costs_no_files(tmp_path: Path) 
     beside.mkdir()
     for stream_id in ("../beside", "x/../../beside", str(beside)):
         with pytest.raises(ConfigError, match="can't be a stream id"):
-            asyncio.run(commands.remove(stream_id, True, tmp_path, False))
+            asyncio.run(operate.remove(stream_id, True, tmp_path, False))
         assert beside.is_dir()

@@ -16,7 +16,7 @@ from hlsrelay.desk import Tools
 from hlsrelay.encoder import SHED, SHED_S, LocalEncoder
 from hlsrelay.ladder import parse_ladder
 from hlsrelay.memory import Pressure
-from hlsrelay.orphans import sweep
+from hlsrelay.orphans import found_here, sweep
 from hlsrelay.processes import Children
 from hlsrelay.registry import MemoryRegistry
 from hlsrelay.relay import relay
@@ -24,7 +24,7 @@ from hlsrelay.settings import load_settings
 from hlsrelay.statuses import NodeStatus, read
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream
-from hlsrelay.vitals import attended, found_here
+from hlsrelay.vitals import attended
 from hlsrelay.worker import Node
 from tests.integration.test_processes import UNCONFINED, UNSWEPT, kill_parent, start_parent
 from tests.integration.test_relay import NoEncoder, Operator

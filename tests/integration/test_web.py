@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from hlsrelay.errors import ConfigError, RegistryUnavailable, ResourceBusy
-from hlsrelay.statuses import ChildStatus, NodeStatus
-from hlsrelay.web import StreamStatus, create_app, serve
+from hlsrelay.statuses import ChildStatus, NodeStatus, StreamStatus
+from hlsrelay.web import create_app, serve
 from hlsrelay.web.answers import Texts
 from hlsrelay.web.files import CHUNK_BYTES
 

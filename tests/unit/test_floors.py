@@ -17,7 +17,7 @@ codecs phase
 / relay house stages cutting downloading transcoding desk joints
 / worker web checking probing
 / site vitals
-/ demo_origin commands cli __main__
+/ demo_origin operate commands cli __main__
 """
 FLOORS = [set(floor.split()) for floor in HOUSE.split("/")]
 """From the ground up."""
@@ -32,7 +32,7 @@ ONLY_IN = {
     "time": {"clock", "processes"},
     "starlette": {"web", "demo_origin"},
     "uvicorn": {"web"},
-    "typer": {"cli", "commands"},
+    "typer": {"cli", "commands", "operate"},
 }
 PURE = {"asyncio", "time", "os", "socket", "pathlib", "subprocess", "httpx", "redis", "random"}
 
@@ -96,7 +96,7 @@ def _beside_allowed(here: str, there: str) -> bool:
         "hls",
         "judge",
     ]
-    order += ["portrait"]
+    order += ["portrait", "statuses"]
     order += [
         "settings",
         "addresses",
@@ -123,6 +123,7 @@ def _beside_allowed(here: str, there: str) -> bool:
         "checking",
         "probing",
         "demo_origin",
+        "operate",
         "commands",
         "cli",
         "__main__",

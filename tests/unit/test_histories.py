@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from hlsrelay.hls.advance import advance
 from hlsrelay.hls.numbering import REMEMBERED, Step, content_key, noted
 from hlsrelay.model import Numbered, Position, Segment
 from tests.histories import CALM_KINDS, TARGET_S, Content, Event, Habits, Killed, Listing, Met, World, events, habits, loads, spoken
+from tests.needs import NIGHTLY
 from tests.playlists import at, stream
 
 END_HOLD_S = 3 * TARGET_S
@@ -284,7 +284,6 @@ def lawful(played: Played) -> None:
     assert len(played.verdict.superfluous) <= allowed, f"superfluous DISCONTINUITYs: {played.blamed}\n{played.told()}"
 
 
-NIGHTLY = os.environ.get("HLSRELAY_NIGHTLY") == "1"
 settings.register_profile("commit", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.register_profile("nightly", deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 PROFILE = settings.get_profile("nightly" if NIGHTLY else "commit")

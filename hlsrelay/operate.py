@@ -1,0 +1,218 @@
+"""What the verbs do that operators steer streams with: they talk to Redis and end. They import little, so that they answer at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tenacity
+import typer
+import uvloop
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hlsrelay import statuses
+from hlsrelay.errors import ConfigError, RegistryUnavailable, ResourceBusy, UnknownStream
+from hlsrelay.fields import OPERATOR_FIELDS, Registered, checked_id, shown, stream_of
+from hlsrelay.log import start_logging
+from hlsrelay.orphans import found_here
+from hlsrelay.processes import Children
+from hlsrelay.registry import Registry, fetched, open_registry
+from hlsrelay.settings import Settings, load_settings
+from hlsrelay.statuses import ChildStatus, NodeStatus, StreamStatus, read_all, stream_status
+from hlsrelay.storage import LocalStorage
+
+FILES_FREE_WITHIN_S = 20.0
+"""A relay that is stopped first finishes what its encoder has begun."""
+
+
+def run_until_done(work: Coroutine[Any, Any, None]) -> None:
+    """Run a verb; one that stays logs its events, the others what goes wrong."""
+    start_logging("auto", logging.WARNING)
+    uvloop.run(work)
+
+
+async def register(stream_id: str, fields: Mapping[str, str], as_json: bool) -> None:
+    """Register a new stream."""
+    fields = {name: value for name, value in fields.items() if value}
+    stream_of(checked_id(stream_id), fields)
+    async with _registry() as registry:
+        if not await registry.register(stream_id, fields):
+            hint = f"hlsrelay set {stream_id} source={fields['source']}"
+            raise ConfigError(f"stream '{stream_id}' is registered already: to change it, {hint}")
+        await _told(registry, stream_id, "registered", as_json)
+
+
+async def change(stream_id: str, changes: list[str], as_json: bool) -> None:
+    """Set and unset fields of a stream, all or none."""
+    pairs = dict(_pair(one) for one in changes)
+    for name in pairs:
+        if name not in OPERATOR_FIELDS:
+            raise ConfigError(f"'{name}' is no field of a stream's: the fields are {', '.join(OPERATOR_FIELDS)}")
+    async with _registry() as registry:
+        registered = await fetched(registry, stream_id)
+        wanted = {name: value for name, value in {**registered.fields, **pairs}.items() if value and name in OPERATOR_FIELDS}
+        stream_of(stream_id, wanted)
+        unset = tuple(name for name, value in pairs.items() if not value)
+        await registry.change(stream_id, {name: value for name, value in pairs.items() if value}, unset)
+        await _told(registry, stream_id, "changed", as_json)
+
+
+async def desire(stream_id: str, desired: str, as_json: bool) -> None:
+    """Set what is wanted of a stream."""
+    async with _registry() as registry:
+        await fetched(registry, stream_id)
+        await registry.change(stream_id, {"desired": desired})
+        await _told(registry, stream_id, f"desired is {desired}", as_json)
+
+
+async def remove(stream_id: str, files: bool, data: Path | None, as_json: bool) -> None:
+    """Forget a stream, and its files if asked to."""
+    settings = load_settings(data=data)
+    folder = settings.data / "live" / checked_id(stream_id) if files else None
+    async with _registry(settings) as registry:
+        await fetched(registry, stream_id)
+        await registry.delete(stream_id)
+    if folder:
+        await _remove_files(folder)
+    typer.echo(json.dumps({"id": stream_id, "removed": True}) if as_json else f"{stream_id}: removed")
+
+
+async def list_all(as_json: bool) -> None:
+    """Print every stream at a glance."""
+    async with _registry() as registry:
+        streams = [stream_status(one.id, one.fields) for one in await registry.all()]
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in streams], indent=2))
+    elif streams:
+        _print_table(streams)
+    else:
+        typer.echo("No stream is registered. Register one: hlsrelay add news https://example.com/live/index.m3u8")
+
+
+async def list_processes(as_json: bool) -> None:
+    """Print every child of every hlsrelay process: as their nodes tell, and those of this machine that nobody tells of.
+
+    Where Redis does not answer, those of this machine come first and RegistryUnavailable after.
+    """
+    nodes: list[NodeStatus] = []
+    unavailable: RegistryUnavailable | None = None
+    try:
+        async with _registry() as registry:
+            nodes = read_all(await registry.told())
+    except RegistryUnavailable as error:
+        unavailable = error
+    here = found_here(nodes)
+    if as_json:
+        typer.echo(json.dumps(statuses.shown([*nodes, here] if here.children else nodes), indent=2))
+    else:
+        _print_processes([*nodes, here])
+    if unavailable:
+        raise unavailable
+
+
+async def show(stream_id: str, as_json: bool) -> None:
+    """Print one stream's fields."""
+    async with _registry() as registry:
+        _print_stream(await fetched(registry, stream_id), as_json)
+
+
+@asynccontextmanager
+async def _registry(settings: Settings | None = None) -> AsyncGenerator[Registry, None]:
+    """Give a command the registry; an embedded Redis that nobody runs is started for as long as the command takes."""
+    children = Children()
+    try:
+        async with open_registry(settings or load_settings(), children) as (registry, _):
+            yield registry
+    finally:
+        await children.aclose()
+
+
+async def _told(registry: Registry, stream_id: str, what: str, as_json: bool) -> None:
+    registered = await registry.get(stream_id)
+    if registered is None:
+        raise UnknownStream(f"stream '{stream_id}' was removed meanwhile")
+    if as_json:
+        _print_stream(registered, as_json)
+    else:
+        typer.echo(f"{stream_id}: {what}")
+
+
+def _print_stream(registered: Registered, as_json: bool) -> None:
+    fields = {"id": registered.id, **shown(registered.fields)}
+    if as_json:
+        typer.echo(json.dumps(fields, indent=2))
+        return
+    for name, value in fields.items():
+        typer.echo(f"{name:14} {value}")
+
+
+def _print_table(streams: list[StreamStatus]) -> None:
+    columns = ("id", "desired", "state", "node", "since", "last_sequence", "lag_s", "ladder", "last_error")
+    table = Table(*(name.replace("_", " ") for name in columns), box=box.SIMPLE_HEAD)
+    for one in streams:
+        table.add_row(*("" if getattr(one, name) is None else str(getattr(one, name)) for name in columns))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _print_processes(nodes: list[NodeStatus]) -> None:
+    for node in nodes:
+        if node.pressed:
+            typer.echo(f"Memory is short on {node.node} ({node.memory_percent} % in use): no ladder job starts")
+    children = [child for node in nodes for child in node.children]
+    if not children:
+        typer.echo("No child process runs.")
+        return
+    table = Table("node", "pid", "purpose", "age", "CPU", "memory", "progress", "command", box=box.SIMPLE_HEAD)
+    for one in sorted(children, key=lambda one: (not one.orphan, one.node, one.pid)):
+        table.add_row(
+            "orphan" if one.orphan else one.node,
+            str(one.pid),
+            one.purpose,
+            "" if one.age_s is None else f"{one.age_s:.1f} s",
+            "" if one.cpu_s is None else f"{one.cpu_s:.2f} s",
+            "" if one.rss_bytes is None else f"{one.rss_bytes / 2**20:.0f} MiB",
+            _progress(one),
+            Text(" ".join(one.argv)),
+        )
+    Console(width=None if sys.stdout.isatty() else 400).print(table)
+    for one in children:
+        if one.orphan:
+            typer.echo(f"Process {one.pid} ({one.purpose}) is an orphan: who started it is dead. The next hlsrelay run ends it.")
+
+
+def _progress(child: ChildStatus) -> str:
+    told = [] if child.frame is None else [f"frame {child.frame}"]
+    told += [] if child.out_time_s is None else [f"at {child.out_time_s:.2f} s"]
+    return ", ".join(told + ([] if child.speed is None else [f"{child.speed:g}x"]))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"'{text}' sets nothing: write FIELD=VALUE, such as ladder=720p,480p")
+    return name.strip(), value.strip()
+
+
+async def _remove_files(folder: Path) -> None:
+    """Remove a stream's folder once its relay, which has just lost its stream, lets go of it."""
+    if not folder.exists():
+        return
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception_type(ResourceBusy),
+        wait=tenacity.wait_fixed(0.1),
+        stop=tenacity.stop_after_delay(FILES_FREE_WITHIN_S),
+        reraise=True,
+    )
+    async for attempt in retrying:
+        with attempt, LocalStorage(folder.parent, folder.name):
+            shutil.rmtree(folder)
