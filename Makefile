@@ -14,7 +14,7 @@ help:
 	@echo 'make install              make .venv with .venv/bin/hlsrelay'
 	@echo 'make test [ARGS=…]        run the tests (ARGS go to pytest)'
 	@echo 'make bench [ARGS=…]       measure hlsrelay side by side with ffmpeg, streamlink and others (ARGS=--help tells the options)'
-	@echo 'make nightly              relay 20,000 random histories of a source, and hold them against the laws of numbering'
+	@echo 'make nightly              what takes its time: 20,000 random histories of a source, a day of relay, every kind of media with each ffmpeg'
 	@echo 'make lint                 check types and style'
 	@echo 'make lock                 bring the locked dependencies up to date'
 	@echo 'make clean                remove what the above have made'
@@ -49,8 +49,10 @@ test: install .venv/.dev .venv/.strict
 bench: install
 	@.venv/bin/hlsrelay bench $(ARGS)
 
+NIGHTLY = tests/unit/test_histories.py tests/integration/test_relay.py \
+	$(addprefix tests/acceptance/,test_encoder.py test_sound.py test_formats.py test_relay_real.py)
 nightly: install .venv/.dev
-	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -n 2 -rs tests/unit/test_histories.py $(ARGS)
+	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -n 2 --dist loadgroup -rs $(NIGHTLY) $(ARGS)
 
 lint: install .venv/.dev
 	.venv/bin/ruff check

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 
 import pytest
 
@@ -15,3 +16,10 @@ def needs(*programs: str) -> pytest.MarkDecorator:
     """Return the mark that skips a test where one of *programs* isn't on PATH."""
     missing = [program for program in programs if shutil.which(program) is None]
     return pytest.mark.skipif(bool(missing), reason=f"not on this machine: {', '.join(missing)}")
+
+
+def in_turn(kinds: Iterable[str], programs: Iterable[str]) -> list[tuple[str, str]]:
+    """Return each of *kinds* with a program: with all of them at night, else with the next one each time."""
+    programs = list(programs)
+    pairs = [(kind, program, (index + turn) % len(programs)) for index, kind in enumerate(kinds) for turn, program in enumerate(programs)]
+    return [(kind, program) for kind, program, turn in pairs if NIGHTLY or turn == 0]

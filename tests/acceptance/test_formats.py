@@ -21,7 +21,7 @@ from hlsrelay.offers import Offers
 from hlsrelay.processes import Children
 from hlsrelay.recipe import EncodeJob, container_of, needs_previous
 from tests.acceptance.media_checks import frame_digests
-from tests.acceptance.test_encoder import encode, ffmpegs, output
+from tests.acceptance.test_encoder import CHECKING, encode, ffmpegs, output
 from tests.needs import needs
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "ffprobe")]
@@ -201,7 +201,7 @@ def without_headers(path: Path, index: int) -> list[str]:
     """Return the digests of an audio track's packets as MP4 has them: AAC without ADTS headers, which its init section makes up for."""
     form = ["-f", "mpegts", "-i", str(path), "-map", f"0:a:{index}", "-c", "copy"]
     aac = "aac" in output("ffprobe", "-v", "fatal", "-select_streams", f"a:{index}", "-show_entries", "stream=codec_name", str(path))
-    return frame_digests(output("ffmpeg", "-v", "fatal", *form, *(["-bsf:a", "aac_adtstoasc"] if aac else []), "-f", "framemd5", "-"))
+    return frame_digests(output(CHECKING, "-v", "fatal", *form, *(["-bsf:a", "aac_adtstoasc"] if aac else []), "-f", "framemd5", "-"))
 
 
 def words_of_a_decoder(ffmpeg: Path, form: str, body: bytes, folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from hlsrelay.media.split import Slice, split
 from tests.acceptance.media_checks import ran
+from tests.acceptance.test_encoder import CHECKING
 from tests.needs import needs
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "ffprobe")]
@@ -19,7 +21,7 @@ SECONDS, RATE = 10, 25
 PIECES, TARGET_DURATION_S = 3, 4
 LONGEST_S = TARGET_DURATION_S + 0.5
 TABLES = 3 * 188  # ffmpeg writes SDT, PAT, PMT first
-PICTURES = f"-f lavfi -i testsrc2=rate={RATE}:size=320x180:duration={SECONDS}"
+PICTURES = f"-f lavfi -i testsrc2=rate={RATE}:size=160x90:duration={SECONDS}"
 SOUND = f"-f lavfi -i sine=sample_rate=48000:duration={SECONDS}"
 X264 = "-c:v libx264 -preset veryfast -pix_fmt yuv420p -sc_threshold 0"
 X265 = "-c:v libx265 -preset ultrafast -x265-params log-level=none:scenecut=0"
@@ -84,10 +86,11 @@ def played(folder: Path, init: bytes | None, segments: list[tuple[bytes, float]]
         lines += [f"#EXTINF:{duration_s:.6f},", name]
     (folder / "s.m3u8").write_text("\n".join([*lines, "#EXT-X-ENDLIST", ""]))
     words = ["-f", "hls", "-i", str(folder / "s.m3u8"), "-map", "0", "-fps_mode", "passthrough", "-copyts", "-f", "framemd5", "-"]
-    done = ran("ffmpeg", "-v", "warning", "-nostdin", *words)
+    done = ran(CHECKING, "-v", "warning", "-nostdin", *words)
     return [line for line in done.stdout.decode().splitlines() if not line.startswith("#")], done.stderr.decode(errors="replace")
 
 
+@cache
 def packets(path: Path, track: str) -> list[dict[str, Any]]:
     """Return the packets of *track*, such as v:0. ffprobe may complain: what is no beginning is not decodable by itself."""
     words = ["-select_streams", track, "-show_packets", "-show_entries", "packet=pts_time,duration_time,flags", "-of", "json"]
@@ -138,7 +141,7 @@ def begins_by_itself(path: Path, body: bytes, kind: Kind) -> None:
     if kind.ending == "ts":
         pids = [int.from_bytes(body[at + 1 : at + 3]) & 0x1FFF for at in range(0, TABLES, 188)]
         assert pids[pids.index(0) : pids.index(0) + 2] == [0, 0x1000]
-    done = ran("ffmpeg", "-v", "warning", "-nostdin", "-i", str(path), "-map", "0:v?", "-fps_mode", "passthrough", "-f", "null", "-")
+    done = ran(CHECKING, "-v", "warning", "-nostdin", "-i", str(path), "-map", "0:v?", "-fps_mode", "passthrough", "-f", "null", "-")
     assert done.stderr == b"", done.stderr.decode(errors="replace")
 
 
