@@ -23,7 +23,7 @@ from tests.integration.test_upstream import fetched, loaded, server
 from tests.origin import BASE, Origin, Streaming, ts_packets
 from tests.playlists import URL, live, stream
 
-BAD_FROM_S, BAD_UNTIL_S, END_S = 30.0, 50.0, 130.0
+BAD_FROM_S, BAD_UNTIL_S, END_S = 14.0, 34.0, 90.0
 
 
 @dataclass
@@ -63,8 +63,8 @@ def attacked(
 
     watch = scenario(home, play, Hostile(evil=evil))
     assert watch.numbers() == list(range(103, 103 + len(watch.numbers())))
-    assert len(watch.numbers()) >= 30, "the relay did not recover"
-    assert set(watch.gaps()) <= set(watch.numbers()[:-15])
+    assert len(watch.numbers()) >= 20, "the relay did not recover"
+    assert set(watch.gaps()) <= set(watch.numbers()[:-8])
     assert decoy.read_text() == "root"
     ours = re.compile(r"index\.m3u8|\.lock|\.ledger(-[a-z0-9-]+)?\.json|[a-zA-Z0-9-]+/(index\.m3u8|\d+\.ts|init-\d+\.mp4|key-\d+-\d+\.key)")
     written = [path for path in folder.rglob("*") if not path.is_dir() and path != decoy]
