@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from hlsrelay.clock import Clock
 from hlsrelay.errors import ConfigError, UpstreamError
 from hlsrelay.judge import Finding, Judge, MediaPlaylist, Multivariant, Resource, Severity, Span
-from hlsrelay.judge.reading import Listed, unquoted
+from hlsrelay.judge.listed import Listed, unquoted
 from hlsrelay.media.decrypt import can_decrypt, decrypted
 from hlsrelay.media.probe import Container, MediaError, MediaInfo, probe
 from hlsrelay.model import Key, Stream

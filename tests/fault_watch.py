@@ -21,7 +21,7 @@ from hlsrelay.addresses import AddressPolicy
 from hlsrelay.clock import Clock
 from hlsrelay.desk import Tools
 from hlsrelay.judge import Judge, MediaPlaylist, Severity
-from hlsrelay.judge.reading import Listed
+from hlsrelay.judge.listed import Listed
 from hlsrelay.media.probe import MediaError, probe
 from hlsrelay.model import Stream
 from hlsrelay.processes import Children

@@ -5,6 +5,6 @@ It shares no code with what it judges: `reading` is a strict reader of its own, 
 
 from hlsrelay.judge.findings import RULES, Finding, Severity
 from hlsrelay.judge.judge import Judge, Retiring
-from hlsrelay.judge.reading import MediaPlaylist, Multivariant, Resource, Span
+from hlsrelay.judge.listed import MediaPlaylist, Multivariant, Resource, Span
 
 __all__ = ["RULES", "Finding", "Judge", "MediaPlaylist", "Multivariant", "Resource", "Retiring", "Severity", "Span"]

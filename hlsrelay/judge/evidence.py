@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hlsrelay.judge.findings import Complaint, error, warning
-from hlsrelay.judge.reading import Listed
+from hlsrelay.judge.listed import Listed
 from hlsrelay.judge.tape import Known
 from hlsrelay.media.info import PTS_MODULUS, Container, MediaInfo
 

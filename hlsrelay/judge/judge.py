@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from hlsrelay.judge import evidence, variants
 from hlsrelay.judge.findings import Complaint, Docket, Finding, error, warning
-from hlsrelay.judge.reading import Listed, MediaPlaylist, Multivariant, Resource, Span, Variant, read, unquoted
+from hlsrelay.judge.listed import Listed, MediaPlaylist, Multivariant, Resource, Span, Variant, unquoted
+from hlsrelay.judge.reading import read
 from hlsrelay.judge.tape import Known, Tape
 from hlsrelay.media.info import MediaInfo
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import urljoin
 
 from hlsrelay.judge.findings import Complaint, error, note, warning
-from hlsrelay.judge.low_latency import promised
-
-Attributes = Mapping[str, str]
-"""An attribute list (RFC 8216 4.2), values as written, with their quotes."""
+from hlsrelay.judge.listed import Attributes, Listed, MediaPlaylist, Multivariant, Resource, Span, Variant, unquoted
+from hlsrelay.judge.low_latency import Parts, promised
 
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 _PAIR = re.compile(r'([A-Z0-9-]+)=("[^"]*"|[^",\s]+)(,|$)')
@@ -34,7 +31,7 @@ _QUOTED_ATTRIBUTES = (
 _FORMS: dict[str, _Form] = {
     **dict.fromkeys(_QUOTED_ATTRIBUTES, _QUOTED),
     **dict.fromkeys(("BANDWIDTH", "AVERAGE-BANDWIDTH"), _INTEGER),
-    **dict.fromkeys(("FRAME-RATE", "DURATION", "PLANNED-DURATION"), _FLOAT),
+    **dict.fromkeys(("FRAME-RATE", "DURATION", "PLANNED-DURATION", "PART-TARGET"), _FLOAT),
     **dict.fromkeys(("METHOD", "TYPE", "DEFAULT", "AUTOSELECT", "FORCED", "END-ON-NEXT"), _WORD),
     "RESOLUTION": (r"\d{1,6}x\d{1,6}", "a resolution such as 1280x720"),
     "IV": (r"0[xX][0-9A-Fa-f]{1,32}", "0x and at most 32 hexadecimal digits"),
@@ -63,87 +60,10 @@ _REQUIRED = {
     "EXT-X-DATERANGE": ("A13", ("ID", "START-DATE")),
     "EXT-X-STREAM-INF": ("A21", ("BANDWIDTH",)),
     "EXT-X-MEDIA": ("A1", ("TYPE", "GROUP-ID", "NAME")),
+    "EXT-X-PART": ("A24", ("URI", "DURATION")),
+    "EXT-X-PART-INF": ("A24", ("PART-TARGET",)),
+    "EXT-X-PRELOAD-HINT": ("A27", ("TYPE", "URI")),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A sub-range of a resource, in bytes."""
-
-    length: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class Resource:
-    """What is fetched: an absolute URI, or a part of it."""
-
-    uri: str
-    span: Span | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A media segment as a playlist lists it. *era* is its discontinuity sequence number, *when_s* its date in Unix time,
-    *keys* and *init* are those in force, *init_keys* those that were when the MAP was written (RFC 8216 4.3.2.4); the attributes of a key
-    are as written, but for its URI, which is absolute and without quotes. *others* are its title and tags that nothing here reads."""
-
-    sequence: int
-    written: str
-    resource: Resource
-    duration_s: float
-    discontinuity: bool = False
-    era: int = 0
-    when_s: float | None = None
-    gap: bool = False
-    keys: frozenset[tuple[tuple[str, str], ...]] = frozenset()
-    init: Resource | None = None
-    init_keys: frozenset[tuple[tuple[str, str], ...]] = frozenset()
-    others: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class MediaPlaylist:
-    """A media playlist as written. *target_duration_s* is 0 where it is not known; *whole* are the tags that hold for all of it."""
-
-    target_duration_s: int
-    media_sequence: int
-    discontinuity_sequence: int
-    segments: tuple[Listed, ...]
-    playlist_type: str = ""
-    ended: bool = False
-    dateranges: tuple[Attributes, ...] = ()
-    whole: frozenset[str] = frozenset()
-
-    @property
-    def duration_s(self) -> float:
-        """The sum of all EXTINF."""
-        return sum(segment.duration_s for segment in self.segments)
-
-    @property
-    def last(self) -> int:
-        """The number of the newest segment; one less than the first's where none is listed."""
-        return self.media_sequence + len(self.segments) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """A media playlist that a multivariant one names, by absolute URI; *inf* is its STREAM-INF.
-
-    None for an EXT-X-MEDIA rendition: *type* and *group* are its own.
-    """
-
-    uri: str
-    inf: Attributes | None
-    type: str = ""
-    group: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Multivariant:
-    """A multivariant playlist as written."""
-
-    variants: tuple[Variant, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +104,6 @@ def read(body: bytes, base: str) -> Read:
     return Read(reader.playlist(), tuple(found), whole)
 
 
-def unquoted(value: str) -> str:
-    """Return an attribute's value without its quotes."""
-    return value.strip('"')
-
-
 @dataclass
 class _Reader:
     base: str
@@ -208,6 +123,7 @@ class _Reader:
     keys: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     init: Resource | None = None
     init_keys: frozenset[tuple[tuple[str, str], ...]] = frozenset()
+    parts: Parts = field(default_factory=Parts)
     well_formed: bool = True  # the last attribute list
     whole: set[str] = field(default_factory=set)
     latest: dict[str, Attributes] = field(default_factory=dict)  # attribute lists by tag
@@ -248,6 +164,8 @@ class _Reader:
             self.found.append(error("A2", "no EXT-X-TARGETDURATION"))
         control, part_inf = (self.latest.get(name, {}) for name in ("EXT-X-SERVER-CONTROL", "EXT-X-PART-INF"))
         self.found += promised(control, part_inf, self.target_duration_s)
+        dated = any(segment.when_s is not None for segment in self.segments) or self.when_s is not None
+        self.found += self.parts.judged(part_inf, hinted="EXT-X-PRELOAD-HINT" in self.tags, ended="EXT-X-ENDLIST" in self.tags, dated=dated)
         if self.dateranges and all(segment.when_s is None for segment in self.segments):
             self.found.append(error("A13", "a DATERANGE, and no PROGRAM-DATE-TIME to place it by"))
         if self.cuts and "EXT-X-DISCONTINUITY-SEQUENCE" not in self.tags and "EXT-X-ENDLIST" not in self.tags:
@@ -273,9 +191,7 @@ class _Reader:
             case "EXT-X-VERSION":
                 self.version = self._integer(name, value, "A18") or 1
             case "EXT-X-TARGETDURATION":
-                self.target_duration_s = self._integer(name, value, "A2") or 0
-                if re.fullmatch("0{1,20}", value):
-                    self.found.append(error("A2", "EXT-X-TARGETDURATION below 1"))
+                self._target_duration(name, value)
             case "EXT-X-MEDIA-SEQUENCE":
                 number = self._integer(name, value, "A4") or 0
                 self.media_sequence = self.media_sequence if self.segments else number  # one that comes too late numbers nothing
@@ -294,8 +210,7 @@ class _Reader:
             case "EXT-X-BYTERANGE":
                 self.span = self._span(value)
             case "EXT-X-DISCONTINUITY":
-                self.discontinuity = True
-                self.cuts += 1
+                self.discontinuity, self.cuts = True, self.cuts + 1
             case "EXT-X-GAP":
                 self.gap = True
             case "EXT-X-PROGRAM-DATE-TIME":
@@ -304,6 +219,8 @@ class _Reader:
                 self._key(attributes)
             case "EXT-X-MAP":
                 self._map(attributes)
+            case "EXT-X-PART":
+                self.parts.add(attributes)
             case "EXT-X-DATERANGE":
                 self.dateranges.append(attributes)
             case "EXT-X-STREAM-INF":
@@ -352,6 +269,7 @@ class _Reader:
             )
         )
         self.others.clear()
+        self.parts.end()
         self.duration_s, self.discontinuity, self.when_s, self.gap, self.span = None, False, None, False, None
 
     def _placed(self, uri: str) -> Span | None:
@@ -366,6 +284,11 @@ class _Reader:
             self.found.append(error("A17", "a BYTERANGE without offset, and its predecessor is not listed", uri.rpartition("/")[2][:60]))
             return Span(length, 0)
         return Span(length, before.span.offset + before.span.length)
+
+    def _target_duration(self, name: str, value: str) -> None:
+        self.target_duration_s = self._integer(name, value, "A2") or 0
+        if re.fullmatch("0{1,20}", value):
+            self.found.append(error("A2", "EXT-X-TARGETDURATION below 1"))
 
     def _extinf(self, value: str) -> None:
         if self.duration_s is not None:

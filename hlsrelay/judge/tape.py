@@ -12,7 +12,7 @@ from itertools import pairwise
 from urllib.parse import urlsplit
 
 from hlsrelay.judge.findings import Complaint, error, warning
-from hlsrelay.judge.reading import Listed, MediaPlaylist, Resource, unquoted
+from hlsrelay.judge.listed import Listed, MediaPlaylist, Resource, unquoted
 from hlsrelay.media.info import MediaInfo
 
 FEWEST_TARGET_DURATIONS = 3

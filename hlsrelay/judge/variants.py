@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from hlsrelay.judge.evidence import SOUND_OFF_S, seconds
 from hlsrelay.judge.findings import Complaint, error, warning
-from hlsrelay.judge.reading import Attributes, Listed, Multivariant, Variant, unquoted
+from hlsrelay.judge.listed import Attributes, Listed, Multivariant, Variant, unquoted
 from hlsrelay.judge.tape import Known, Tape
 from hlsrelay.media.info import MediaInfo, VideoInfo
 

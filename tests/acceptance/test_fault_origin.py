@@ -60,6 +60,7 @@ async def not_too_slow(target_s: float) -> None:
 
 async def all_relayed(faults: Sequence[Fault], live: Path, target_s: float) -> list[Watch]:
     """Run rows side by side. Raises TooSlow."""
+    slow = ""
     async with fault_origin() as origin:
         try:
             async with asyncio.TaskGroup() as group:
@@ -71,7 +72,9 @@ async def all_relayed(faults: Sequence[Fault], live: Path, target_s: float) -> l
                 await asyncio.wait(rows)
                 watching.cancel()
         except* TooSlow as group_of:
-            raise TooSlow(str(group_of.exceptions[0])) from None
+            slow = str(group_of.exceptions[0])  # what is raised in here comes out as a group
+        if slow:
+            raise TooSlow(slow)
         return [row.result() for row in rows]
 
 

@@ -282,6 +282,17 @@ def no_pdt(one: Version) -> str:
     return "".join(line for line in one.text().splitlines(keepends=True) if "PROGRAM-DATE-TIME" not in line)
 
 
+HINT = '#EXT-X-PRELOAD-HINT:TYPE=PART,URI="part.ts"'
+LOW_LATENCY = ("#EXT-X-PART-INF:PART-TARGET=1.0", "#EXT-X-SERVER-CONTROL:PART-HOLD-BACK=3.0")
+
+
+def with_parts(
+    *durations_s: float, more: tuple[str, ...] = (), head: tuple[str, ...] = LOW_LATENCY, hint: tuple[str, ...] = (HINT,)
+) -> Version:
+    parts = tuple(f'#EXT-X-PART:URI="{index}.part.ts",DURATION={duration_s}' for index, duration_s in enumerate(durations_s))
+    return with_item(10, Item(12, tags=(*parts, *more)), head=head, tail=hint)
+
+
 FAULTS: dict[str, tuple[Fault, str, Severity]] = {
     # 1: the text
     "a byte order mark": (only(b"\xef\xbb\xbf" + GOOD.text().encode()), "A1", E),
@@ -472,6 +483,14 @@ FAULTS: dict[str, tuple[Fault, str, Severity]] = {
         E,
     ),
     "no PART-HOLD-BACK": (only(replace(GOOD, head=("#EXT-X-PART-INF:PART-TARGET=1",))), "A23", E),
+    # 24, 27: parts
+    "a part that is too long": (only(with_parts(1.01)), "A24", E),
+    "a part that is too short": (only(with_parts(0.84, 1.0)), "A24", E),
+    "parts of no target": (only(with_parts(1.0, head=())), "A24", E),
+    "a part without a URI": (only(with_parts(1.0, more=("#EXT-X-PART:DURATION=1.0",))), "A24", E),
+    "parts without a hint": (only(with_parts(1.0, hint=())), "A27", W),
+    "parts without a date": (only(no_pdt(with_parts(1.0))), "A27", W),
+    "a hint after the end": (only(version(10, tail=(HINT, "#EXT-X-ENDLIST"))), "A27", E),
     "no update": (then(GOOD, GOOD), "A-timing", W),
 }
 
@@ -482,6 +501,12 @@ def test_each_fault_is_found_under_the_number_of_its_rule_and_nothing_else_is(na
     watch = Watch()
     fault(watch)
     assert watch.told() == [(rule, severity)], [(one.rule, one.severity, one.text) for one in watch.judge.findings]
+
+
+def test_parts_as_they_should_be_are_nothing_to_speak_of() -> None:
+    short = ('#EXT-X-PART:URI="5.part.ts",DURATION=0.2,INDEPENDENT=YES', '#EXT-X-PART:URI="6.part.ts",DURATION=0.3,GAP=YES')
+    assert Watch().load(with_parts(1.0, 0.85, 1.0, 0.4, more=short[1:])).told() == []
+    assert Watch().load(with_parts(1.0, 0.9, more=(*short, '#EXT-X-PART:URI="7.part.ts",DURATION=0.1'))).told() == []
 
 
 def test_every_rule_that_can_be_judged_has_a_fault_that_breaks_it() -> None:
