@@ -29,7 +29,7 @@ RULES = {
     "A22": "delivery: gzip for playlists, no redirects for media",
     "A23": "low latency: HOLD-BACK, PART-HOLD-BACK and CAN-SKIP-UNTIL are not too small [rfc8216bis 4.4.3.8]",
     "A24": "parts: as long as PART-TARGET says [rfc8216bis 4.4.4.9]",
-    "A27": "parts come with PROGRAM-DATE-TIME and a PRELOAD-HINT; nothing is hinted at after ENDLIST [rfc8216bis 6.2.6, B.1]",
+    "A27": "parts come with a PRELOAD-HINT; nothing is hinted at after ENDLIST [rfc8216bis 6.2.6, B.1]",
     "A-extinf": "EXTINF is the segment's real duration [RFC 8216 4.3.2.1]",
     "A-timing": "a live playlist has a new segment within 1.5 target durations [RFC 8216 6.2.1]",
 }

@@ -46,14 +46,12 @@ class Parts:
         if self._segments[-1]:
             self._segments.append([])
 
-    def judged(self, part_inf: Mapping[str, str], *, hinted: bool, ended: bool, dated: bool) -> Iterator[Complaint]:
+    def judged(self, part_inf: Mapping[str, str], *, hinted: bool, ended: bool) -> Iterator[Complaint]:
         """Judge them, and what a playlist that has parts must have."""
         if hinted and ended:
             yield error("A27", "an EXT-X-PRELOAD-HINT beside ENDLIST")
         if not any(self._segments):
             return
-        if not dated:
-            yield warning("A27", "parts, and no PROGRAM-DATE-TIME")
         if not hinted and not ended:
             yield warning("A27", "parts, and no EXT-X-PRELOAD-HINT")
         target_s = _seconds(part_inf, "PART-TARGET")

@@ -164,8 +164,7 @@ class _Reader:
             self.found.append(error("A2", "no EXT-X-TARGETDURATION"))
         control, part_inf = (self.latest.get(name, {}) for name in ("EXT-X-SERVER-CONTROL", "EXT-X-PART-INF"))
         self.found += promised(control, part_inf, self.target_duration_s)
-        dated = any(segment.when_s is not None for segment in self.segments) or self.when_s is not None
-        self.found += self.parts.judged(part_inf, hinted="EXT-X-PRELOAD-HINT" in self.tags, ended="EXT-X-ENDLIST" in self.tags, dated=dated)
+        self.found += self.parts.judged(part_inf, hinted="EXT-X-PRELOAD-HINT" in self.tags, ended="EXT-X-ENDLIST" in self.tags)
         if self.dateranges and all(segment.when_s is None for segment in self.segments):
             self.found.append(error("A13", "a DATERANGE, and no PROGRAM-DATE-TIME to place it by"))
         if self.cuts and "EXT-X-DISCONTINUITY-SEQUENCE" not in self.tags and "EXT-X-ENDLIST" not in self.tags:

@@ -489,7 +489,6 @@ FAULTS: dict[str, tuple[Fault, str, Severity]] = {
     "parts of no target": (only(with_parts(1.0, head=())), "A24", E),
     "a part without a URI": (only(with_parts(1.0, more=("#EXT-X-PART:DURATION=1.0",))), "A24", E),
     "parts without a hint": (only(with_parts(1.0, hint=())), "A27", W),
-    "parts without a date": (only(no_pdt(with_parts(1.0))), "A27", W),
     "a hint after the end": (only(version(10, tail=(HINT, "#EXT-X-ENDLIST"))), "A27", E),
     "no update": (then(GOOD, GOOD), "A-timing", W),
 }
