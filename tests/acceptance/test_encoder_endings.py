@@ -189,7 +189,7 @@ def test_a_job_can_be_cancelled_at_any_step_and_leaves_nothing(job: EncodeJob, f
             assert not any(path.exists() for path in job.outputs.values())
         raise AssertionError("it never came to its end")
 
-    assert relieved(work, job) > 3
+    assert relieved(work, job) > 2  # on a busy machine an ffmpeg is done before the loop turns
 
 
 def test_the_oldest_job_is_shed_none_starts_while_memory_is_short_and_then_they_do_again(job: EncodeJob, ffmpeg: Path) -> None:
