@@ -245,17 +245,20 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A playlist that does not fit our numbering: seen since when, its newest segment then and now.
+    """Playlists that do not fit our numbering and go on from one another: seen since when, moved on when, their newest segments.
 
-    *known*: it lists only what we have relayed, as a stale edge does, or a restarted encoder that uses its names again. *resembles*: it
-    does not fit, but its names are some of ours.
+    *known*: they list only what we have relayed, as a stale edge does, or a restarted encoder that uses its names again. *resembles*: they
+    do not fit, but their names are some of ours. *shift*: what their numbers differ by from ours of the same content, where that is known.
+    *listed* is all that they list, as far as it is kept.
     """
 
     since: datetime
-    first_newest: str
-    newest: str
+    moved_at: datetime
+    newest: tuple[Seen, ...]
     known: bool = False
     resembles: bool = False
+    shift: int | None = None
+    listed: tuple[Seen, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,8 +270,9 @@ class Position:
     *dated*: the times are the source's PROGRAM-DATE-TIMEs, not ours; that never changes between two DISCONTINUITYs.
     *given_up* counts the GAPs at the end that the source may yet bring: it was silent, and the other tracks went on. *era* and *init* are
     of the last segment: its discontinuity sequence number at the source, its init section. *jumped_number*: where the times last jumped.
-    *past_sequence*: the first of the source's numbers of this generation that went by, relayed or not. *withdrawn*: nothing is listed any
-    more, and what comes next begins at the live edge.
+    *past_sequence*: the first of the source's numbers of this generation that went by, relayed or not; *passed* is what the source
+    listed and we did not relay, before a live edge or while its playlist was in doubt: no digest tells what it holds. *withdrawn*:
+    nothing is listed any more, and what comes next begins at the live edge.
     """
 
     source: str
@@ -290,6 +294,7 @@ class Position:
     jumped_number: int = -(10**6)
     listed_at: datetime | None = None
     past_sequence: int = 0
+    passed: tuple[Seen, ...] = ()
     withdrawn: bool = False
 
     @property

@@ -189,7 +189,7 @@ class World:
 
     def renumber(self, by: int) -> None:
         """All numbers change by the same from now on, the names and what they hold don't."""
-        self.moved += by
+        self.moved += max(by, -self.listing(origin=0).snapshot.media_sequence)  # no number is below 0
         self.versions.append(_Version(len(self.contents) - 1, self.moved))
 
     def jump(self, lost: int) -> None:
@@ -298,7 +298,8 @@ def loads(world: World, events: list[Event]) -> Iterator[Met]:
             world.pass_time((2.0, 4.0, 1.0, 3.0)[(event.a + event.b) % 4])
             yield world.listing()
     world.calm = True
-    for _ in range(CALM_S // 2):
+    behind_s = world.habits.other_lag * max(world.habits.durations) if world.main else 0.0  # so long it shows what was before the calm
+    for _ in range(int(CALM_S + behind_s) // 2):
         world.pass_time(2.0)
         yield world.listing()
 

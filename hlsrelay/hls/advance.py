@@ -10,9 +10,11 @@ Laws, for every history of snapshots (tests drive tens of thousands):
 
 `number = source's media sequence + offset`; a *generation* is a run of the source's numbering for which the offset holds. As long as
 the source does not reset, two nodes that never talk give a segment the same number. A playlist that does not fit the generation is
-only a *candidate* for a new one (an edge may be stale, or two origins may alternate): it is believed once it moves on by itself
-while the generation has been silent. Where names and numbers can't tell (the same number under another path, a restarted encoder
-that uses its names again, another origin of the same programme), the Step asks for the digest of a listed segment's content.
+only a *candidate* for a new one (an edge may be stale, or two origins may alternate): it is believed once it moves on by itself,
+no faster than the clock, while the generation has been silent. What lists names that *passed* by unrelayed, so that no digest can
+tell, has to wait for longer: until players have nothing left. What goes on from a playlist in doubt is in doubt too. Where names and
+numbers can't tell (the same number under another path, a restarted encoder that uses its names again, another origin of the same
+programme), the Step asks for the digest of a listed segment's content.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from hlsrelay.hls.numbering import (
     near,
     newest_of,
     numbered,
+    passed,
     resumed,
 )
 from hlsrelay.hls.parse import identity
@@ -74,7 +77,7 @@ def advance(
         offset = -(fresh[0].sequence // FAR * FAR) if first_number is None else first_number - fresh[0].sequence
         last = fresh[0].sequence + offset - 1
         start = Position(stream.source, agreed.generation, offset, last, (), now, beginning(fresh, load), stream.ladder)
-        start = replace(start, past_sequence=snapshot.segments[0].sequence)
+        start = replace(start, past_sequence=snapshot.segments[0].sequence, passed=passed(None, fresh[0].sequence, load))
         return numbered(start, fresh, load, opens=first_number is None, cut=first_number is not None)
     if position.source != stream.source:
         fresh = _joined(position, load)
@@ -82,29 +85,36 @@ def advance(
     segments, first, newest = snapshot.segments, snapshot.segments[0].sequence, snapshot.segments[-1]
     shared = [(seen, segments[seen.sequence - first]) for seen in position.recent if 0 <= seen.sequence - first < len(segments)]
     newer = segments[max(0, position.seen_sequence + 1 - first) :]
-    if any(_same(*pair, snapshot) for pair in shared):
-        doubtful = (position.candidate and position.candidate.resembles) or _thrown_away(position, load)
-        doubtful = doubtful or any(_another_time(*pair, snapshot) for pair in shared)
-        if doubtful and shared[-1][0].digest:
+    if any(_same(*pair, snapshot) for pair in [pair for pair in shared if not pair[1].gap] or shared):
+        if shared[-1][0].digest and _doubtful(position, newer, shared, load):
             told = load.digest(shared[-1][1])
-            if told is None:
-                return Step(position, repairs=("playlist_in_doubt",), question=shared[-1][1])
+            if told is None or (not told and not _stuck(position, load, 2)):
+                return Step(position, repairs=("playlist_in_doubt",), question=shared[-1][1] if told is None else None)
             if told and told != shared[-1][0].digest:
                 return _doubt(position, load)
+        if newer and not any(seen.digest for seen, _ in shared) and (again := _again(position, load)):
+            return again
         if newer or newest.sequence == position.seen_sequence:
             return _went_on(position, newer, load)
-        return _fell_back(position, load, shared[-1][0])
-    if not shared and position.recent and position.recent[0].sequence <= first and newest.sequence <= position.seen_sequence:
-        return Step(position, repairs=("stale_playlist",))  # numbers that became GAPs
+        return _fell_back(position, load, *shared[-1])
+    if _earlier(position, load):
+        if shared:  # the same numbers with other names: what goes on from there is no more ours than this
+            position, _ = _watched(position, load, known=False)
+        return Step(position, repairs=("stale_playlist",))
     if renumbered := _under_another_number(position, load):
         return renumbered
-    if not shared and _passed(position, newest):
-        return _fell_back(position, load, Seen(newest.sequence, identity(newest)))
+    if not shared and (again := _again(position, load)):
+        return again
+    if not shared and _still_behind(position, load):
+        return Step(_watched(position, load, known=True)[0], repairs=("stale_playlist",))
+    gaps = bool(position.recent) and position.recent[0].sequence <= first and newest.sequence <= position.seen_sequence
+    if not shared and (gaps or _passed(position, newest)):
+        return _fell_back(position, load, Seen(newest.sequence, identity(newest)), newest)
     if renamed := _under_another_name(position, shared, load):
         return renamed
-    before = next((one for one in position.older if one.sequence == newest.sequence and _alike(one, newest, snapshot)), None)
+    before = _known(position.older, newest, load)
     if before and (before.digest or _same(before, newest, snapshot)) and not (newer and newer[0].sequence == position.seen_sequence + 1):
-        return _fell_back(position, load, before)
+        return _fell_back(position, load, before, newest)
     if before and before.digest and (told := load.digest(newest)) in (None, "", before.digest):
         return Step(position, repairs=("stale_playlist",), question=newest if told is None else None)
     if not shared and len(newer) == len(segments):
@@ -150,6 +160,21 @@ def _begun_again(position: Position, load: Load) -> Step:
     return numbered(start, fresh, load, cut=True)
 
 
+def _doubtful(position: Position, newer: tuple[Segment, ...], shared: list[tuple[Seen, Segment]], load: Load) -> bool:
+    """Return whether a playlist that lists our names under our numbers may yet be another encoder's, so that only a digest tells."""
+    candidate, snapshot = position.candidate, load.snapshot
+    if (candidate and candidate.resembles) or _thrown_away(position, load):
+        return True
+    if any(_another_time(*pair, snapshot) or _another_clock(*pair, snapshot) for pair in shared):
+        return True
+    if not newer:
+        return False
+    if candidate and len(candidate.newest) > 1 and _silent(position, load):  # what looked stale has moved on meanwhile
+        return True
+    listed_before = any(one.digest and _alike(one, newer[-1], snapshot) for one in position.older)
+    return listed_before or _known(position.passed, newer[-1], load) is not None
+
+
 def _thrown_away(position: Position, load: Load) -> bool:
     """Return whether more of the window is gone than time explains, as with an encoder that starts anew: a window slides."""
     segments = load.snapshot.segments
@@ -158,9 +183,20 @@ def _thrown_away(position: Position, load: Load) -> bool:
     return gone > 2 + since_s / min(load.snapshot.target_duration_s, segments[0].duration_s)
 
 
+def _earlier(position: Position, load: Load) -> bool:
+    """Return whether the time that the newest segment tells is before one that ours told: another edge, which is behind."""
+    newest, ours = load.snapshot.segments[-1].time, max((one.written for one in position.recent if one.written), default=None)
+    told = [one.written for one in (*position.older, *position.recent) if one.written]
+    if newest is None or ours is None or _stuck(position, load):
+        return False
+    return newest < ours and any(near(newest, one, load.stream) for one in told)
+
+
 def _passed(position: Position, newest: Segment) -> bool:
     """Return whether an edge that is behind may list *newest* as its newest: the source's numbering passed it without us."""
     behind = position.seen_sequence - newest.sequence
+    if any(one.sequence == newest.sequence and one.identity.rpartition("/")[2] != _last_component(newest) for one in position.passed):
+        return False
     return newest.sequence >= position.past_sequence and 0 < behind <= max(position.listed, FURTHEST_BEHIND)
 
 
@@ -175,8 +211,19 @@ def _alike(seen: Seen, segment: Segment, snapshot: Snapshot) -> bool:
     return seen.identity.rpartition("/")[2] == _last_component(segment) and not _another_time(seen, segment, snapshot)
 
 
+def _known(seen: tuple[Seen, ...], segment: Segment, load: Load) -> Seen | None:
+    """Return what of *seen* has the number and the name of a listed segment."""
+    return next((one for one in seen if one.sequence == segment.sequence and _alike(one, segment, load.snapshot)), None)
+
+
 def _another_time(seen: Seen, segment: Segment, snapshot: Snapshot) -> bool:
     told, known = segment.program_date_time, seen.written
+    return told is not None and known is not None and abs((told - known).total_seconds()) > snapshot.target_duration_s
+
+
+def _another_clock(seen: Seen, segment: Segment, snapshot: Snapshot) -> bool:
+    """Return whether the times that others of its playlist imply for a segment are not those that were implied before."""
+    told, known = segment.time, seen.program_date_time
     return told is not None and known is not None and abs((told - known).total_seconds()) > snapshot.target_duration_s
 
 
@@ -192,10 +239,44 @@ def _under_another_number(position: Position, load: Load) -> Step | None:
                 continue
             told = load.digest(segment)
             if not told:
-                return Step(position, repairs=("playlist_in_doubt",), question=segment if told is None else None)
+                watched, _ = _watched(position, load, known=False)
+                return Step(
+                    position if told is None else watched, repairs=("playlist_in_doubt",), question=segment if told is None else None
+                )
             if told == seen.digest:
+                ahead = snapshot.segments[-1].sequence - segment.sequence
+                if seen.sequence + ahead < position.seen_sequence:  # another origin that is behind: ours is worth more until it is not
+                    position, _ = _watched(position, load, known=True)
+                    assert position.candidate is not None
+                    shift = seen.sequence - segment.sequence
+                    return Step(replace(position, candidate=replace(position.candidate, shift=shift)), repairs=("stale_playlist",))
                 return _counted_anew(position, seen.sequence - segment.sequence, load, "renumbered")
             break
+    return None
+
+
+def _still_behind(position: Position, load: Load) -> bool:
+    """Return whether a playlist goes on from another origin's, whose numbers are known to differ by so much, and has not caught up."""
+    candidate = position.candidate
+    if candidate is None or candidate.shift is None or not _moves_on(candidate, load):
+        return False
+    return load.snapshot.segments[-1].sequence + candidate.shift <= position.seen_sequence
+
+
+def _again(position: Position, load: Load) -> Step | None:
+    """Return what comes of a playlist that fits nowhere, and lists again what was relayed: nothing, unless more comes after that."""
+    relayed = {seen.identity.rpartition("/")[2]: seen for seen in (*position.older, *position.recent) if seen.digest}
+    listed = load.snapshot.segments
+    for segment in reversed(listed[-FURTHEST_BEHIND:]):
+        seen = None if segment.gap else relayed.get(_last_component(segment))
+        if seen is None:
+            continue
+        told = load.digest(segment)
+        if told is None:
+            return Step(position, repairs=("playlist_in_doubt",), question=segment)
+        if told == seen.digest and segment is not listed[-1] and not listed[-1].gap:
+            return _doubt(position, load)
+        return Step(position, repairs=("stale_playlist",)) if told in ("", seen.digest) else None
     return None
 
 
@@ -211,8 +292,10 @@ def _counted_anew(position: Position, shift: int, load: Load, repair: str) -> St
         index = seen.sequence - shift - first
         name = identity(segments[index]) if 0 <= index < len(segments) else seen.identity
         recent.append(replace(seen, sequence=seen.sequence - shift, identity=name))
-    position = replace(position, offset=position.offset + shift, recent=tuple(recent), candidate=None)
-    step = _went_on(position, segments[max(0, position.seen_sequence + 1 - first) :], load)
+    passed = tuple(replace(one, sequence=one.sequence - shift) for one in position.passed)
+    position = replace(position, offset=position.offset + shift, recent=tuple(recent), passed=passed, candidate=None)
+    newer = segments[max(0, position.seen_sequence + 1 - first) :]
+    step = _after_hole(position, newer, load) if len(newer) == len(segments) else _went_on(position, newer, load)
     return replace(step, repairs=(*step.repairs, repair))
 
 
@@ -223,7 +306,9 @@ def _under_another_name(position: Position, shared: list[tuple[Seen, Segment]], 
         return None
     told = load.digest(pair[1])
     if not told:
-        return Step(position, repairs=("playlist_in_doubt",), question=pair[1] if told is None else None)
+        alike = told is None or _alike(*pair, load.snapshot)
+        watched = position if alike else _watched(position, load, known=False)[0]
+        return Step(watched, repairs=("playlist_in_doubt",), question=pair[1] if told is None else None)
     if told != pair[0].digest:
         return None
     return _counted_anew(position, 0, load, "names_changed")
@@ -250,10 +335,11 @@ def _after_hole(position: Position, newer: tuple[Segment, ...], load: Load) -> S
     """The window moved past our last segment: by what the clock explains, or the numbering is another one."""
     missing = newer[0].sequence - position.seen_sequence - 1
     target_s = load.snapshot.target_duration_s
-    elapsed_s = (load.now - position.advanced_at).total_seconds()
-    too_far = missing * target_s > 2 * (elapsed_s + 3 * target_s)
-    doubted = position.candidate and not position.candidate.known  # what is in doubt may be what this goes on from
-    if (missing and too_far) or _thrown_away(position, load) or doubted:
+    too_far = missing * _shortest_s(position, load) > (load.now - position.advanced_at).total_seconds() + 3 * target_s
+    doubted = _goes_on_from_doubt(position, missing, newer, load)
+    passed_by = any(_known(position.passed, one, load) for one in newer[:REMEMBERED]) and len(newer) > 1
+    passed_by = passed_by or (missing > 0 and any(_alike(one, newer[-1], load.snapshot) for one in position.passed))
+    if passed_by or (missing and (too_far or _too_soon(position, missing, newer[0]))) or _thrown_away(position, load) or doubted:
         return _doubt(position, load)
     if missing * target_s > load.stream.window_s:  # GAPs all over the window: players would wade through them for nothing
         step = begun(position, live_edge(load.snapshot), load, "hole_skipped")
@@ -269,15 +355,81 @@ def _after_hole(position: Position, newer: tuple[Segment, ...], load: Load) -> S
     return replace(step, repairs=(*step.repairs, "hole_filled")) if missing else step
 
 
+def _passed_by(position: Position, load: Load) -> bool:
+    """Return whether some of what is listed went by before, as far as names tell."""
+    names = {one.identity.rpartition("/")[2] for one in position.passed}
+    return any(_last_component(one) in names for one in load.snapshot.segments[-REMEMBERED:])
+
+
+def _all_passed(position: Position, load: Load) -> bool:
+    """Return whether a playlist is another origin's that is behind, and comes to what we have before long.
+
+    All that it lists went by before, and is more than an encoder that started anew after our newest segment has had the time for.
+    """
+    passed = [one.identity.rpartition("/")[2] for one in position.passed]
+    segments, newest = load.snapshot.segments, load.snapshot.segments[-1]
+    elapsed_s = (load.now - position.advanced_at).total_seconds()
+    if sum(one.duration_s for one in segments) <= elapsed_s + 3 * load.snapshot.target_duration_s or _last_component(newest) not in passed:
+        return False
+    to_come = passed[::-1].index(_last_component(newest))
+    names = {*passed, *(one.identity.rpartition("/")[2] for one in (*position.older, *position.recent))}
+    soon = to_come * newest.duration_s <= STUCK_TARGET_DURATIONS * load.snapshot.target_duration_s
+    return soon and all(_last_component(one) in names for one in segments[-FURTHEST_BEHIND:])
+
+
+def _too_soon(position: Position, missing: int, then: Segment) -> bool:
+    """Return whether the programme's time leaves no room for so many missing segments: it is the numbers that jumped."""
+    if then.time is None or not position.dated or position.given_up:
+        return False
+    return 2 * (then.time - position.next_program_date_time).total_seconds() < missing * min(
+        then.duration_s, position.segment_s or then.duration_s
+    )
+
+
+def _goes_on_from_doubt(position: Position, missing: int, newer: tuple[Segment, ...], load: Load) -> bool:
+    """Return whether a playlist may go on from one in doubt instead of ours: what goes on from doubt is in doubt too."""
+    candidate = position.candidate
+    if candidate is None:
+        return False
+    exactly = not missing and len(newer) == 1
+    if exactly and _when_due(position, newer[0]):
+        return False
+    if not exactly and _names(candidate, load):
+        return True
+    stale = candidate.known and candidate.shift is None
+    return not stale and (not exactly or _moves_on(candidate, load))
+
+
+def _when_due(position: Position, then: Segment) -> bool:
+    """Return whether a segment tells the very time at which ours goes on."""
+    if then.program_date_time is None or not position.dated:
+        return False
+    return abs((then.program_date_time - position.next_program_date_time).total_seconds()) < min(0.5, then.duration_s / 2)
+
+
 def _doubt(position: Position, load: Load) -> Step:
     """The playlist fits nowhere: a stale edge, another origin, or a reset. Believe it once it moves on while ours is silent."""
     newest = load.snapshot.segments[-1]
     ours = max((one.program_date_time for one in position.recent if one.program_date_time), default=None)
     if newest.time is not None and ours is not None and newest.time <= ours and near(newest.time, ours, load.stream):
-        return Step(replace(position, candidate=None), repairs=("stale_playlist",))
+        return Step(_watched(position, load, known=False)[0], repairs=("stale_playlist",))
     position, moved_on = _watched(position, load, known=False)
     if not moved_on:
         return Step(position, repairs=("playlist_in_doubt",))
+    segments, names = load.snapshot.segments, {one.identity.rpartition("/")[2]: one for one in position.older if one.digest}
+    for index in range(len(segments) - 1, max(-1, len(segments) - 1 - REMEMBERED), -1):
+        if seen := names.get(_last_component(segments[index])):
+            told = load.digest(segments[index])
+            if not told:
+                return Step(position, repairs=("playlist_in_doubt",), question=segments[index] if told is None else None)
+            behind = index == len(segments) - 1 or any(_alike(one, newest, load.snapshot) for one in position.passed)
+            if told == seen.digest and behind:
+                return Step(position, repairs=("stale_playlist",))
+            if told == seen.digest:
+                return begun(position, segments[index + 1 :], load, "source_reset")
+            break
+    if (not _stuck(position, load) or _all_passed(position, load)) and _passed_by(position, load):
+        return Step(position, repairs=("stale_playlist",))  # what went by once, and no digest tells whether it is that
     oldest = load.snapshot.segments[0]
     if any(one.digest for one in position.recent):
         told = load.digest(oldest)
@@ -290,38 +442,77 @@ def _doubt(position: Position, load: Load) -> Step:
     return begun(position, load.snapshot.segments, load, "source_reset")
 
 
-def _fell_back(position: Position, load: Load, known: Seen) -> Step:
+def _fell_back(position: Position, load: Load, known: Seen, listed: Segment) -> Step:
     """The playlist ends with what we relayed a while ago: a stale edge, or a restarted encoder that uses its names again."""
     stale = Step(replace(position, candidate=None), repairs=("stale_playlist",))
-    newest = load.snapshot.segments[-1]
-    if newest.program_date_time is not None and known.written is not None:  # and they agree: it is that very segment
+    if listed.program_date_time is not None and known.written is not None:  # and they agree: it is that very segment
         return stale
     position, moved_on = _watched(position, load, known=True)
-    if moved_on and not known.number and load.now - position.advanced_at >= STUCK_TARGET_DURATIONS * _target(load):
+    if moved_on and not known.number and not _all_passed(position, load) and _stuck(position, load):
         return begun(position, load.snapshot.segments, load, "source_reset")
     if not moved_on or not known.digest:
         return replace(stale, position=position)
-    told = load.digest(newest)
+    told = load.digest(listed)
     if told is None:
-        return replace(stale, position=position, question=newest)
+        return replace(stale, position=position, question=listed)
     return begun(position, load.snapshot.segments, load, "source_reset") if told and told != known.digest else stale
 
 
 def _watched(position: Position, load: Load, *, known: bool) -> tuple[Position, bool]:
     """Return the position with the playlist as candidate, and whether that has moved on while our generation was silent."""
     newest, now = load.snapshot.segments[-1], load.now
-    mark = f"{newest.sequence} {_last_component(newest)}"
+    seen = Seen(newest.sequence, identity(newest), written=newest.program_date_time)
     candidate = position.candidate
-    if candidate is None or candidate.known != known:
-        candidate = Candidate(now, mark, mark, known)
-    resembles = candidate.resembles
-    if not known and not resembles:
+    if candidate is None or candidate.known != known or not _moves_on(candidate, load):
+        if candidate is not None:
+            position = replace(position, passed=(*position.passed, *candidate.newest, *candidate.listed)[-REMEMBERED:])
+        candidate = Candidate(now, now, (seen,), known)
+    elif newest.sequence > candidate.newest[-1].sequence:
+        candidate = replace(candidate, moved_at=now, newest=(*candidate.newest, seen)[-FURTHEST_BEHIND:])
+    if not known and not candidate.resembles:
         ours = {seen.identity for seen in position.recent}
         resembles = any(identity(segment) in ours for segment in load.snapshot.segments[-REMEMBERED:])
-    candidate = replace(candidate, newest=mark, resembles=resembles)
+        candidate = replace(candidate, resembles=resembles)
     waited = now - candidate.since >= _target(load)
-    silent = now - position.advanced_at >= SILENT_TARGET_DURATIONS * _target(load)
-    return replace(position, candidate=candidate), candidate.newest != candidate.first_newest and waited and silent
+    if not known:
+        candidate = replace(candidate, listed=_with_listed(candidate.listed, load))
+    return replace(position, candidate=candidate), len(candidate.newest) > 1 and waited and _silent(position, load)
+
+
+def _with_listed(passed: tuple[Seen, ...], load: Load) -> tuple[Seen, ...]:
+    """Return what a candidate has listed, and what it lists now: should it be believed later on, this went by."""
+    known = {(one.sequence, one.identity) for one in passed}
+    listed = [Seen(one.sequence, identity(one), written=one.program_date_time) for one in load.snapshot.segments[-FURTHEST_BEHIND:]]
+    return (*passed, *(one for one in listed if (one.sequence, one.identity) not in known))[-REMEMBERED:]
+
+
+def _moves_on(candidate: Candidate, load: Load) -> bool:
+    """Return whether a playlist may go on from the candidate, as far as its numbers, the clock, and a name that both list tell."""
+    segments, last = load.snapshot.segments, candidate.newest[-1]
+    ahead, index = segments[-1].sequence - last.sequence, last.sequence - segments[0].sequence
+    elapsed_s = (load.now - candidate.moved_at).total_seconds()
+    if ahead < 0 or ahead * min(one.duration_s for one in segments[-REMEMBERED:]) > elapsed_s + load.snapshot.target_duration_s:
+        return False
+    return index < 0 or _alike(last, segments[index], load.snapshot)
+
+
+def _names(candidate: Candidate, load: Load) -> bool:
+    """Return whether the newest segment of the candidate is listed, under whatever number."""
+    name = candidate.newest[-1].identity.rpartition("/")[2]
+    return any(_last_component(one) == name for one in load.snapshot.segments[-REMEMBERED:])
+
+
+def _silent(position: Position, load: Load) -> bool:
+    return load.now - position.advanced_at >= SILENT_TARGET_DURATIONS * _target(load)
+
+
+def _stuck(position: Position, load: Load, times: int = 1) -> bool:
+    return load.now - position.advanced_at >= times * STUCK_TARGET_DURATIONS * _target(load)
+
+
+def _shortest_s(position: Position, load: Load) -> float:
+    listed_s = min(one.duration_s for one in load.snapshot.segments[:REMEMBERED])
+    return min(listed_s, position.segment_s or listed_s)
 
 
 def _target(load: Load) -> timedelta:

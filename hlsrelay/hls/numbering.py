@@ -82,7 +82,8 @@ def numbered(position: Position, fresh: tuple[Segment, ...], load: Load, *, open
     One begins by itself where the other tracks have begun one, and where the ladder changed: its encodings do.
     """
     if not fresh:
-        return Step(replace(position, candidate=None, listed_at=load.now, listed=len(load.snapshot.segments)))
+        candidate = position.candidate if position.candidate and position.candidate.known else None  # a stale edge may yet be none
+        return Step(replace(position, candidate=candidate, listed_at=load.now, listed=len(load.snapshot.segments)))
     if fresh[0].sequence != position.last_sequence + 1:
         raise AssertionError(f"source's segment {fresh[0].sequence} after {position.last_sequence}")
     agreed, ladder = load.agreed, load.stream.ladder
@@ -210,6 +211,7 @@ def begun(position: Position, fresh: tuple[Segment, ...], load: Load, repair: st
         older=(*position.older, *position.recent)[-REMEMBERED:],
         next_program_date_time=starts,
         past_sequence=load.snapshot.segments[0].sequence,
+        passed=passed(position, fresh[0].sequence, load),
     )
     missed = timedelta(0)
     if joins and begin is not None and fresh[0].time is not None and near(fresh[0].time, starts, stream):
@@ -275,6 +277,17 @@ def noted(position: Position, digests: Mapping[int, str]) -> Position:
         return position
     recent = tuple(seen if seen.digest else replace(seen, digest=digests.get(seen.number, "")) for seen in position.recent)
     return replace(position, recent=recent)
+
+
+def passed(position: Position | None, first: int, load: Load) -> tuple[Seen, ...]:
+    """Return what the source has listed and we did not relay, now that a generation begins with its number *first*."""
+    segments = load.snapshot.segments
+    skipped = segments[max(0, first - segments[0].sequence - REMEMBERED) : max(0, first - segments[0].sequence)]
+    listed = (Seen(one.sequence, identity(one), written=one.program_date_time) for one in skipped)
+    taken = {(one.sequence, identity(one)) for one in segments[max(0, first - segments[0].sequence) :]}
+    doubtful = position.candidate.listed if position and position.candidate else ()
+    before = (one for one in (*position.passed, *doubtful) if (one.sequence, one.identity) not in taken) if position else ()
+    return (*before, *listed)[-REMEMBERED:]
 
 
 def _gaps(position: Position, length: timedelta, each_s: float) -> tuple[Segment, ...]:

@@ -238,6 +238,77 @@ def test_times_of_ours_stay_until_a_discontinuity_when_the_source_begins_to_tell
     assert [one.program_date_time for one in history.out] == [at(88), at(92), at(96), at(100), at(6000)]
 
 
+def test_one_wrong_number_is_not_waited_out_until_the_source_counts_past_it() -> None:
+    history = History()
+    for seconds, item in ((0, Listed(0)), (4, Listed(1)), (8, Listed(8, "2.ts")), (10, Listed(2)), (12, Listed(3)), (16, Listed(4))):
+        history.load(live(item), seconds)
+    assert [name for name in history.names() if name] == ["0.ts", "1.ts", "2.ts", "3.ts", "4.ts"]
+
+
+def test_what_was_listed_before_the_live_edge_is_not_relayed_later_from_an_origin_that_is_behind() -> None:
+    history = History()
+    history.load(live(*range(60)), 0)
+    for newest in range(54, 63):
+        history.load(live(*(Listed(1000 + n, f"{n}.ts") for n in range(newest - 54, newest + 1))), 2 + (newest - 54) * 4)
+    assert history.names() == [f"{n}.ts" for n in range(57, 63)]
+    assert history.cuts() == []
+
+
+def test_two_playlists_that_have_nothing_to_do_with_one_another_are_no_candidate_that_moves_on() -> None:
+    history = History()
+    history.load(live(Listed(0, "a0.ts"), Listed(1, "a1.ts")), 0)
+    history.load(live(Listed(500, "b500.ts")), 4)
+    history.load(live(Listed(20, "c20.ts")), 8)
+    history.load(live(Listed(501, "b501.ts")), 12)
+    assert history.names() == ["a0.ts", "a1.ts"]
+
+
+def test_content_of_an_earlier_generation_is_not_relayed_again_under_numbers_that_would_go_on() -> None:
+    history = History()
+    history.load(live(Listed(10, "x10.ts")), 0)
+    for seconds, number in ((4, 9), (8, 10), (12, 11)):
+        history.load(live(Listed(number, f"new{number}.ts")), seconds)
+    history.load(live(Listed(13, "x10.ts")), 14)
+    history.load(live(Listed(12, "new12.ts")), 16)
+    assert history.names()[0] == "x10.ts"
+    assert history.names()[-2:] == ["new11.ts", "new12.ts"]
+    assert history.names().count("x10.ts") == 1
+
+
+def test_an_edge_that_stands_beside_a_hole_is_told_by_the_segment_that_both_list() -> None:
+    history = History()
+    history.load(live(0, 1), 0)
+    history.load(live(6, 7), 18)
+    history.load(live(7, 8), 21)
+    for seconds, newest in ((26, 0), (28, 1), (30, 2)):
+        history.load(live(*range(max(0, newest - 1), newest + 1)), seconds)
+    assert [name for name in history.names() if name] == ["0.ts", "1.ts", "6.ts", "7.ts", "8.ts"]
+
+
+def test_times_that_leave_no_room_for_the_missing_numbers_make_no_gaps() -> None:
+    history = History()
+    history.load(live(Listed(0, pdt=at(100)), Listed(1, pdt=at(104))), 0)
+    history.load(live(Listed(4, "2.ts", pdt=at(108)), Listed(5, "3.ts", pdt=at(112))), 8)
+    assert [one.number for one in history.out if one.segment.gap] == []
+
+
+def test_an_origin_whose_times_are_behind_is_stale_whatever_its_numbers() -> None:
+    history = History()
+    history.load(live(Listed(4, pdt=at(104))), 0)
+    history.load(live(Listed(5, pdt=at(108))), 4)
+    history.load(live(Listed(7, "4x.ts", pdt=at(104))), 6)
+    history.load(live(Listed(6, pdt=at(112))), 8)
+    assert history.names() == ["4.ts", "5.ts", "6.ts"]
+    assert history.cuts() == []
+
+
+def test_more_gaps_than_the_clock_explains_are_never_made() -> None:
+    history = History()
+    history.load(live(0), 0)
+    history.load(live(11), 8)
+    assert history.numbers() == [0]
+
+
 # Random histories. The source is a list of runs; each run has its own names and its own numbering, as after an encoder restart.
 
 _EVENT = st.one_of(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hlsrelay.hls.advance import advance
+from hlsrelay.hls.advance import STUCK_TARGET_DURATIONS, advance
 from hlsrelay.hls.numbering import REMEMBERED, Step, content_key, noted
 from hlsrelay.model import Numbered, Position, Segment
 from tests.histories import CALM_KINDS, TARGET_S, Content, Event, Habits, Killed, Listing, Met, World, events, habits, loads, spoken
@@ -143,8 +143,12 @@ def _compare(verdict: Verdict, relay: Relay, before: Out, one: Out, gaps: int, c
     if missing < 0:
         listing = relay.met[one.load]
         alone = isinstance(listing, Listing) and len(listing.snapshot.segments) == 1  # and nothing beside it that could contradict it
-        if (cut or alone) and _never_met(relay, before.load, one.load):
+        if (cut or alone or _could_go_on(relay, before, one, gaps)) and _never_met(relay, before, one.load):
             verdict.counts["old content under names and numbers that nobody had seen"] += 1
+        elif alone and _could_go_on(relay, before, one, gaps) and all(out.content != here for out in relay.out[: relay.out.index(one)]):
+            verdict.counts["old content that goes on by its number, under a name as of an encoder that uses names in rounds"] += 1
+        elif cut and _never_downloaded(relay, before, one):
+            verdict.counts["old content that was listed and never relayed, long after the source fell silent"] += 1
         else:
             verdict.breaks(f"{'repeat' if missing == -1 else 'step back'}: {number} holds {here.id}, after {last.id}", one)
         return
@@ -157,7 +161,7 @@ def _compare(verdict: Verdict, relay: Relay, before: Out, one: Out, gaps: int, c
         return
     if here.piece != last.piece and here.run == last.run and missing and missing == gaps:
         verdict.counts["the source's DISCONTINUITY lost in a hole"] += 1
-    elif _could_go_on(relay.met, before, one, gaps):
+    elif _could_go_on(relay, before, one, gaps):
         verdict.counts["nothing told it from going on"] += 1
     else:
         what = (
@@ -170,16 +174,41 @@ def _compare(verdict: Verdict, relay: Relay, before: Out, one: Out, gaps: int, c
         verdict.breaks(f"no DISCONTINUITY: {number} holds {here.id}, after {last.id}: {what}", one)
 
 
-def _never_met(relay: Relay, before: int, load: int) -> bool:
-    """Whether a load lists no name that the relay can know of when it took *before*, and no times: it could be another encoder's."""
+def _never_downloaded(relay: Relay, last: Out, one: Out) -> bool:
+    """Whether old content may be another encoder's, which uses names again, to any relay that players have waited for long enough.
+
+    None of what is listed was relayed, so that no digest can tell; no times tell; nothing new came for so long that players have
+    nothing left; and the playlist lists no more than an encoder that started anew meanwhile has had the time for.
+    """
+    here, taken = relay.met[one.load], relay.met[last.load]
+    assert isinstance(here, Listing)
+    assert isinstance(taken, Listing)
+    if here.snapshot.segments[-1].time and last.numbered.segment.time:
+        return False
+    relayed = {out.content for out in relay.out if out.load < one.load and out.content}
+    silent_s = here.at_s - taken.at_s
+    longest_s = silent_s + 3 * TARGET_S
+    listed_s = sum(segment.duration_s for segment in here.snapshot.segments)
+    return silent_s >= STUCK_TARGET_DURATIONS * TARGET_S and listed_s <= longest_s and relayed.isdisjoint(here.contents)
+
+
+def _never_met(relay: Relay, last: Out, load: int) -> bool:
+    """Whether a load lists no name that the relay can know of when it took *last*, and its times, which tell nothing beside
+    a *last* without one, are none: it could be another encoder's."""
     here = relay.met[load]
     assert isinstance(here, Listing)
-    if here.snapshot.segments[-1].time:
+    before = last.load
+    if here.snapshot.segments[-1].time and last.numbered.segment.time:
         return False
     lives = max((index for index, one in enumerate(relay.met[:load]) if isinstance(one, Killed)), default=0)
     known = {_name(one) for old in relay.met[lives : before + 1] if isinstance(old, Listing) for one in old.snapshot.segments}
     known.update(_name(one.numbered.segment) for one in relay.out if one.load <= before)
-    return known.isdisjoint(_name(one) for one in here.snapshot.segments)
+    holds = {_name(one.numbered.segment): one.content.id for one in relay.out if one.load <= before and one.content}
+    # A name that was relayed with another content is used again, as a digest tells: what it was met with else says nothing.
+    return not any(
+        _name(one) in known and holds.get(_name(one), held.id) == held.id
+        for one, held in zip(here.snapshot.segments, here.contents, strict=False)
+    )
 
 
 def _name(segment: Segment) -> str:
@@ -187,34 +216,40 @@ def _name(segment: Segment) -> str:
     return _PATH_TOKEN.sub("/", segment.uri.partition("?")[0])
 
 
-def _could_go_on(met: list[Met], before: Out, one: Out, gaps: int) -> bool:
+def _could_go_on(relay: Relay, before: Out, one: Out, gaps: int) -> bool:
     """Whether a source that nothing happened to could have shown these loads, frozen edges and failed loads aside: only the media tells."""
-    since = [each for each in met[before.load : one.load] if isinstance(each, Listing)]
-    new, last = met[one.load], before.content
+    met, published = relay.met, relay.out[relay.out.index(one) - 1].load
+    killed = max((index for index in range(before.load, one.load) if isinstance(met[index], Killed)), default=0)
+    taken, new, last = met[before.load], met[one.load], before.content
+    assert isinstance(taken, Listing)
     assert isinstance(new, Listing)
+    # A successor knows what was published.
+    since = [*met[before.load : published + 1], *met[killed + 1 : one.load]] if killed else met[before.load : one.load]
     assert last is not None
-    for old in reversed(since):
-        if last in old.contents:
-            break
-    else:
-        return False
-    doubt = met[one.load - 1]  # what goes on from a playlist that doesn't fit doesn't fit either, to a relay that lived to see it
+    olds = [each for each in since if isinstance(each, Listing) and last in each.contents]
+    return any(_leads(taken, old, new, met[one.load - 1], last, one, gaps) for old in olds)
+
+
+def _leads(taken: Listing, old: Listing, new: Listing, doubt: Met, last: Content, one: Out, gaps: int) -> bool:
+    """Whether the load *new* may follow *old*, which lists the *last* that was relayed: several origins may, each with its own numbers."""
+    # What goes on from a playlist that doesn't fit doesn't fit either, to a relay that lived to see it.
     if not _agrees(old, new) or (isinstance(doubt, Listing) and not _agrees(old, doubt)):
         return False
     number = old.snapshot.segments[old.contents.index(last)].sequence
     shortest_s = min(segment.duration_s for segment in (*old.snapshot.segments[-3:], *new.snapshot.segments[:3]))
     went_by = (new.at_s - old.at_s) / shortest_s
+    caught_up = (new.at_s - taken.at_s + 3 * TARGET_S) / shortest_s  # an edge or an encoder that stood still brings all at once
     first, newest = new.snapshot.segments[0].sequence, old.snapshot.segments[-1].sequence
-    slid = first <= newest or (first <= newest + 1 + 2 * (went_by + 3) and len(old.snapshot.segments) <= 2 + went_by)
+    slid = first <= newest or (first <= newest + 1 + caught_up and len(old.snapshot.segments) <= 2 + went_by)
     return slid and gaps == one.numbered.segment.sequence - number - 1
 
 
 def _agrees(old: Listing, new: Listing) -> bool:
     """Whether two loads call the same what they number the same, and what isn't in both is not told apart by its times."""
-    before = {segment.sequence: segment for segment in old.snapshot.segments}
-    for now in new.snapshot.segments:
-        was = before.get(now.sequence)
-        if was and _name(was) != _name(now):
+    before = {segment.sequence: (segment, content) for segment, content in zip(old.snapshot.segments, old.contents, strict=False)}
+    for now, holds in zip(new.snapshot.segments, new.contents, strict=False):
+        was, held = before.get(now.sequence, (None, None))
+        if was and _name(was) != _name(now) and holds != held:  # digests tell of names that only changed
             return False
         if was and was.time and now.time and abs((was.time - now.time).total_seconds()) > TARGET_S:
             return False
