@@ -18,8 +18,8 @@ from hlsrelay.clock import Pacer
 from hlsrelay.cutting import Cutting
 from hlsrelay.desk import Choice, Desk, Look, Tools
 from hlsrelay.errors import ConfigError, TrackGone, UpstreamError
-from hlsrelay.hls.advance import SILENT_TARGET_DURATIONS
 from hlsrelay.hls.dateranges import carried
+from hlsrelay.hls.doubt import SILENT_TARGET_DURATIONS
 from hlsrelay.hls.numbering import REMEMBERED, Load, Step, given_up
 from hlsrelay.hls.parse import identity
 from hlsrelay.hls.render import media_playlist

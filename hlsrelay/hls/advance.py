@@ -23,6 +23,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from hlsrelay.hls.doubt import FURTHEST_BEHIND, all_passed, fell_back, is_silent, is_stuck, lists_newest_of, moves_on, passed_by, watching
+from hlsrelay.hls.likeness import another_clock, another_time, file_name, known_as, looks_like, same_as
 from hlsrelay.hls.numbering import (
     NOTHING_AGREED,
     REMEMBERED,
@@ -39,16 +41,10 @@ from hlsrelay.hls.numbering import (
     resumed,
 )
 from hlsrelay.hls.parse import identity
-from hlsrelay.model import Candidate, Position, Seen, Segment, Slice, Snapshot, Stream
+from hlsrelay.model import Position, Seen, Segment, Slice, Snapshot, Stream
 
-SILENT_TARGET_DURATIONS = 1.5
-"""A playlist unchanged for this long is suspect (RFC 8216 6.3.4)."""
-STUCK_TARGET_DURATIONS = 3.5
-"""What looks like a stale edge, and nothing tells that it is none, is believed after this long: players have nothing left by then."""
 FAR = 2**48
 """Numbers begin below this, and so never come to where players that count in doubles (2^53), or the rules (2^64), know no next one."""
-FURTHEST_BEHIND = 16
-"""No edge is more segments behind than this, or than the window holds."""
 
 
 def advance(
@@ -85,41 +81,41 @@ def advance(
     segments, first, newest = snapshot.segments, snapshot.segments[0].sequence, snapshot.segments[-1]
     shared = [(seen, segments[seen.sequence - first]) for seen in position.recent if 0 <= seen.sequence - first < len(segments)]
     newer = segments[max(0, position.seen_sequence + 1 - first) :]
-    if any(_same(*pair, snapshot) for pair in [pair for pair in shared if not pair[1].gap] or shared):
+    if any(same_as(*pair, snapshot) for pair in [pair for pair in shared if not pair[1].gap] or shared):
         if shared[-1][0].digest and _doubtful(position, newer, shared, load):
             told = load.digest(shared[-1][1])
-            if told is None or (not told and not _stuck(position, load, 2)):
+            if told is None or (not told and not is_stuck(position, load, 2)):
                 return Step(position, repairs=("playlist_in_doubt",), question=shared[-1][1] if told is None else None)
             if told and told != shared[-1][0].digest:
-                return _doubt(position, load)
+                return _put_in_doubt(position, load)
         if newer and not any(seen.digest for seen, _ in shared) and (again := _again(position, load)):
             return again
         if newer or newest.sequence == position.seen_sequence:
             return _went_on(position, newer, load)
-        return _fell_back(position, load, *shared[-1])
+        return fell_back(position, load, *shared[-1])
     if _earlier(position, load):
         if shared:  # the same numbers with other names: what goes on from there is no more ours than this
-            position, _ = _watched(position, load, known=False)
+            position, _ = watching(position, load, known=False)
         return Step(position, repairs=("stale_playlist",))
     if renumbered := _under_another_number(position, load):
         return renumbered
     if not shared and (again := _again(position, load)):
         return again
     if not shared and _still_behind(position, load):
-        return Step(_watched(position, load, known=True)[0], repairs=("stale_playlist",))
+        return Step(watching(position, load, known=True)[0], repairs=("stale_playlist",))
     gaps = bool(position.recent) and position.recent[0].sequence <= first and newest.sequence <= position.seen_sequence
     if not shared and (gaps or _passed(position, newest)):
-        return _fell_back(position, load, Seen(newest.sequence, identity(newest)), newest)
+        return fell_back(position, load, Seen(newest.sequence, identity(newest)), newest)
     if renamed := _under_another_name(position, shared, load):
         return renamed
-    before = _known(position.older, newest, load)
-    if before and (before.digest or _same(before, newest, snapshot)) and not (newer and newer[0].sequence == position.seen_sequence + 1):
-        return _fell_back(position, load, before, newest)
+    before = known_as(position.older, newest, load)
+    if before and (before.digest or same_as(before, newest, snapshot)) and not (newer and newer[0].sequence == position.seen_sequence + 1):
+        return fell_back(position, load, before, newest)
     if before and before.digest and (told := load.digest(newest)) in (None, "", before.digest):
         return Step(position, repairs=("stale_playlist",), question=newest if told is None else None)
     if not shared and len(newer) == len(segments):
         return _after_hole(position, newer, load)
-    return _doubt(position, load)
+    return _put_in_doubt(position, load)
 
 
 def live_edge(snapshot: Snapshot) -> tuple[Segment, ...]:
@@ -137,7 +133,7 @@ def _begun_again(position: Position, load: Load) -> Step:
     """Begin at the live edge a stream that listed nothing for a while, because nobody watched: after our last number, repeating nothing."""
     snapshot, agreed = load.snapshot, load.agreed
     seen = {one.sequence: one for one in position.recent} if position.source == load.stream.source else {}
-    known = [index for index, one in enumerate(snapshot.segments) if one.sequence in seen and _alike(seen[one.sequence], one, snapshot)]
+    known = [index for index, one in enumerate(snapshot.segments) if one.sequence in seen and looks_like(seen[one.sequence], one, snapshot)]
     unseen = snapshot.segments[known[-1] + 1 if known else 0 :]
     own, newest = position.next_program_date_time, snapshot.segments[-1].time
     if position.dated and newest is not None and near(newest, own, load.stream):
@@ -165,14 +161,14 @@ def _doubtful(position: Position, newer: tuple[Segment, ...], shared: list[tuple
     candidate, snapshot = position.candidate, load.snapshot
     if (candidate and candidate.resembles) or _thrown_away(position, load):
         return True
-    if any(_another_time(*pair, snapshot) or _another_clock(*pair, snapshot) for pair in shared):
+    if any(another_time(*pair, snapshot) or another_clock(*pair, snapshot) for pair in shared):
         return True
     if not newer:
         return False
-    if candidate and len(candidate.newest) > 1 and _silent(position, load):  # what looked stale has moved on meanwhile
+    if candidate and len(candidate.newest) > 1 and is_silent(position, load):  # what looked stale has moved on meanwhile
         return True
-    listed_before = any(one.digest and _alike(one, newer[-1], snapshot) for one in position.older)
-    return listed_before or _known(position.passed, newer[-1], load) is not None
+    listed_before = any(one.digest and looks_like(one, newer[-1], snapshot) for one in position.older)
+    return listed_before or known_as(position.passed, newer[-1], load) is not None
 
 
 def _thrown_away(position: Position, load: Load) -> bool:
@@ -187,7 +183,7 @@ def _earlier(position: Position, load: Load) -> bool:
     """Return whether the time that the newest segment tells is before one that ours told: another edge, which is behind."""
     newest, ours = load.snapshot.segments[-1].time, max((one.written for one in position.recent if one.written), default=None)
     told = [one.written for one in (*position.older, *position.recent) if one.written]
-    if newest is None or ours is None or _stuck(position, load):
+    if newest is None or ours is None or is_stuck(position, load):
         return False
     return newest < ours and any(near(newest, one, load.stream) for one in told)
 
@@ -195,58 +191,31 @@ def _earlier(position: Position, load: Load) -> bool:
 def _passed(position: Position, newest: Segment) -> bool:
     """Return whether an edge that is behind may list *newest* as its newest: the source's numbering passed it without us."""
     behind = position.seen_sequence - newest.sequence
-    if any(one.sequence == newest.sequence and one.identity.rpartition("/")[2] != _last_component(newest) for one in position.passed):
+    if any(one.sequence == newest.sequence and one.identity.rpartition("/")[2] != file_name(newest) for one in position.passed):
         return False
     return newest.sequence >= position.past_sequence and 0 < behind <= max(position.listed, FURTHEST_BEHIND)
-
-
-def _same(seen: Seen, segment: Segment, snapshot: Snapshot) -> bool:
-    """Return whether a listed segment is the one seen under its number: names may be used again, at another time of the programme."""
-    same_name = seen.identity == identity(segment) or (segment.gap and _alike(seen, segment, snapshot))
-    return same_name and not _another_time(seen, segment, snapshot)
-
-
-def _alike(seen: Seen, segment: Segment, snapshot: Snapshot) -> bool:
-    """Return whether a listed segment may be the one seen, as far as the end of its path tells: folders may hold tokens."""
-    return seen.identity.rpartition("/")[2] == _last_component(segment) and not _another_time(seen, segment, snapshot)
-
-
-def _known(seen: tuple[Seen, ...], segment: Segment, load: Load) -> Seen | None:
-    """Return what of *seen* has the number and the name of a listed segment."""
-    return next((one for one in seen if one.sequence == segment.sequence and _alike(one, segment, load.snapshot)), None)
-
-
-def _another_time(seen: Seen, segment: Segment, snapshot: Snapshot) -> bool:
-    told, known = segment.program_date_time, seen.written
-    return told is not None and known is not None and abs((told - known).total_seconds()) > snapshot.target_duration_s
-
-
-def _another_clock(seen: Seen, segment: Segment, snapshot: Snapshot) -> bool:
-    """Return whether the times that others of its playlist imply for a segment are not those that were implied before."""
-    told, known = segment.time, seen.program_date_time
-    return told is not None and known is not None and abs((told - known).total_seconds()) > snapshot.target_duration_s
 
 
 def _under_another_number(position: Position, load: Load) -> Step | None:
     """Go on where the source only counts anew: the newest of our segments that it lists is the same, under another number."""
     snapshot = load.snapshot
     listed = {identity(segment): segment for segment in snapshot.segments}
-    for by_name in (identity, _last_component):
+    for by_name in (identity, file_name):
         names = listed if by_name is identity else {by_name(segment): segment for segment in snapshot.segments}
         for seen in reversed(position.recent):
             segment = names.get(seen.identity if by_name is identity else seen.identity.rpartition("/")[2])
-            if segment is None or segment.sequence == seen.sequence or not seen.digest or _another_time(seen, segment, snapshot):
+            if segment is None or segment.sequence == seen.sequence or not seen.digest or another_time(seen, segment, snapshot):
                 continue
             told = load.digest(segment)
             if not told:
-                watched, _ = _watched(position, load, known=False)
+                watched, _ = watching(position, load, known=False)
                 return Step(
                     position if told is None else watched, repairs=("playlist_in_doubt",), question=segment if told is None else None
                 )
             if told == seen.digest:
                 ahead = snapshot.segments[-1].sequence - segment.sequence
                 if seen.sequence + ahead < position.seen_sequence:  # another origin that is behind: ours is worth more until it is not
-                    position, _ = _watched(position, load, known=True)
+                    position, _ = watching(position, load, known=True)
                     assert position.candidate is not None
                     shift = seen.sequence - segment.sequence
                     return Step(replace(position, candidate=replace(position.candidate, shift=shift)), repairs=("stale_playlist",))
@@ -258,7 +227,7 @@ def _under_another_number(position: Position, load: Load) -> Step | None:
 def _still_behind(position: Position, load: Load) -> bool:
     """Return whether a playlist goes on from another origin's, whose numbers are known to differ by so much, and has not caught up."""
     candidate = position.candidate
-    if candidate is None or candidate.shift is None or not _moves_on(candidate, load):
+    if candidate is None or candidate.shift is None or not moves_on(candidate, load):
         return False
     return load.snapshot.segments[-1].sequence + candidate.shift <= position.seen_sequence
 
@@ -268,20 +237,16 @@ def _again(position: Position, load: Load) -> Step | None:
     relayed = {seen.identity.rpartition("/")[2]: seen for seen in (*position.older, *position.recent) if seen.digest}
     listed = load.snapshot.segments
     for segment in reversed(listed[-FURTHEST_BEHIND:]):
-        seen = None if segment.gap else relayed.get(_last_component(segment))
+        seen = None if segment.gap else relayed.get(file_name(segment))
         if seen is None:
             continue
         told = load.digest(segment)
         if told is None:
             return Step(position, repairs=("playlist_in_doubt",), question=segment)
         if told == seen.digest and segment is not listed[-1] and not listed[-1].gap:
-            return _doubt(position, load)
+            return _put_in_doubt(position, load)
         return Step(position, repairs=("stale_playlist",)) if told in ("", seen.digest) else None
     return None
-
-
-def _last_component(segment: Segment) -> str:
-    return identity(segment).rpartition("/")[2]
 
 
 def _counted_anew(position: Position, shift: int, load: Load, repair: str) -> Step:
@@ -301,13 +266,13 @@ def _counted_anew(position: Position, shift: int, load: Load, repair: str) -> St
 
 def _under_another_name(position: Position, shared: list[tuple[Seen, Segment]], load: Load) -> Step | None:
     """Go on where our numbers are listed under other names: a token in the path, a cache that renames."""
-    pair = next((pair for pair in reversed(shared) if pair[0].digest and not _another_time(*pair, load.snapshot)), None)
+    pair = next((pair for pair in reversed(shared) if pair[0].digest and not another_time(*pair, load.snapshot)), None)
     if pair is None:
         return None
     told = load.digest(pair[1])
     if not told:
-        alike = told is None or _alike(*pair, load.snapshot)
-        watched = position if alike else _watched(position, load, known=False)[0]
+        alike = told is None or looks_like(*pair, load.snapshot)
+        watched = position if alike else watching(position, load, known=False)[0]
         return Step(watched, repairs=("playlist_in_doubt",), question=pair[1] if told is None else None)
     if told != pair[0].digest:
         return None
@@ -337,10 +302,10 @@ def _after_hole(position: Position, newer: tuple[Segment, ...], load: Load) -> S
     target_s = load.snapshot.target_duration_s
     too_far = missing * _shortest_s(position, load) > (load.now - position.advanced_at).total_seconds() + 3 * target_s
     doubted = _goes_on_from_doubt(position, missing, newer, load)
-    passed_by = any(_known(position.passed, one, load) for one in newer[:REMEMBERED]) and len(newer) > 1
-    passed_by = passed_by or (missing > 0 and any(_alike(one, newer[-1], load.snapshot) for one in position.passed))
-    if passed_by or (missing and (too_far or _too_soon(position, missing, newer[0]))) or _thrown_away(position, load) or doubted:
-        return _doubt(position, load)
+    gone_by = any(known_as(position.passed, one, load) for one in newer[:REMEMBERED]) and len(newer) > 1
+    gone_by = gone_by or (missing > 0 and any(looks_like(one, newer[-1], load.snapshot) for one in position.passed))
+    if gone_by or (missing and (too_far or _too_soon(position, missing, newer[0]))) or _thrown_away(position, load) or doubted:
+        return _put_in_doubt(position, load)
     if missing * target_s > load.stream.window_s:  # GAPs all over the window: players would wade through them for nothing
         step = begun(position, live_edge(load.snapshot), load, "hole_skipped")
         return replace(step, position=replace(step.position, past_sequence=position.seen_sequence + 1))
@@ -353,28 +318,6 @@ def _after_hole(position: Position, newer: tuple[Segment, ...], load: Load) -> S
         newer = (replace(newer[0], discontinuity=True), *newer[1:])
     step = numbered(position, (*lost(position, missing, newer[0], target_s), *newer), load)
     return replace(step, repairs=(*step.repairs, "hole_filled")) if missing else step
-
-
-def _passed_by(position: Position, load: Load) -> bool:
-    """Return whether some of what is listed went by before, as far as names tell."""
-    names = {one.identity.rpartition("/")[2] for one in position.passed}
-    return any(_last_component(one) in names for one in load.snapshot.segments[-REMEMBERED:])
-
-
-def _all_passed(position: Position, load: Load) -> bool:
-    """Return whether a playlist is another origin's that is behind, and comes to what we have before long.
-
-    All that it lists went by before, and is more than an encoder that started anew after our newest segment has had the time for.
-    """
-    passed = [one.identity.rpartition("/")[2] for one in position.passed]
-    segments, newest = load.snapshot.segments, load.snapshot.segments[-1]
-    elapsed_s = (load.now - position.advanced_at).total_seconds()
-    if sum(one.duration_s for one in segments) <= elapsed_s + 3 * load.snapshot.target_duration_s or _last_component(newest) not in passed:
-        return False
-    to_come = passed[::-1].index(_last_component(newest))
-    names = {*passed, *(one.identity.rpartition("/")[2] for one in (*position.older, *position.recent))}
-    soon = to_come * newest.duration_s <= STUCK_TARGET_DURATIONS * load.snapshot.target_duration_s
-    return soon and all(_last_component(one) in names for one in segments[-FURTHEST_BEHIND:])
 
 
 def _too_soon(position: Position, missing: int, then: Segment) -> bool:
@@ -394,10 +337,10 @@ def _goes_on_from_doubt(position: Position, missing: int, newer: tuple[Segment, 
     exactly = not missing and len(newer) == 1
     if exactly and _when_due(position, newer[0]):
         return False
-    if not exactly and _names(candidate, load):
+    if not exactly and lists_newest_of(candidate, load):
         return True
     stale = candidate.known and candidate.shift is None
-    return not stale and (not exactly or _moves_on(candidate, load))
+    return not stale and (not exactly or moves_on(candidate, load))
 
 
 def _when_due(position: Position, then: Segment) -> bool:
@@ -407,28 +350,33 @@ def _when_due(position: Position, then: Segment) -> bool:
     return abs((then.program_date_time - position.next_program_date_time).total_seconds()) < min(0.5, then.duration_s / 2)
 
 
-def _doubt(position: Position, load: Load) -> Step:
+def _shortest_s(position: Position, load: Load) -> float:
+    listed_s = min(one.duration_s for one in load.snapshot.segments[:REMEMBERED])
+    return min(listed_s, position.segment_s or listed_s)
+
+
+def _put_in_doubt(position: Position, load: Load) -> Step:
     """The playlist fits nowhere: a stale edge, another origin, or a reset. Believe it once it moves on while ours is silent."""
     newest = load.snapshot.segments[-1]
     ours = max((one.program_date_time for one in position.recent if one.program_date_time), default=None)
     if newest.time is not None and ours is not None and newest.time <= ours and near(newest.time, ours, load.stream):
-        return Step(_watched(position, load, known=False)[0], repairs=("stale_playlist",))
-    position, moved_on = _watched(position, load, known=False)
+        return Step(watching(position, load, known=False)[0], repairs=("stale_playlist",))
+    position, moved_on = watching(position, load, known=False)
     if not moved_on:
         return Step(position, repairs=("playlist_in_doubt",))
     segments, names = load.snapshot.segments, {one.identity.rpartition("/")[2]: one for one in position.older if one.digest}
     for index in range(len(segments) - 1, max(-1, len(segments) - 1 - REMEMBERED), -1):
-        if seen := names.get(_last_component(segments[index])):
+        if seen := names.get(file_name(segments[index])):
             told = load.digest(segments[index])
             if not told:
                 return Step(position, repairs=("playlist_in_doubt",), question=segments[index] if told is None else None)
-            behind = index == len(segments) - 1 or any(_alike(one, newest, load.snapshot) for one in position.passed)
+            behind = index == len(segments) - 1 or any(looks_like(one, newest, load.snapshot) for one in position.passed)
             if told == seen.digest and behind:
                 return Step(position, repairs=("stale_playlist",))
             if told == seen.digest:
                 return begun(position, segments[index + 1 :], load, "source_reset")
             break
-    if (not _stuck(position, load) or _all_passed(position, load)) and _passed_by(position, load):
+    if (not is_stuck(position, load) or all_passed(position, load)) and passed_by(position, load):
         return Step(position, repairs=("stale_playlist",))  # what went by once, and no digest tells whether it is that
     oldest = load.snapshot.segments[0]
     if any(one.digest for one in position.recent):
@@ -440,80 +388,3 @@ def _doubt(position: Position, load: Load) -> Step:
         if any(one.digest == told for one in position.older):
             return Step(replace(position, candidate=None), repairs=("stale_playlist",))
     return begun(position, load.snapshot.segments, load, "source_reset")
-
-
-def _fell_back(position: Position, load: Load, known: Seen, listed: Segment) -> Step:
-    """The playlist ends with what we relayed a while ago: a stale edge, or a restarted encoder that uses its names again."""
-    stale = Step(replace(position, candidate=None), repairs=("stale_playlist",))
-    if listed.program_date_time is not None and known.written is not None:  # and they agree: it is that very segment
-        return stale
-    position, moved_on = _watched(position, load, known=True)
-    if moved_on and not known.number and not _all_passed(position, load) and _stuck(position, load):
-        return begun(position, load.snapshot.segments, load, "source_reset")
-    if not moved_on or not known.digest:
-        return replace(stale, position=position)
-    told = load.digest(listed)
-    if told is None:
-        return replace(stale, position=position, question=listed)
-    return begun(position, load.snapshot.segments, load, "source_reset") if told and told != known.digest else stale
-
-
-def _watched(position: Position, load: Load, *, known: bool) -> tuple[Position, bool]:
-    """Return the position with the playlist as candidate, and whether that has moved on while our generation was silent."""
-    newest, now = load.snapshot.segments[-1], load.now
-    seen = Seen(newest.sequence, identity(newest), written=newest.program_date_time)
-    candidate = position.candidate
-    if candidate is None or candidate.known != known or not _moves_on(candidate, load):
-        if candidate is not None:
-            position = replace(position, passed=(*position.passed, *candidate.newest, *candidate.listed)[-REMEMBERED:])
-        candidate = Candidate(now, now, (seen,), known)
-    elif newest.sequence > candidate.newest[-1].sequence:
-        candidate = replace(candidate, moved_at=now, newest=(*candidate.newest, seen)[-FURTHEST_BEHIND:])
-    if not known and not candidate.resembles:
-        ours = {seen.identity for seen in position.recent}
-        resembles = any(identity(segment) in ours for segment in load.snapshot.segments[-REMEMBERED:])
-        candidate = replace(candidate, resembles=resembles)
-    waited = now - candidate.since >= _target(load)
-    if not known:
-        candidate = replace(candidate, listed=_with_listed(candidate.listed, load))
-    return replace(position, candidate=candidate), len(candidate.newest) > 1 and waited and _silent(position, load)
-
-
-def _with_listed(passed: tuple[Seen, ...], load: Load) -> tuple[Seen, ...]:
-    """Return what a candidate has listed, and what it lists now: should it be believed later on, this went by."""
-    known = {(one.sequence, one.identity) for one in passed}
-    listed = [Seen(one.sequence, identity(one), written=one.program_date_time) for one in load.snapshot.segments[-FURTHEST_BEHIND:]]
-    return (*passed, *(one for one in listed if (one.sequence, one.identity) not in known))[-REMEMBERED:]
-
-
-def _moves_on(candidate: Candidate, load: Load) -> bool:
-    """Return whether a playlist may go on from the candidate, as far as its numbers, the clock, and a name that both list tell."""
-    segments, last = load.snapshot.segments, candidate.newest[-1]
-    ahead, index = segments[-1].sequence - last.sequence, last.sequence - segments[0].sequence
-    elapsed_s = (load.now - candidate.moved_at).total_seconds()
-    if ahead < 0 or ahead * min(one.duration_s for one in segments[-REMEMBERED:]) > elapsed_s + load.snapshot.target_duration_s:
-        return False
-    return index < 0 or _alike(last, segments[index], load.snapshot)
-
-
-def _names(candidate: Candidate, load: Load) -> bool:
-    """Return whether the newest segment of the candidate is listed, under whatever number."""
-    name = candidate.newest[-1].identity.rpartition("/")[2]
-    return any(_last_component(one) == name for one in load.snapshot.segments[-REMEMBERED:])
-
-
-def _silent(position: Position, load: Load) -> bool:
-    return load.now - position.advanced_at >= SILENT_TARGET_DURATIONS * _target(load)
-
-
-def _stuck(position: Position, load: Load, times: int = 1) -> bool:
-    return load.now - position.advanced_at >= times * STUCK_TARGET_DURATIONS * _target(load)
-
-
-def _shortest_s(position: Position, load: Load) -> float:
-    listed_s = min(one.duration_s for one in load.snapshot.segments[:REMEMBERED])
-    return min(listed_s, position.segment_s or listed_s)
-
-
-def _target(load: Load) -> timedelta:
-    return timedelta(seconds=load.snapshot.target_duration_s)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hlsrelay.hls.advance import STUCK_TARGET_DURATIONS, advance
+from hlsrelay.hls.advance import advance
+from hlsrelay.hls.doubt import STUCK_TARGET_DURATIONS
 from hlsrelay.hls.numbering import REMEMBERED, Step, content_key, noted
 from hlsrelay.model import Numbered, Position, Segment
 from tests.histories import CALM_KINDS, TARGET_S, Content, Event, Habits, Killed, Listing, Met, World, events, habits, loads, spoken

@@ -1,0 +1,116 @@
+"""Playlists that do not fit the numbering: stale edges, other origins, encoders that began anew. When one is believed. Pure.
+
+A playlist in doubt is watched as a candidate. It is believed once it has moved on by itself, no faster than the clock, while our
+generation was silent; where it lists what went by unrelayed, so that no digest can tell, only once players have nothing left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from hlsrelay.hls.likeness import file_name, looks_like
+from hlsrelay.hls.numbering import REMEMBERED, Load, Step, begun
+from hlsrelay.hls.parse import identity
+from hlsrelay.model import Candidate, Position, Seen, Segment
+
+SILENT_TARGET_DURATIONS = 1.5
+"""A playlist unchanged for this long is suspect (RFC 8216 6.3.4)."""
+STUCK_TARGET_DURATIONS = 3.5
+"""What looks like a stale edge, and nothing tells that it is none, is believed after this long: players have nothing left by then."""
+FURTHEST_BEHIND = 16
+"""No edge is more segments behind than this, or than the window holds."""
+
+
+def passed_by(position: Position, load: Load) -> bool:
+    """Return whether some of what is listed went by before, as far as names tell."""
+    names = {one.identity.rpartition("/")[2] for one in position.passed}
+    return any(file_name(one) in names for one in load.snapshot.segments[-REMEMBERED:])
+
+
+def all_passed(position: Position, load: Load) -> bool:
+    """Return whether a playlist is another origin's that is behind, and comes to what we have before long.
+
+    All that it lists went by before, and is more than an encoder that started anew after our newest segment has had the time for.
+    """
+    passed = [one.identity.rpartition("/")[2] for one in position.passed]
+    segments, newest = load.snapshot.segments, load.snapshot.segments[-1]
+    elapsed_s = (load.now - position.advanced_at).total_seconds()
+    if sum(one.duration_s for one in segments) <= elapsed_s + 3 * load.snapshot.target_duration_s or file_name(newest) not in passed:
+        return False
+    to_come = passed[::-1].index(file_name(newest))
+    names = {*passed, *(one.identity.rpartition("/")[2] for one in (*position.older, *position.recent))}
+    soon = to_come * newest.duration_s <= STUCK_TARGET_DURATIONS * load.snapshot.target_duration_s
+    return soon and all(file_name(one) in names for one in segments[-FURTHEST_BEHIND:])
+
+
+def fell_back(position: Position, load: Load, known: Seen, listed: Segment) -> Step:
+    """The playlist ends with what we relayed a while ago: a stale edge, or a restarted encoder that uses its names again."""
+    stale = Step(replace(position, candidate=None), repairs=("stale_playlist",))
+    if listed.program_date_time is not None and known.written is not None:  # and they agree: it is that very segment
+        return stale
+    position, moved_on = watching(position, load, known=True)
+    if moved_on and not known.number and not all_passed(position, load) and is_stuck(position, load):
+        return begun(position, load.snapshot.segments, load, "source_reset")
+    if not moved_on or not known.digest:
+        return replace(stale, position=position)
+    told = load.digest(listed)
+    if told is None:
+        return replace(stale, position=position, question=listed)
+    return begun(position, load.snapshot.segments, load, "source_reset") if told and told != known.digest else stale
+
+
+def watching(position: Position, load: Load, *, known: bool) -> tuple[Position, bool]:
+    """Return the position with the playlist as candidate, and whether that has moved on while our generation was silent."""
+    newest, now = load.snapshot.segments[-1], load.now
+    seen = Seen(newest.sequence, identity(newest), written=newest.program_date_time)
+    candidate = position.candidate
+    if candidate is None or candidate.known != known or not moves_on(candidate, load):
+        if candidate is not None:
+            position = replace(position, passed=(*position.passed, *candidate.newest, *candidate.listed)[-REMEMBERED:])
+        candidate = Candidate(now, now, (seen,), known)
+    elif newest.sequence > candidate.newest[-1].sequence:
+        candidate = replace(candidate, moved_at=now, newest=(*candidate.newest, seen)[-FURTHEST_BEHIND:])
+    if not known and not candidate.resembles:
+        ours = {seen.identity for seen in position.recent}
+        resembles = any(identity(segment) in ours for segment in load.snapshot.segments[-REMEMBERED:])
+        candidate = replace(candidate, resembles=resembles)
+    waited = now - candidate.since >= _target(load)
+    if not known:
+        candidate = replace(candidate, listed=_with_listed(candidate.listed, load))
+    return replace(position, candidate=candidate), len(candidate.newest) > 1 and waited and is_silent(position, load)
+
+
+def _with_listed(passed: tuple[Seen, ...], load: Load) -> tuple[Seen, ...]:
+    """Return what a candidate has listed, and what it lists now: should it be believed later on, this went by."""
+    known = {(one.sequence, one.identity) for one in passed}
+    listed = [Seen(one.sequence, identity(one), written=one.program_date_time) for one in load.snapshot.segments[-FURTHEST_BEHIND:]]
+    return (*passed, *(one for one in listed if (one.sequence, one.identity) not in known))[-REMEMBERED:]
+
+
+def moves_on(candidate: Candidate, load: Load) -> bool:
+    """Return whether a playlist may go on from the candidate, as far as its numbers, the clock, and a name that both list tell."""
+    segments, last = load.snapshot.segments, candidate.newest[-1]
+    ahead, index = segments[-1].sequence - last.sequence, last.sequence - segments[0].sequence
+    elapsed_s = (load.now - candidate.moved_at).total_seconds()
+    if ahead < 0 or ahead * min(one.duration_s for one in segments[-REMEMBERED:]) > elapsed_s + load.snapshot.target_duration_s:
+        return False
+    return index < 0 or looks_like(last, segments[index], load.snapshot)
+
+
+def lists_newest_of(candidate: Candidate, load: Load) -> bool:
+    """Return whether the newest segment of the candidate is listed, under whatever number."""
+    name = candidate.newest[-1].identity.rpartition("/")[2]
+    return any(file_name(one) == name for one in load.snapshot.segments[-REMEMBERED:])
+
+
+def is_silent(position: Position, load: Load) -> bool:
+    return load.now - position.advanced_at >= SILENT_TARGET_DURATIONS * _target(load)
+
+
+def is_stuck(position: Position, load: Load, times: int = 1) -> bool:
+    return load.now - position.advanced_at >= times * STUCK_TARGET_DURATIONS * _target(load)
+
+
+def _target(load: Load) -> timedelta:
+    return timedelta(seconds=load.snapshot.target_duration_s)
