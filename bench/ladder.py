@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import resource
 import tempfile
@@ -32,6 +33,7 @@ from hlsrelay.codecs import BUFSIZE, MAXRATE
 from hlsrelay.embedded import ffmpeg_path
 from hlsrelay.encoder import LocalEncoder
 from hlsrelay.ladder import parse_ladder
+from hlsrelay.log import start_logging
 from hlsrelay.media.probe import MediaInfo, probe
 from hlsrelay.model import Rung
 from hlsrelay.processes import Children, Limits
@@ -280,6 +282,7 @@ def main() -> None:
     options.add_argument("--folder", type=Path, help="keep the segments there, and use those that are there")
     options.add_argument("--json", type=Path, help="write the figures there too")
     chosen = options.parse_args()
+    start_logging("auto", logging.WARNING)
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as passing:
         folder = chosen.folder or Path(passing)

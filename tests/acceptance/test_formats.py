@@ -22,7 +22,7 @@ from hlsrelay.processes import Children
 from hlsrelay.recipe import EncodeJob, container_of, needs_previous
 from tests.acceptance.media_checks import frame_digests
 from tests.acceptance.test_encoder import CHECKING, encode, ffmpegs, output
-from tests.needs import needs
+from tests.needs import in_turn, needs
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "ffprobe")]
 
@@ -76,15 +76,6 @@ KINDS = {
     ),
     "AV1 of fMP4": Kind(fmp4=(), ladder="small:90:100:av1,tiny:64:60:av1"),
 }
-MAIN = ("fMP4, 29.97 fps, 44.1 kHz", "fMP4, 60 fps, offsets below 0", "HEVC and H.264 of TS over the wrap", "AV1 of fMP4")
-"""Kinds that both ffmpegs get."""
-
-
-def cases() -> list[tuple[str, str]]:
-    programs = list(ffmpegs())
-    return [
-        (kind, program) for index, kind in enumerate(KINDS) for program in (programs if kind in MAIN else [programs[index % len(programs)]])
-    ]
 
 
 @dataclass(frozen=True)
@@ -220,7 +211,7 @@ def same_moments(made: list[tuple[float, str]], source: list[tuple[float, str]],
     assert max(abs(one - other) for one, other in zip(ours, theirs, strict=True)) < within_s
 
 
-@pytest.mark.parametrize(("name", "program"), cases())
+@pytest.mark.parametrize(("name", "program"), in_turn(KINDS, ffmpegs()))
 def test_pictures_and_sound_of_every_rung_come_when_the_source_s_do(name: str, program: str, tmp_path: Path) -> None:
     kind, ffmpeg = KINDS[name], ffmpegs()[program]
     source = make(tmp_path, kind)
