@@ -59,7 +59,9 @@ REPEATED_MAP = r"\[mov.* Found duplicated MOOV Atom\. Skipped it"  # ffmpeg 5 re
 NO_SUBTITLES = r"\[hls @ .*\] Can't support the subtitle\(uri: .*\)"  # ffmpeg's own HLS subtitles are too much for it
 GAPS = r"\[(http|hls) @ \w+\] (HTTP error 404 Not Found|Failed to open segment \d+ of playlist \d+|keepalive request failed.*)"
 """This ffmpeg knows no EXT-X-GAP, and a busy machine may leave some in a ladder of segments of one second."""
-PLAYERS_OWN_WORDS = {"secret": GAPS, "cmaf": REPEATED_MAP, "bytes-fmp4": REPEATED_MAP, "subtitles": NO_SUBTITLES}
+PACKED_HERE = ("packed", "audio-en")
+"""Made by a thread of the tests' own: where that is late on a busy machine, the source stalls, and what comes too late is a GAP."""
+PLAYERS_OWN_WORDS = {"secret": GAPS, "packed": GAPS, "cmaf": REPEATED_MAP, "bytes-fmp4": REPEATED_MAP, "subtitles": NO_SUBTITLES}
 ADVICE_NOT_FOLLOWED = {"secret-origin": "A-timing |A21 .*STREAM-INF without"}  # what a relay without the key can not know
 
 
@@ -114,20 +116,24 @@ def relayed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relayed]:
 
 @dataclass(frozen=True)
 class Listed:
-    """What a rendition lists, and the digest of each segment as a player gets it."""
+    """What a rendition lists, and the digest of each segment as a player gets it; None of a GAP."""
 
     media: m3u8.M3U8
-    digests: list[str]
+    digests: list[str | None]
 
 
 def listed(relay: RelayProcess, rendition: str) -> Listed:
     media = relay.media(rendition)
     assert media is not None
-    return Listed(media, [sha256(relay.get(f"{rendition}/{one.uri}").raise_for_status().content) for one in media.segments])
+    urls = [None if one.gap_tag else f"{rendition}/{one.uri}" for one in media.segments]
+    return Listed(media, [sha256(relay.get(url).raise_for_status().content) if url else None for url in urls])
 
 
-def is_consecutive_part(part: list[str], whole: list[str]) -> bool:
-    return bool(part) and any(whole[at : at + len(part)] == part for at in range(len(whole)))
+def is_consecutive_part(part: list[str | None], whole: list[str]) -> bool:
+    def fits(at: int) -> bool:
+        return all(one in (None, other) for one, other in zip(part, whole[at:], strict=False))
+
+    return any(part) and any(fits(at) for at in range(len(whole) - len(part) + 1))
 
 
 # hls.js ----------------------------------------------------------------------------------------------------------------------------------
@@ -173,7 +179,7 @@ def test_every_segment_of_every_rendition_is_the_sources_byte_for_byte(name: str
         ours = listed(relay, rendition)
         assert len(ours.digests) >= 6
         assert is_consecutive_part(ours.digests, relayed.source.digests(playlist)), rendition
-        assert "#EXT-X-GAP" not in relay.get(f"{rendition}/index.m3u8").text
+        assert None not in ours.digests or (name, rendition) == PACKED_HERE
         assert "#EXT-X-DISCONTINUITY\n" not in relay.get(f"{rendition}/index.m3u8").text
         assert {Path(one.uri).suffix for one in ours.media.segments} <= SUFFIXES.get(name, {".ts"})
 
