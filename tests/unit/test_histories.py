@@ -363,6 +363,14 @@ def test_the_fast_snapshots_are_those_that_the_parser_gives(source: Habits, happ
             assert one.contents == other.contents
 
 
+def test_what_is_due_by_number_and_time_goes_on_though_an_edge_that_was_behind_came_between() -> None:
+    source = Habits(window=1, first=1, names="number", pdt="first", durations=(4.0, 2.0, 3.0), path_tokens=True)
+    played = play(source, [Event("flap", 3, 60)])
+    lawful(played)
+    assert played.relay.repairs["stale_playlist"] == 1
+    assert not played.verdict.superfluous
+
+
 def test_the_oracle_sees_what_is_wrong() -> None:
     good = play(Habits(), [Event("restart", 2, 7)])
     assert good.verdict.broken == []
