@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import IO
@@ -17,7 +18,7 @@ _LAST_READS = 32  # after the exit: what a pipe can hold, and no more if a stran
 _MOST_LINE_BYTES = 1024 * 1024
 
 
-class Pipe:
+class Pipe(ABC):
     """Reads *pipe* as something comes, until either end is closed."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, pipe: IO[bytes]) -> None:
@@ -56,8 +57,9 @@ class Pipe:
         self._got(chunk)
         return True
 
+    @abstractmethod
     def _got(self, chunk: bytes) -> None:
-        raise NotImplementedError
+        """Take what was read."""
 
 
 class Tail(Pipe):
