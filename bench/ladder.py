@@ -2,11 +2,12 @@
 
 Both sides make 720p, 480p and 360p of the same 720p30 segments, in turns (ours, theirs, ours, theirs), and one table gives the medians and
 their ratios. Ours is what ships: `LocalEncoder` and `recipe`, their checks included. Theirs is one process with the same preset, bitrates,
-VBV, key frames and threads, and the hls muxer. CPU time is user and system of all processes, this one included, so it hardly depends on
-what else the machine does. Latency does, from a complete segment to rungs that passed their check: the load is printed with it.
+VBV and key frames, two threads for each encoder, and the hls muxer. CPU time is user and system of all processes, this one included.
+Latency is from a complete segment to rungs that passed their check; it depends on what else the machine does: the load is printed with it.
 
-`--quality` adds VMAF, each rung beside the source scaled to the rung's size. A side that spends more bits looks better. So theirs is made
-once more, with the bitrates that ours measured, and is read off at exactly ours on the line through its two points nearest to it.
+Bits cost CPU time, and a side that spends more of them looks better. So theirs is made in each pass once more, with the bitrates that ours
+measured. `--quality` adds VMAF, each rung beside the source scaled to the rung's size; theirs is read off at exactly our bitrate on the
+line through its two points.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ import imageio_ffmpeg
 from bench.content import FRAME_RATE, SEGMENT_S, make_source
 from bench.quality import Packets, packets_of, read_off, vmaf
 from hlsrelay.codecs import BUFSIZE, MAXRATE
-from hlsrelay.embedded import ffmpeg_path
+from hlsrelay.embedded import embedded_ffmpeg_path, ffmpeg_path
 from hlsrelay.encoder import LocalEncoder
 from hlsrelay.ladder import parse_ladder
 from hlsrelay.log import start_logging
 from hlsrelay.media.probe import MediaInfo, probe
-from hlsrelay.model import Rung
+from hlsrelay.model import Codec, Rung
+from hlsrelay.offers import Offers
 from hlsrelay.processes import Children, Limits
 from hlsrelay.recipe import EncodeJob, width_for
 
@@ -129,6 +131,7 @@ async def per_segment(ffmpeg: Path, task: Task, folder: Path) -> Pass:
     folder.mkdir(exist_ok=True)
     children = Children()
     encoder = LocalEncoder(ffmpeg, children, SLOTS)
+    await encoder.encode(_job(task, 0, _probed(task.segments[0]), task.files(folder)))  # which encoders there are is asked once in a life
     latencies: list[float] = []
 
     async def work() -> None:
@@ -136,9 +139,8 @@ async def per_segment(ffmpeg: Path, task: Task, folder: Path) -> Pass:
             info = _probed(source)
             assert info.video is not None
             duration_s = info.video.frame_count / FRAME_RATE
-            outputs = {rung.name: files[rung.name][number] for rung in task.ladder}
             begun = time.perf_counter()
-            made = await encoder.encode(EncodeJob("bench", number, source, info, PATIENCE_S, outputs, task.ladder))
+            made = await encoder.encode(_job(task, number, info, files))
             latencies.append((time.perf_counter() - begun) / duration_s)
             if made.failed:
                 raise SystemExit(f"segment {number}: {dict(made.failed)}")
@@ -146,6 +148,11 @@ async def per_segment(ffmpeg: Path, task: Task, folder: Path) -> Pass:
     files = task.files(folder)
     meter = await _metered(children, work)
     return Pass(meter.cpu_s, meter.peak_rss_mib, files, tuple(latencies))
+
+
+def _job(task: Task, number: int, info: MediaInfo, files: Mapping[str, tuple[Path, ...]]) -> EncodeJob:
+    outputs = {rung.name: files[rung.name][number] for rung in task.ladder}
+    return EncodeJob("bench", number, task.segments[number], info, PATIENCE_S, outputs, task.ladder)
 
 
 async def long_lived(ffmpeg: Path, task: Task, folder: Path, kbps: Mapping[str, float] | None = None) -> Pass:
@@ -202,10 +209,11 @@ async def _metered(children: Children, work: Callable[[], Awaitable[None]]) -> M
     return meter
 
 
-def speed_rows(ours: Sequence[Pass], theirs: Sequence[Pass], source_s: float) -> list[Row]:
-    """Return what the passes cost, medians; *source_s* is what each of them made, in seconds."""
+def speed_rows(ours: Sequence[Pass], theirs: Sequence[Pass], alike: Sequence[Pass], source_s: float) -> list[Row]:
+    """Return what the passes cost, medians; *alike*: theirs at our bitrates; *source_s* is what each of them made, in seconds."""
     return [
         Row("CPU s per source-minute", _cost(ours, source_s), _cost(theirs, source_s)),
+        Row("the same, theirs at our bitrates", _cost(ours, source_s), _cost(alike, source_s)),
         Row("peak RSS, MiB", median(each.peak_rss_mib for each in ours), median(each.peak_rss_mib for each in theirs)),
         Row("latency / duration, median", median(_latencies(ours)), None),
         Row("latency / duration, best pass", min(median(each.latencies) for each in ours), None),
@@ -239,25 +247,35 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-async def measured(task: Task, folder: Path, passes: int, *, quality: bool) -> list[Row]:
-    """Return the rows of a whole run: *passes* of each side in turns, their files in *folder*."""
-    ffmpeg = ffmpeg_path()
+async def measured(ffmpeg: Path, task: Task, folder: Path, passes: int, *, quality: bool) -> list[Row]:
+    """Return the rows of a whole run: *passes* of each side in turns with the same *ffmpeg*, their files in *folder*."""
     ours: list[Pass] = []
     theirs: list[Pass] = []
+    alike: list[Pass] = []
+    made: dict[str, Packets] = {}
+    base: dict[str, Packets] = {}
     for _ in range(passes):
         ours.append(await per_segment(ffmpeg, task, folder / "ours"))
         theirs.append(await long_lived(ffmpeg, task, folder / "theirs"))
-    made = {rung.name: await packets_of(ran, ffmpeg, ours[-1].files[rung.name]) for rung in task.ladder}
-    base = {rung.name: await packets_of(ran, ffmpeg, theirs[-1].files[rung.name]) for rung in task.ladder}
-    rows = speed_rows(ours, theirs, made[task.ladder[0].name].pictures / FRAME_RATE)
+        if not made:
+            made = {rung.name: await packets_of(ran, ffmpeg, ours[-1].files[rung.name]) for rung in task.ladder}
+            base = {rung.name: await packets_of(ran, ffmpeg, theirs[-1].files[rung.name]) for rung in task.ladder}
+        # theirs misses what it is asked for as it did the first time
+        asked = {rung.name: rung.video_kbps * made[rung.name].kbps / base[rung.name].kbps for rung in task.ladder}
+        alike.append(await long_lived(ffmpeg, task, folder / "again", asked))
+    rows = speed_rows(ours, theirs, alike, made[task.ladder[0].name].pictures / FRAME_RATE)
     for rung in task.ladder:
         rows += rate_rows(rung, made[rung.name], base[rung.name])
     if quality:
-        # theirs misses what it is asked for as it did the first time
-        asked = {rung.name: rung.video_kbps * made[rung.name].kbps / base[rung.name].kbps for rung in task.ladder}
-        again = await long_lived(ffmpeg, task, folder / "again", asked)
-        rows += [await quality_row(task, rung, made[rung.name].kbps, ours[-1], (theirs[-1], again), folder) for rung in task.ladder]
+        rows += [await quality_row(task, rung, made[rung.name].kbps, ours[-1], (theirs[-1], alike[-1]), folder) for rung in task.ladder]
     return rows
+
+
+async def shipped() -> Path:
+    """Return the ffmpeg that the relay uses on this machine."""
+    offers = Offers(ffmpeg_path(), Children(), newer=embedded_ffmpeg_path())
+    await offers.encoders([Codec.H264])
+    return offers.ffmpeg
 
 
 async def quality_row(task: Task, rung: Rung, kbps: float, ours: Pass, theirs: Sequence[Pass], folder: Path) -> Row:
@@ -279,6 +297,7 @@ def main() -> None:
     options.add_argument("--passes", type=int, default=3, help="of each side, in turns")
     options.add_argument("--quality", action="store_true", help="VMAF too: some minutes more")
     options.add_argument("--clip", type=Path, help="a video file to measure with instead of the made scenes")
+    options.add_argument("--ffmpeg", type=Path, help="the ffmpeg of both sides; the relay's own choice unless told")
     options.add_argument("--folder", type=Path, help="keep the segments there, and use those that are there")
     options.add_argument("--json", type=Path, help="write the figures there too")
     chosen = options.parse_args()
@@ -288,9 +307,10 @@ def main() -> None:
         folder = chosen.folder or Path(passing)
         drawing = Path(imageio_ffmpeg.get_ffmpeg_exe())
         segments = asyncio.run(make_source(ran, drawing, folder / "source", chosen.seconds, chosen.clip))
-        rows = asyncio.run(measured(Task(tuple(segments)), folder, chosen.passes, quality=chosen.quality))
+        ffmpeg = chosen.ffmpeg or asyncio.run(shipped())
+        rows = asyncio.run(measured(ffmpeg, Task(tuple(segments)), folder, chosen.passes, quality=chosen.quality))
     load = f"load {before:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores"
-    print(f"{chosen.clip or 'made scenes'}, {chosen.seconds:g} s, {chosen.passes} passes each, {load}\n{table(rows)}")
+    print(f"{ffmpeg}\n{chosen.clip or 'made scenes'}, {chosen.seconds:g} s, {chosen.passes} passes each, {load}\n{table(rows)}")
     if chosen.json:
         chosen.json.write_text(json.dumps({"load": load, "rows": [{**asdict(row), "ratio": row.ratio} for row in rows]}, indent=1) + "\n")
 

@@ -26,7 +26,6 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from hlsrelay.embedded import ffmpeg_path
-from hlsrelay.encoder import LocalEncoder
 from hlsrelay.hls.parse import parse
 from hlsrelay.ladder import parse_ladder
 from hlsrelay.log import start_logging
@@ -36,7 +35,7 @@ from hlsrelay.registry import MemoryRegistry
 from hlsrelay.settings import load_settings
 from hlsrelay.site import RelaySite
 from hlsrelay.web import create_app, serve
-from hlsrelay.worker import Node, relay_stream
+from hlsrelay.worker import Node, local_encoder, relay_stream
 
 LADDER = "720p,480p,360p,audio"
 BARE = "bare"
@@ -141,8 +140,8 @@ async def measured(options: argparse.Namespace, folder: Path) -> None:
     segment_s, names = options.segment_s, [f"s{index}" for index in range(options.streams)]
     files = await recorded(folder, children, segment_s)
     registry = MemoryRegistry()
-    settings = load_settings(data=folder, allow_networks=(ip_network("127.0.0.0/8"),))
-    node = Node(settings, folder / "live", registry, children, LocalEncoder(ffmpeg_path(), children, options.slots))
+    settings = load_settings(data=folder, allow_networks=(ip_network("127.0.0.0/8"),), transcode_slots=options.slots)
+    node = Node(settings, folder / "live", registry, children, local_encoder(settings, children))
     async with serve(origin(files, segment_s, now_s), "127.0.0.1:0") as source, serve(create_app(RelaySite(node)), "127.0.0.1:0") as site:
         streams = [Stream(name, f"{source}/live.m3u8", ladder=() if name == BARE else parse_ladder(LADDER)) for name in (BARE, *names)]
         for one in streams:

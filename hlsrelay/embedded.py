@@ -41,10 +41,15 @@ log = structlog.get_logger(__name__)
 
 def ffmpeg_path() -> Path:
     """Return the ffmpeg to use: the one on PATH, else the one inside imageio-ffmpeg. Raises MissingProgram."""
-    found = _on_path("ffmpeg") or _inside("imageio_ffmpeg", "binaries/ffmpeg-*")
+    found = _on_path("ffmpeg") or embedded_ffmpeg_path()
     if found is None:
         raise MissingProgram("ffmpeg is not on PATH and imageio-ffmpeg brings none for this machine: install ffmpeg")
     return found
+
+
+def embedded_ffmpeg_path() -> Path | None:
+    """Return the ffmpeg inside imageio-ffmpeg, None where it brings none for this machine."""
+    return _inside("imageio_ffmpeg", "binaries/ffmpeg-*")
 
 
 def redis_server_path() -> Path:

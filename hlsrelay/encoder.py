@@ -4,6 +4,7 @@ Laws:
 - Whoever asks has his answer when the job is due, done or not: what is not made by then is dropped, and nobody waits for its ffmpeg to
   end. Only its slot does.
 - A job that failed is tried once more, on one thread, as far as time is left. What was dropped for want of time is no failure.
+- Sound is not lost with pictures that are late: rungs without video are a job of their own, which needs no slot.
 - A stream whose jobs fail one after another is left alone for a while (`breaker`): no ffmpeg starts that would fail again.
 """
 
@@ -16,7 +17,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -54,6 +55,15 @@ class Encoded:
     dropped: Mapping[str, str] = field(default_factory=dict)
     paused: bool = False
 
+    def joined(self, other: Encoded) -> Encoded:
+        """Return what came of two jobs for one segment."""
+        return Encoded(
+            {**self.outputs, **other.outputs},
+            {**self.failed, **other.failed},
+            {**self.dropped, **other.dropped},
+            self.paused or other.paused,
+        )
+
 
 class Encoder(Protocol):
     """Whoever can do a job: the processes of this machine, or somebody else's."""
@@ -72,10 +82,15 @@ class Encoder(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """Somebody waits for a job: *work* is its attempt of now, *runs* whether that has a slot, *dropped* why nobody waits any more."""
+    """Somebody waits for a job: *work* is its attempt of now, *runs* whether that has a slot, *dropped* why nobody waits any more.
+
+    *sooner* is done when *work* is due sooner than at *due_s*.
+    """
 
     work: Work
-    task: asyncio.Task[Encoded]
+    task: asyncio.Task[tuple[Encoded, EncodeError | None]]
+    due_s: float
+    sooner: asyncio.Future[None]
     runs: bool = False
     dropped: str = ""
 
@@ -83,7 +98,8 @@ class _Call:
 class LocalEncoder:
     """Runs *ffmpeg* on this machine, at most *slots* at once, as `scheduling` decides. *chance* gives numbers from 0 to 1.
 
-    *preferred* encoders are tried first (codecs).
+    *preferred* encoders are tried first (codecs). *newer* is used instead of an ffmpeg that is older than 7.0: that takes longer to start,
+    and runs one encoder after another.
     """
 
     def __init__(
@@ -94,9 +110,9 @@ class LocalEncoder:
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
         preferred: tuple[str, ...] = (),
+        newer: Path | None = None,
     ) -> None:
-        self._ffmpeg = ffmpeg
-        self._offers = Offers(ffmpeg, children, preferred)
+        self._offers = Offers(ffmpeg, children, preferred, newer)
         self._children = children
         self._clock = clock or Clock()
         self._chance = chance
@@ -123,24 +139,45 @@ class LocalEncoder:
         if breaker and not breaker.admits(now_s):
             reason = f"the ladder is paused, {FAILURES} jobs or more failed in a row, the last one: {breaker.reason}"
             return Encoded({}, beyond | _all(job, reason), paused=True)
-        work = self._submit(job)
-        call = _Call(work, asyncio.create_task(self._made(job, work, encoders), name=f"encode {job.stream_id} {job.number}"))
-        self._calls.append(call)
-        call.task.add_done_callback(lambda task: self._left(call, task))
+        parts = _pictures_and_sound(job)
         try:
-            await asyncio.wait({call.task}, timeout=work.due_s - now_s if math.isfinite(work.due_s) else None)
-            self._drop(call, OVERLOAD)
-            encoded = Encoded({}, {}, _all(job, call.dropped)) if call.dropped else call.task.result()
-        except EncodeError as error:
-            self._told(job.stream_id, str(error))
-            raise
+            done = await asyncio.gather(*(self._done(part, encoders) for part in parts), return_exceptions=True)
         except asyncio.CancelledError:
-            call.task.cancel()
-            await asyncio.wait({call.task})
             self._told(job.stream_id, None)
             raise
-        self._told(job.stream_id, "" if encoded.outputs else None)
-        return replace(encoded, failed={**beyond, **encoded.failed})
+        encoded, failures = Encoded({}, beyond), []
+        for one in done:
+            if isinstance(one, BaseException):
+                raise one
+            encoded = encoded.joined(one[0])
+            failures.append(one[1])
+        # Sound that was copied says nothing of pictures: where there are any it is theirs that tells how the ladder fares.
+        pictures = parts[0].rungs
+        good = any(rung.name in encoded.outputs for rung in pictures)
+        self._told(job.stream_id, "" if good else str(failures[0]) if failures[0] else None)
+        if not encoded.outputs and (failure := failures[0] or failures[-1]):
+            raise failure
+        return encoded
+
+    async def _done(self, job: EncodeJob, encoders: Mapping[Codec, VideoEncoder]) -> tuple[Encoded, EncodeError | None]:
+        """Do a job as far as that is possible by the time it is due; return what came of it and, if any rung failed, why."""
+        loop = asyncio.get_running_loop()
+        work = self._submit(job)
+        task = loop.create_task(self._made(job, work, encoders), name=f"encode {job.stream_id} {job.number}")
+        call = _Call(work, task, work.due_s, loop.create_future())
+        self._calls.append(call)
+        task.add_done_callback(lambda task: self._left(call, task))
+        try:
+            while not task.done() and (left_s := call.work.due_s - self._clock.monotonic_s()) > 0:
+                call.due_s, call.sooner = call.work.due_s, loop.create_future()
+                ends: set[asyncio.Future[Any]] = {task, call.sooner}
+                await asyncio.wait(ends, timeout=left_s if math.isfinite(left_s) else None, return_when=asyncio.FIRST_COMPLETED)
+            self._drop(call, OVERLOAD)
+            return (Encoded({}, {}, _all(job, call.dropped)), None) if call.dropped else task.result()
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait({task})
+            raise
 
     def shed(self) -> bool:
         """Memory is short: stop the oldest job, refuse what waits and, for SHED_S, what comes. Returns whether a job was stopped.
@@ -160,7 +197,7 @@ class LocalEncoder:
             call.dropped = reason
             call.task.cancel(MEMORY if reason == SHED else OVERLOADED)
 
-    def _left(self, call: _Call, task: asyncio.Task[Encoded]) -> None:
+    def _left(self, call: _Call, task: asyncio.Task[tuple[Encoded, EncodeError | None]]) -> None:
         """A task is gone, however it ended: so is its place in line."""
         self._calls.remove(call)
         self._granted.pop(call.work, None)
@@ -193,6 +230,7 @@ class LocalEncoder:
             base=base,
             rungs=rungs,
             now_s=self._clock.monotonic_s(),
+            begins=job.begins,
             again=again,
         )
         self._granted[work] = asyncio.get_running_loop().create_future()
@@ -206,9 +244,12 @@ class LocalEncoder:
                 self._schedule.withdraw(grant.work, now_s)
             else:
                 granted.set_result(grant.kept)
+        for call in self._calls:
+            if call.work.due_s < call.due_s and not call.sooner.done():
+                call.sooner.set_result(None)
 
-    async def _made(self, job: EncodeJob, work: Work, encoders: Mapping[Codec, VideoEncoder]) -> Encoded:
-        """Do a job, with a second attempt at what failed in the first. Raises EncodeError if every rung failed."""
+    async def _made(self, job: EncodeJob, work: Work, encoders: Mapping[Codec, VideoEncoder]) -> tuple[Encoded, EncodeError | None]:
+        """Do a job, with a second attempt at what failed in the first; return what came of it and, if any rung failed, why."""
         call = next(call for call in self._calls if call.work is work)
         try:
             encoded, failure = await self._attempted(call, job, encoders)
@@ -219,12 +260,10 @@ class LocalEncoder:
                 log.debug("encode.again", stream=job.stream_id, number=job.number, reason=_reasons(encoded.failed), good=[*second.outputs])
                 failed = {name: reason for name, reason in {**encoded.failed, **second.failed}.items() if name not in second.outputs}
                 encoded, failure = replace(encoded, outputs={**encoded.outputs, **second.outputs}, failed=failed), last or failure
-            if failure and encoded.failed and not encoded.outputs:
-                raise failure
         except BaseException:
             _delete(job, job.outputs)
             raise
-        return encoded
+        return encoded, failure if encoded.failed else None
 
     async def _attempted(self, call: _Call, job: EncodeJob, encoders: Mapping[Codec, VideoEncoder]) -> tuple[Encoded, EncodeError | None]:
         """Run ffmpeg once, as soon and for as many rungs as the schedule says; return what came of it and, if any failed, why."""
@@ -248,7 +287,7 @@ class LocalEncoder:
         try:
             job, failed = await self._with_sounds(job, files)
             if job.rungs:
-                argv = command(job, self._ffmpeg, before(job), encoders)
+                argv = command(job, self._offers.ffmpeg, before(job), encoders, side_by_side=self._offers.side_by_side)
                 finished = await self._children.run(
                     argv,
                     purpose=f"encode {job.stream_id} {job.number}",
@@ -283,7 +322,7 @@ class LocalEncoder:
             ahead = probed_previous(job)
             cut = sound_cut(job, ahead)
             finished = await self._children.run(
-                sound_command(job, cut, files, self._ffmpeg),
+                sound_command(job, cut, files, self._offers.ffmpeg),
                 purpose=f"encode the sound of {job.stream_id} {job.number}",
                 deadline_s=deadline_s(job.duration_s),
                 limits=_limits(job.duration_s),
@@ -294,6 +333,12 @@ class LocalEncoder:
         except (ChildError, MediaError, OSError) as error:
             silent = {rung.name: f"its sound: {error}" for rung in job.rungs if audio_kbps(job.info.audio, rung)}
             return replace(job, rungs=tuple(rung for rung in job.rungs if rung.name not in silent)), silent
+
+
+def _pictures_and_sound(job: EncodeJob) -> list[EncodeJob]:
+    """Return *job* as one for rungs with video, and one for those without: their sound is not to be lost with pictures that are late."""
+    kinds = (tuple(rung for rung in job.rungs if (rung.height is None) is unseen) for unseen in (False, True))
+    return [replace(job, rungs=rungs, outputs={rung.name: job.outputs[rung.name] for rung in rungs}) for rungs in kinds if rungs]
 
 
 async def _checked(job: EncodeJob) -> tuple[dict[str, MediaInfo], dict[str, str]]:

@@ -20,6 +20,8 @@ from hlsrelay.model import Codec
 from hlsrelay.processes import Children, Limits, Stdout
 
 _ROW = re.compile(r" V\S{5} (\S+)")  # of `ffmpeg -encoders`
+_LIBAVCODEC = re.compile(r"libavcodec +(\d+)\.")  # of its banner
+_SIDE_BY_SIDE = 61  # ffmpeg 7.0
 _DEADLINE_S = 20.0
 _LIMITS = Limits(cpu_s=20, open_files=64, niceness=10)
 _TRIAL = Target(320, 192, Fraction(25), 500)
@@ -28,15 +30,19 @@ log = structlog.get_logger(__name__)
 
 
 class Offers:
-    """The encoders of *ffmpeg*, an operator's *preferred* ones first."""
+    """The encoders of *ffmpeg*, an operator's *preferred* ones first; or of *newer*, where *ffmpeg* is older than 7.0 and that is not."""
 
-    def __init__(self, ffmpeg: Path, children: Children, preferred: tuple[str, ...] = ()) -> None:
-        self._ffmpeg = ffmpeg
+    def __init__(self, ffmpeg: Path, children: Children, preferred: tuple[str, ...] = (), newer: Path | None = None) -> None:
+        self.ffmpeg = ffmpeg
+        """The one to use, known once encoders were asked for."""
+        self._newer = newer
         self._children = children
         self._preferred = preferred
         self._listed: frozenset[str] | None = None
         self._chosen: dict[Codec, VideoEncoder | None] = {}
         self._asking = asyncio.Lock()
+        self.side_by_side = False
+        """Whether this ffmpeg, as from 7.0 on, runs decoder, filters and each encoder side by side. Known once encoders were asked for."""
 
     async def encoders(self, codecs: Iterable[Codec]) -> Mapping[Codec, VideoEncoder]:
         """Return what each of *codecs* is encoded with; one that nothing here can encode is left out. Raises ChildError."""
@@ -48,7 +54,12 @@ class Offers:
 
     async def _first_that_works(self, codec: Codec) -> VideoEncoder | None:
         if self._listed is None:
-            self._listed = await self._ask()
+            self._listed = await self._ask(self.ffmpeg)
+            if self._newer and not self.side_by_side:
+                listed = await self._ask(self._newer)
+                if self.side_by_side:
+                    log.info("ffmpeg.chosen", ffmpeg=str(self._newer), instead_of=str(self.ffmpeg), reason="that is older than 7.0")
+                    self.ffmpeg, self._listed = self._newer, listed
         reasons: list[str] = []
         for encoder in candidates(codec, self._preferred):
             reason = "not in this ffmpeg" if encoder.name not in self._listed else await self._failure(encoder) if encoder.hardware else ""
@@ -60,8 +71,8 @@ class Offers:
         log.warning("encoder.none", codec=codec, tried="; ".join(reasons))
         return None
 
-    async def _ask(self) -> frozenset[str]:
-        argv = [str(self._ffmpeg), "-hide_banner", "-encoders"]
+    async def _ask(self, ffmpeg: Path) -> frozenset[str]:
+        argv = [str(ffmpeg), "-encoders"]
         names: frozenset[str] = frozenset()
         async with self._children.spawn(argv, purpose="list encoders", limits=_LIMITS, stdout=Stdout.LINES) as child:
             with suppress(TimeoutError):
@@ -70,13 +81,15 @@ class Offers:
                     await child.wait()
             if not names:
                 raise ChildError("ffmpeg does not say which encoders it has", argv=argv, exit_code=None, stderr_tail=child.stderr_tail)
+            version = _LIBAVCODEC.search(child.stderr_tail)
+        self.side_by_side = version is not None and int(version[1]) >= _SIDE_BY_SIDE
         return names
 
     async def _failure(self, encoder: VideoEncoder) -> str:
         """Return why *encoder* can't encode a quarter of a second here; empty if it can."""
         source = f"testsrc2=size={_TRIAL.width}x{_TRIAL.height}:rate=25:duration=0.24"
         argv = [
-            str(self._ffmpeg),
+            str(self.ffmpeg),
             "-hide_banner",
             "-nostdin",
             "-nostats",

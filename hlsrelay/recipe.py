@@ -46,7 +46,8 @@ class EncodeJob:
 
     *previous* is the segment before, whole; with it also segments can be encoded that don't stand alone (see `needs_previous`). *init* is
     the init section of both, for fMP4. An fMP4 rung's output is one whole MP4 (see media.fragment.parted). *target_duration_s* tells how
-    soon it is wanted (see `scheduling`; inf: whenever), *threads* how many each decoder and encoder has. *first_sample* is its audio's, as
+    soon it is wanted (see `scheduling`; inf: whenever), as does whether it is of those that a stream *begins* with; *threads* how many each
+    decoder and encoder has at most. *first_sample* is its audio's, as
     `media.grid` counts; *sounds*: audio that is not copied, by its kbit/s.
     """
 
@@ -60,6 +61,7 @@ class EncodeJob:
     previous: Path | None = None
     init: Path | None = None
     target_duration_s: float = math.inf
+    begins: bool = False
     threads: int = 2
     first_sample: int | None = None
     sounds: Mapping[int, Sound] = field(default_factory=dict)
@@ -85,8 +87,13 @@ def command(
     ffmpeg: Path,
     before: Before | None = None,
     encoders: Mapping[Codec, VideoEncoder] = FIRST_CHOICE,
+    *,
+    side_by_side: bool = False,
 ) -> list[str]:
     """Return the command that does *job*; rungs that can't be made (see `impossible`) are left out.
+
+    *side_by_side*: this ffmpeg runs its encoders so. Then those of smaller rungs have no work to split among threads
+    (measured: docs/ladder.md).
 
     Where the previous segment is read too, its pictures and its sound are dropped again, as *before* tells which; where it does not, up to
     the first PTS of this one.
@@ -96,6 +103,7 @@ def command(
     before = before or Before()
     video = job.info.video
     scaled = [rung for rung in rungs if rung.height is not None]
+    tallest = max((rung.height or 0 for rung in scaled), default=0)
     argv = [str(ffmpeg), "-hide_banner", "-nostdin", "-nostats", "-progress", "pipe:1", "-loglevel", "error", "-y"]
     argv += ["-max_alloc", "400000000", "-filter_complex_threads", "1", "-threads", str(job.threads)]
     argv += dict.fromkeys(word for rung in scaled for word in encoders[rung.codec].device)
@@ -110,7 +118,8 @@ def command(
             argv += ["-map", f"[o{scaled.index(rung)}]"]
         argv += _audio(job, rung, before, inputs.count("-i"))
         if video is not None and rung.height is not None:
-            argv += _video_options(video, rung, encoders[rung.codec], job.threads)
+            small = side_by_side and rung.codec is Codec.H264 and 2 * (rung.height or 0) ** 2 < tallest**2
+            argv += _video_options(video, rung, encoders[rung.codec], 1 if small else job.threads)
         if container_of(rung, job.info.container) is Container.FMP4:
             argv += [*_FMP4_MUX, *(["-video_track_timescale", str(video.timescale)] if video else []), "-f", "mp4"]
         else:

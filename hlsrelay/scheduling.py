@@ -1,17 +1,20 @@
 """Which encode job starts when, and with which rungs, so that a ladder never holds pass-through up. Pure: the time is told.
 
 Laws:
-- A segment is published at the latest ALLOWANCE of a target duration after it could be without a ladder, or SHORTEST_ALLOWANCE_S where
-  target durations are shorter, because the start of an ffmpeg is not; what is not made then is a GAP.
-- The one exception is no overload: a ladder that takes longer than that by itself, and keeps up because jobs of consecutive segments
-  run side by side, holds its stream back by a constant time, LONGEST_ALLOWANCE target durations at most, while all slots together have
-  room for every rung of all streams. It is reckoned at the best speed the stream was ever made with: contention never lengthens it.
+- A segment is published at the latest ALLOWANCE of a target duration after it could be without a ladder; what is not made then is a GAP.
+- There are two exceptions, and overload ends both at once: they hold only while all slots together have room for every rung of all
+  streams. A ladder that takes longer than that by itself, and keeps up because jobs of consecutive segments run side by side, holds
+  its stream back by a constant time, LONGEST_ALLOWANCE target durations at most. It is reckoned at the best speed the stream was ever
+  made with: contention never lengthens it. And the segments that a stream begins with come all at once: each is due when it would be
+  if they came half a target duration after one another.
 - Between streams the least served goes first, within a stream the oldest segment (start-time fair queueing, Goyal and others, 1996). Who
   was idle has no claim on what others used meanwhile, and no debt. A slot is kept free, for a segment's time at most, for a stream that
   went without and is less served than the one that waits: else whoever comes at the right moment would always win.
 - What all streams ask for together is held against what the slots give together: where it is too much, the costliest rungs are left out,
   of all streams alike and for as long as it lasts, rather than any rung now and then. The cheapest rung of a stream is never planned out.
-- A job starts where it and those that run have the time for it; else it waits for them, and makes do with fewer rungs.
+- A job starts where it and those that run have the time for it; else it waits for them, and makes do with fewer rungs. Of a stream whose
+  speed is not known yet one job runs at a time.
+- What decodes nothing (copied audio) costs nothing worth planning: it waits for no slot, and is made though there is no time for pictures.
 - What the plan leaves is held against the time that is left when the job starts, and the costliest rungs are dropped until the job fits.
 - Rungs come back one hold after there seems to be room. A return that did not last doubles the hold: lasting overload does not flap.
 
@@ -24,14 +27,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 ALLOWANCE = 0.85
 """Part of a target duration: the rest is for publishing, and for a busy event loop."""
-SHORTEST_ALLOWANCE_S, SHORTEST_ALLOWANCE = 2.0, 1.7
-"""The first, or the second in target durations where that is less."""
 LONGEST_ALLOWANCE = 2.0
 """Target durations; players hold three."""
+AT_ONCE = 3
+"""So many segments a stream begins with (RFC 8216 6.3.3), and nobody watches it yet."""
 START = 0.05
 """CPU seconds of a job before it decodes anything."""
 SAFE, SAFE_TO_ADD = 0.95, 0.85
@@ -52,9 +55,12 @@ FORGOTTEN_S = 600.0
 _EVERYTHING = math.inf
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Work:
-    """A job to be done until *due_s*. Costs are guesses, in CPU seconds of a usual core: *base* of decoding, *rungs* of each by name."""
+    """A job to be done until *due_s*. Costs are guesses, in CPU seconds of a usual core: *base* of decoding, *rungs* of each by name.
+
+    Overload may bring *due_s* forward, to *usual_s* at the soonest, while the job waits and while it runs.
+    """
 
     stream: str
     number: int
@@ -64,6 +70,7 @@ class Work:
     rungs: Mapping[str, float]
     ready_s: float
     due_s: float
+    usual_s: float = math.inf
 
     def cost(self, names: Iterable[str]) -> float:
         """Return what making *names* costs; what costs nothing itself (copied audio) needs no decoding."""
@@ -123,6 +130,8 @@ class Schedule:
         """The dearest rung made at present, in cost per second of media."""
         self._streams: dict[str, _Known] = {}
         self._running: dict[Work, _Run] = {}
+        self._free: deque[Work] = deque()
+        self._free_running: set[Work] = set()
         self._capacity = self._proven = float(min(slots, cores or slots))
         self._cpu_per_cost = 1.0
         self._best_speed = 0.0
@@ -143,26 +152,38 @@ class Schedule:
         base: float,
         rungs: Mapping[str, float],
         now_s: float,
+        begins: bool = False,
         again: Work | None = None,
     ) -> Work:
-        """Put a job in line. It is due as the laws say; where it goes on with *again*, which is done with, when that was."""
+        """Put a job in line. It is due as the laws say; where it goes on with *again*, which is done with, when that was.
+
+        *begins*: its segment is one of those that the stream begins with.
+        """
         for name in [name for name, one in self._streams.items() if now_s - one.newest.ready_s > FORGOTTEN_S and not self._busy_with(name)]:
             del self._streams[name]
         work = Work(stream, number, max(duration_s, 0.1), target_duration_s, base, rungs, now_s, math.inf)
+        if not any(rungs.values()):
+            work.due_s = again.due_s if again else now_s + ALLOWANCE * target_duration_s
+            self._free.append(work)
+            return work
         known = self._streams.setdefault(stream, _Known(work, self._served))
         if not self._busy_with(stream):
             claim = MOST_CLAIM * self._cpu_s(known, work.cost(rungs)) if self._is_awake(known, now_s) else 0.0
             known.served = max(known.served, self._served - claim)
         if again is None:
             known.newest = work
-            known.newest = work = replace(work, due_s=now_s + self._allowance_s(known, now_s))
+            work.usual_s = now_s + ALLOWANCE * target_duration_s
+            work.due_s = now_s + self._allowance_s(known, self._unfinished(stream) if begins and not known.missed else 0, now_s)
         else:
-            work = replace(work, ready_s=again.ready_s, due_s=again.due_s)
+            work.ready_s, work.due_s, work.usual_s = again.ready_s, again.due_s, again.usual_s
         known.waiting.append(work)
         return work
 
     def withdraw(self, work: Work, now_s: float) -> None:
         """A job is no longer wanted: it leaves the line, or its slot, if it is in either."""
+        self._free_running.discard(work)
+        if work in self._free:
+            self._free.remove(work)
         known = self._streams.get(work.stream)
         if known is not None and work in known.waiting:
             known.waiting.remove(work)
@@ -172,6 +193,9 @@ class Schedule:
 
     def grants(self, now_s: float) -> Iterator[Grant]:
         """Yield what may start now, or is refused."""
+        while self._free and len(self._free_running) < self.slots:
+            self._free_running.add(work := self._free.popleft())
+            yield Grant(work, frozenset(work.rungs))
         self._plan(now_s)
         self._count(now_s)
         while len(self._running) < self.slots and (known := self._next()):
@@ -201,6 +225,9 @@ class Schedule:
 
     def finished(self, work: Work, now_s: float, *, cpu_s: float | None = None, late: bool = False, learn: bool = True) -> None:
         """A job is gone from its slot: done, or *late* (stopped at its deadline), or such as to *learn* nothing from."""
+        if work in self._free_running:
+            self._free_running.remove(work)
+            return
         self._count(now_s)
         run, known = self._running.pop(work), self._streams[work.stream]
         wall_s = now_s - run.began_s
@@ -221,6 +248,7 @@ class Schedule:
                 known.stretch *= 1.25  # not for want of slots, and nothing shows that it was ever faster
                 return
             known.missed = min(known.missed + 1, MOST_MISSED)
+            self._hurry(work.stream)
             if full or not run.alone:
                 self._capacity = _blend(self._capacity, min(self._capacity, cpu_s / wall_s * drawing))
                 self._proven = min(self._proven, self._capacity)
@@ -250,16 +278,20 @@ class Schedule:
     def _busy_with(self, stream: str) -> bool:
         return bool(self._streams[stream].waiting) or any(work.stream == stream for work in self._running)
 
-    def _allowance_s(self, known: _Known, now_s: float) -> float:
+    def _unfinished(self, stream: str) -> int:
+        return len(self._streams[stream].waiting) + sum(work.stream == stream for work in self._running)
+
+    def _allowance_s(self, known: _Known, ahead: int, now_s: float) -> float:
+        """Return how long the newest job of a stream may take that came together with so many *ahead* of it."""
         work = known.newest
-        usual_s = max(ALLOWANCE * work.target_duration_s, min(SHORTEST_ALLOWANCE_S, SHORTEST_ALLOWANCE * work.target_duration_s))
+        usual_s = ALLOWANCE * work.target_duration_s
         if self.ceiling < _EVERYTHING or not self._room_for_all(now_s):
             return usual_s
         alone_s = usual_s * known.stretch
         if known.best_speed is not None:
             alone_s = self._cpu_s(known, work.cost(work.rungs)) / known.best_speed
             alone_s *= 1.0 if alone_s <= SAFE * usual_s else 1.25
-        return min(max(usual_s, alone_s), LONGEST_ALLOWANCE * work.target_duration_s)
+        return min(max(usual_s, alone_s) * (1 + ahead / 2), LONGEST_ALLOWANCE * work.target_duration_s)
 
     def _room_for_all(self, now_s: float) -> bool:
         slots = 0.0
@@ -269,7 +301,8 @@ class Schedule:
         return slots <= PLANNED * self.slots and self._demand(_EVERYTHING, now_s) <= PLANNED * self._proven
 
     def _next(self) -> _Known | None:
-        waiting = (known for known in self._streams.values() if known.waiting)
+        under_way = {work.stream for work in self._running}
+        waiting = (known for name, known in self._streams.items() if known.waiting and (known.best_speed or name not in under_way))
         return min(waiting, key=lambda known: (known.served, known.waiting[0].ready_s), default=None)
 
     def _blocked(self) -> None:
@@ -326,6 +359,7 @@ class Schedule:
         if self._demand(self.ceiling, now_s) > BUSIEST * self._capacity:
             fits = [one for one in ceilings if one < self.ceiling and self._demand(one, now_s) <= PLANNED * self._capacity]
             lower = max(fits, default=min(ceilings))
+            self._hurry()
             if lower < self.ceiling:
                 if now_s - self._raised_s < 2 * self._hold_s:
                     self._hold_s = min(2 * self._hold_s, LONGEST_HOLD_S)
@@ -341,6 +375,12 @@ class Schedule:
             self._room_since_s = now_s
         elif now_s - self._room_since_s >= self._hold_s:
             self.ceiling, self._raised_s, self._room_since_s = higher, now_s, None
+
+    def _hurry(self, stream: str | None = None) -> None:
+        """Have the jobs of all streams, or of one, due as soon as they are under overload."""
+        for work in (*self._running, *(work for known in self._streams.values() for work in known.waiting)):
+            if stream in (None, work.stream):
+                work.due_s = min(work.due_s, work.usual_s)
 
     def _demand(self, ceiling: float, now_s: float) -> float:
         """Return what all streams need under *ceiling*, in CPU seconds a second."""

@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     memory_pressure: int = Field(
         90, ge=10, le=100, description="percent of the memory in use, of the cgroup or the machine, from which on ladder jobs are shed"
     )
+    ffmpeg: Path | None = Field(
+        None, description="the ffmpeg that makes ladders; empty: the one on PATH, or where that is older than 7.0, or not there, our own"
+    )
     encoders: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="ffmpeg encoders to prefer, such as h264_nvenc,hevc_nvenc; each is tried once, when first needed; empty: in software",

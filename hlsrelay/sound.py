@@ -37,7 +37,7 @@ def sounds(job: EncodeJob) -> dict[int, Path]:
     audio = job.info.audio
     rungs = [rung for rung in job.rungs if rung.name not in beyond]
     wanted = sorted({audio_kbps(audio, rung) for rung in rungs} - {0}) if audio else []
-    return {kbps: job.outputs[rungs[0].name].with_name(f"sound-{kbps}-{job.number}.aac") for kbps in wanted}
+    return {kbps: job.outputs[rungs[0].name].with_name(f"sound-{kbps}-{rungs[0].name}-{job.number}.aac") for kbps in wanted}
 
 
 def sound_cut(job: EncodeJob, before: MediaInfo | None) -> Cut:

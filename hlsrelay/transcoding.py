@@ -28,11 +28,10 @@ from hlsrelay.model import (
     Turn,
 )
 from hlsrelay.recipe import EncodeJob, container_of
+from hlsrelay.scheduling import AT_ONCE
 
 LARGEST_TIME_STAMP_STEP_S = 1.0
 """A larger step between two segments is no encoder's rounding: the time stamps begin anew."""
-UNHURRIED, PATIENCE = 3, 2
-"""So many segments, which a stream begins with, have so many times as long for their ladder: they come at once, and nobody watches yet."""
 KEPT_PLAIN = 24
 """Segments kept for the encoder: more than can be under way, and the one before each."""
 
@@ -50,7 +49,7 @@ class Transcoding:
         self._fitting: tuple[Rung, ...] = ()
         self._plain: deque[Path] = deque()
         self._init: tuple[bytes, Path] | None = None
-        self._unhurried = UNHURRIED if desk.progress is None or desk.progress.position.withdrawn else 0
+        self._beginning = AT_ONCE if desk.progress is None or desk.progress.position.withdrawn else 0
         self._sound: tuple[AudioInfo, int] | None = None
         for left in self._tools.storage.temp("").glob(f"plain@{self._name}@*"):  # by the pipeline before, which is closed
             left.unlink(missing_ok=True)
@@ -197,7 +196,7 @@ class Transcoding:
         if not rungs:
             return files, Encoded({}, {}), inits
         storage = self._tools.storage
-        patience, self._unhurried = PATIENCE if self._unhurried else 1, max(0, self._unhurried - 1)
+        begins, self._beginning = self._beginning > 0, max(0, self._beginning - 1)
         temps = {rung.name: storage.temp(f"{rung.name}-{made.number}.{_suffix(rung, info)}") for rung in rungs}
         try:
             job = EncodeJob(
@@ -210,7 +209,8 @@ class Transcoding:
                 outputs=temps,
                 rungs=rungs,
                 init=self._init_kept(init or b"", made.number) if info.container is Container.FMP4 else None,
-                target_duration_s=patience * made.target_duration_s,
+                target_duration_s=made.target_duration_s,
+                begins=begins,
                 first_sample=sample,
             )
             with storage.reading(source, previous, job.init):

@@ -18,7 +18,7 @@ import structlog
 from hlsrelay.clock import Clock, Nudges
 from hlsrelay.demand import Demand
 from hlsrelay.desk import Tools
-from hlsrelay.embedded import EmbeddedRedis, ffmpeg_path
+from hlsrelay.embedded import EmbeddedRedis, embedded_ffmpeg_path, ffmpeg_path
 from hlsrelay.encoder import Encoded, Encoder, LocalEncoder
 from hlsrelay.errors import ConfigError, EncodeError, HlsRelayError, MissingProgram, RegistryUnavailable
 from hlsrelay.fields import Registered, stream_of
@@ -95,7 +95,9 @@ class Node:
 def local_encoder(settings: Settings, children: Children) -> Encoder:
     """Return the encoder of this machine; where there is no ffmpeg one whose every job fails and says so."""
     try:
-        return LocalEncoder(ffmpeg_path(), children, settings.transcode_slots or os.cpu_count() or 1, preferred=settings.encoders)
+        ffmpeg, newer = (settings.ffmpeg, None) if settings.ffmpeg else (ffmpeg_path(), embedded_ffmpeg_path())
+        slots = settings.transcode_slots or os.cpu_count() or 1
+        return LocalEncoder(ffmpeg, children, slots, preferred=settings.encoders, newer=newer)
     except MissingProgram as error:
         return _NoEncoder(str(error))
 

@@ -17,8 +17,9 @@ from hlsrelay.processes import Children, Finished
 
 STEP_S = 0.05
 CPU_S = {720: 1.4, 480: 0.6, 360: 0.4}
-"""CPU seconds of a rung's segment by its height; DECODE_S for decoding."""
+"""CPU seconds of a rung's segment by its height; DECODE_S for decoding, COPY_S where nothing is."""
 DECODE_S = 0.6
+COPY_S = 0.05
 
 
 class FakeFfmpeg:
@@ -46,6 +47,8 @@ class FakeFfmpeg:
     async def lines(self) -> AsyncIterator[str]:
         yield " V....D libx264  H.264"
 
+    stderr_tail = "  libavcodec     63.  1.102 / 63.  1.102"
+
     async def wait(self) -> None:
         """It has told all."""
 
@@ -56,7 +59,8 @@ class FakeFfmpeg:
         threads = int(argv[list(argv).index("-threads") + 1])
         self.began.append((began_s, stream, threads))
         command = " ".join(argv)
-        cpu_s = DECODE_S + sum(CPU_S[int(height)] for height in re.findall(r"scale=\d+:(\d+)", command))
+        heights = re.findall(r"scale=\d+:(\d+)", command)
+        cpu_s = DECODE_S + sum(CPU_S[int(height)] for height in heights) if heights else COPY_S
         fails = {stream, f"{stream} {threads}"} & self.failing
         left_s = 0.1 if fails else cpu_s
         source, *outputs = re.findall(r" file:(\S+)", command.replace("concat:", "file:"))

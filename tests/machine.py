@@ -25,10 +25,12 @@ class Channel:
     ladder: Mapping[str, float] = field(default_factory=lambda: LADDER)
     dearer: float = 1.0
     """By how much its jobs cost more than is guessed."""
+    at_once: int = 1
+    """So many segments there are at once when it begins."""
     number: int = 0
 
     def next_s(self) -> float:
-        return self.begins_s + self.number * self.duration_s
+        return self.begins_s + max(0, self.number + 1 - self.at_once) * self.duration_s
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Machine:
             base=DECODE * channel.duration_s,
             rungs=costs,
             now_s=self.now_s,
+            begins=channel.number < channel.at_once,
         )
         self._open.append(work)
         self._dearer[work] = channel.dearer

@@ -38,7 +38,7 @@ def task(tmp_path: Path) -> Task:
 
 
 def test_both_sides_are_measured_on_the_same_pictures(task: Task, tmp_path: Path) -> None:
-    rows = {row.name: row for row in asyncio.run(measured(task, tmp_path, 1, quality=True))}
+    rows = {row.name: row for row in asyncio.run(measured(ffmpeg_path(), task, tmp_path, 1, quality=True))}
     assert all(row.ours is not None and row.ours > 0 for row in rows.values())
     assert all(row.theirs for name, row in rows.items() if not name.startswith("latency"))
     assert [name for name in rows if "VMAF" in name and name.startswith(("large", "small"))] != []

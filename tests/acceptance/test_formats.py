@@ -294,6 +294,28 @@ def test_hardware_that_ffmpeg_lists_and_this_machine_has_not_falls_back_with_one
     assert offered(ffmpegs()[program], Codec.AV1, "libaom-av1") == ("libaom-av1", [])
 
 
+@pytest.mark.parametrize(("first", "newer", "chosen"), [(59, 61, "newer"), (59, 60, "first"), (59, None, "first"), (61, 63, "first")])
+def test_an_ffmpeg_before_7_gives_way_to_a_newer_one(tmp_path: Path, first: int, newer: int | None, chosen: str) -> None:
+    for name, version in (("first", first), ("newer", newer or 0)):
+        (tmp_path / name).write_text(
+            f'#!/bin/sh\necho "  libavcodec     {version}. 37.100 / {version}. 37.100" >&2\necho " V....D libx264  H.264"\n'
+        )
+        (tmp_path / name).chmod(0o755)
+
+    async def main() -> Offers:
+        children = Children()
+        try:
+            offers = Offers(tmp_path / "first", children, newer=tmp_path / "newer" if newer else None)
+            assert (await offers.encoders([Codec.H264]))[Codec.H264].name == "libx264"
+            return offers
+        finally:
+            await children.aclose()
+
+    offers = asyncio.run(main())
+    assert offers.ffmpeg.name == chosen
+    assert offers.side_by_side is ((newer if chosen == "newer" else first) >= 61)
+
+
 def test_where_nothing_encodes_a_codec_its_rung_fails_and_says_what_to_install(tmp_path: Path) -> None:
     poor = tmp_path / "ffmpeg"
     real = ffmpegs()["on PATH"]

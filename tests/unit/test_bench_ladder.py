@@ -25,12 +25,12 @@ def by_name(rows: list[Row]) -> dict[str, Row]:
 def test_cpu_time_is_the_median_pass_for_a_minute_of_source() -> None:
     ours = [taken(4.0, 0.5), taken(9.0, 0.5), taken(5.0, 0.5)]
     theirs = [taken(10.0), taken(10.0), taken(1.0)]
-    row = by_name(speed_rows(ours, theirs, source_s=12))["CPU s per source-minute"]
+    row = by_name(speed_rows(ours, theirs, theirs, source_s=12))["CPU s per source-minute"]
     assert (row.ours, row.theirs, row.ratio) == (25.0, 50.0, 0.5)
 
 
 def test_latency_is_over_all_segments_of_all_passes_and_the_best_pass_is_a_whole_one() -> None:
-    rows = by_name(speed_rows([taken(1, 0.1, 0.9, 0.8), taken(1, 0.4, 0.5, 0.3)], [taken(1)], 60))
+    rows = by_name(speed_rows([taken(1, 0.1, 0.9, 0.8), taken(1, 0.4, 0.5, 0.3)], [taken(1)], [taken(1)], 60))
     assert rows["latency / duration, median"].ours == pytest.approx(0.45)
     assert rows["latency / duration, best pass"].ours == 0.4
     assert rows["latency / duration, worst"].ours == 0.9

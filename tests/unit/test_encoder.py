@@ -52,6 +52,13 @@ def test_one_decode_makes_every_rung() -> None:
     assert [word for word in argv if word.startswith("file:") and word != "file:in.ts"] == ["file:720p.ts", "file:480p.ts", "file:audio.ts"]
 
 
+def test_small_rungs_have_one_thread_where_encoders_run_side_by_side() -> None:
+    todo = job("1080p,big:960:5000,720p,480p,audio")
+    assert pairs(command(todo, FFMPEG), "-threads:v") == ["2", "2", "2", "2"]
+    assert pairs(command(todo, FFMPEG, side_by_side=True), "-threads:v") == ["2", "2", "1", "1"]
+    assert pairs(command(replace(todo, threads=1), FFMPEG, side_by_side=True), "-threads:v") == ["1"] * 4
+
+
 def test_time_stamps_are_kept_in_every_output() -> None:
     argv = command(job(), FFMPEG)
     assert "-copyts" in argv
@@ -97,10 +104,10 @@ def test_audio_is_copied_unless_players_stop_at_it_or_the_rung_has_a_bitrate_of_
 
 def test_each_rung_takes_the_sound_of_its_own_bitrate() -> None:
     todo = job("hd:720:1000,low:360:300:64,audio:64,talk:32")
-    assert sounds(todo) == {32: Path("sound-32-812.aac"), 64: Path("sound-64-812.aac")}
+    assert sounds(todo) == {32: Path("sound-32-hd-812.aac"), 64: Path("sound-64-hd-812.aac")}
     made = replace(todo, sounds={kbps: Sound(path, 7875) for kbps, path in sounds(todo).items()})
     argv = command(made, FFMPEG)
-    assert pairs(argv, "-i") == ["file:in.ts", "file:sound-32-812.aac", "file:sound-64-812.aac"]
+    assert pairs(argv, "-i") == ["file:in.ts", "file:sound-32-hd-812.aac", "file:sound-64-hd-812.aac"]
     assert pairs(argv, "-itsoffset") == ["0.087500"] * 2
     assert pairs(argv, "-map") == ["[o0]", "0:a:0", "[o1]", "2:a:0", "2:a:0", "1:a:0"]
     assert sounds(job()) == {}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from hlsrelay.scheduling import ALLOWANCE, LONGEST_ALLOWANCE, SHORTEST_ALLOWANCE, SHORTEST_ALLOWANCE_S, Grant, Schedule, Work
+from hlsrelay.scheduling import ALLOWANCE, LONGEST_ALLOWANCE, Grant, Schedule, Work
 from tests.machine import DECODE, LADDER, STEP_S, Channel, Machine
 
 DEMAND = DECODE + sum(LADDER.values())
@@ -109,6 +109,21 @@ def test_a_ladder_that_was_never_made_in_time_is_given_more_until_it_is() -> Non
     assert machine.shares("news", "hevc", since_s=80) == 1
 
 
+def test_what_a_stream_begins_with_is_made_whole_though_it_comes_at_once() -> None:
+    machine, channel = Machine(), Channel("news", at_once=3)
+    machine.run(60, channel)
+    assert all(machine.shares("news", rung) == 1 for rung in LADDER)
+    assert ON_TIME < machine.longest() <= LONGEST_ALLOWANCE * ALLOWANCE
+
+
+@pytest.mark.parametrize("apart_s", [0.0, 0.4])
+@pytest.mark.parametrize("dearer", [1.0, 3.0])
+def test_streams_that_begin_together_and_ask_for_too_much_are_not_held_up(apart_s: float, dearer: float) -> None:
+    machine = Machine()
+    machine.run(80, *(Channel(f"s{index}", begins_s=index * apart_s, at_once=3, dearer=dearer) for index in range(4)))
+    assert machine.longest() <= ON_TIME
+
+
 @settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     streams=st.integers(3, 9),
@@ -118,20 +133,21 @@ def test_a_ladder_that_was_never_made_in_time_is_given_more_until_it_is() -> Non
     parallel=st.floats(0.5, 3.0),
     phase_s=st.floats(0.0, 6.0),
     dearer=st.floats(0.5, 3.0),
+    at_once=st.sampled_from([1, 3]),
 )
 def test_overload_makes_no_answer_late_and_lets_no_stream_starve(
-    streams: int, duration_s: float, slots: int, cores: float, parallel: float, phase_s: float, dearer: float
+    streams: int, duration_s: float, slots: int, cores: float, parallel: float, phase_s: float, dearer: float, at_once: int
 ) -> None:
     capacity = min(cores, slots * parallel)
     machine = Machine(slots, cores, parallel)
     channels = [
-        Channel(f"s{index}", begins_s=index * phase_s % duration_s, duration_s=duration_s, dearer=dearer) for index in range(streams)
+        Channel(f"s{index}", begins_s=index * phase_s % duration_s, duration_s=duration_s, dearer=dearer, at_once=at_once)
+        for index in range(streams)
     ]
     machine.run(50 * duration_s, *channels)
     assert machine.longest() <= LONGEST_ALLOWANCE + 2 * STEP_S / duration_s
     if streams * DEMAND * dearer > 1.3 * capacity:
-        shortest = min(SHORTEST_ALLOWANCE_S / duration_s, SHORTEST_ALLOWANCE)
-        assert machine.longest() <= max(ALLOWANCE, shortest) + 2 * STEP_S / duration_s
+        assert machine.longest() <= ALLOWANCE + 2 * STEP_S / duration_s
     cheapest = (DECODE + LADDER["360p"]) * dearer
     if cheapest / min(parallel, cores) < 0.4:  # it can be made in time at all
         rounds = max(1.0, streams * cheapest / capacity)
@@ -207,6 +223,52 @@ def test_a_second_attempt_is_due_when_the_first_was() -> None:
     assert again.due_s == first.due_s
     [grant] = granted(schedule, 3.0)
     assert not grant.kept - {"audio"}, "half a second is too short for pictures"
+
+
+def test_what_comes_at_once_is_due_half_a_target_duration_apart_until_there_is_overload() -> None:
+    schedule = Schedule(2)
+
+    def begun(stream: str) -> list[Work]:
+        return [
+            schedule.submit(stream, number, duration_s=4, target_duration_s=4, base=0.6, rungs=LADDER, now_s=0.0, begins=True)
+            for number in range(3)
+        ]
+
+    news = begun("news")
+    assert [work.due_s for work in news] == pytest.approx([3.4, 5.1, 6.8])
+    assert [grant.work for grant in granted(schedule, 0.0)] == news[:1], "how long a job takes is not known yet"
+    others = [work for stream in ("sport", "film", "music", "kids", "talk", "arts", "tests", "more", "last") for work in begun(stream)]
+    list(schedule.grants(0.1))
+    assert {work.due_s for work in (*news, *others)} == {3.4}
+
+
+def test_a_job_that_is_late_ends_the_patience_with_those_behind_it() -> None:
+    schedule = Schedule(2)
+    first, second, third = (
+        schedule.submit("news", number, duration_s=4, target_duration_s=4, base=0.6, rungs=LADDER, now_s=0.0, begins=True)
+        for number in range(3)
+    )
+    for work, until_s in ((first, 1.0), (second, 5.1)):
+        list(schedule.grants(until_s - 1))
+        schedule.finished(work, until_s, cpu_s=1.0, late=work is second)
+    assert third.due_s == pytest.approx(3.4)
+
+
+def test_sound_that_is_copied_waits_for_no_slot_and_has_its_own() -> None:
+    schedule = Schedule(1)
+    submitted(schedule, "news", 0, 1.0)
+    assert len(granted(schedule, 0.0)) == 1
+    sounds = [
+        schedule.submit(stream, 0, duration_s=4, target_duration_s=4, base=0.0, rungs={"audio": 0.0}, now_s=0.0)
+        for stream in ("a", "b", "c")
+    ]
+    for expected in sounds:
+        if expected is sounds[1]:
+            schedule.withdraw(expected, 0.0)
+            continue
+        assert granted(schedule, 0.0) == [Grant(expected, frozenset({"audio"}))]
+        schedule.finished(expected, 0.1, cpu_s=0.02)
+    assert granted(schedule, 0.1) == []
 
 
 def test_a_job_withdrawn_gives_its_slot_to_the_next() -> None:
