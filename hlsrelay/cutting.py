@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 from hlsrelay.desk import Desk
 from hlsrelay.errors import SegmentLost
 from hlsrelay.hls.advance import advance
-from hlsrelay.hls.numbering import REMEMBERED, Step, content_key, noted
+from hlsrelay.hls.numbering import Step, content_key, noted
 from hlsrelay.hls.window import round_half_up
 from hlsrelay.media.split import split_freely
 from hlsrelay.media.ts import first_tables
@@ -52,34 +51,34 @@ class Cutting:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._digests: OrderedDict[str, str] = OrderedDict()
         self._first_number = None if desk.progress else desk.ledger.first_free_number()
         self._whole = False
         self.repairs: tuple[str, ...] = ()
         """What was repaired in the last step, beside what numbering repairs."""
 
     async def step(self, position: Position | None, snapshot: Snapshot, stream: Stream) -> Step:
-        """Return what *snapshot* brings."""
+        """Return what *snapshot* brings. No answer outlives the step: a name may be used again, and what failed may succeed."""
         desk = self._desk
+        digests: dict[str, str] = {}
         now = desk.tools.clock.utc_now()
         if position:
             position = noted(position, desk.digests)
 
         def look(slices: Mapping[int, tuple[Slice, ...]] | None = None) -> Step:
             agreed, first = desk.agreement.known_to(desk.track.name), self._first_number
-            return advance(position, snapshot, stream, now, first_number=first, agreed=agreed, digests=self._digests, slices=slices)
+            return advance(position, snapshot, stream, now, first_number=first, agreed=agreed, digests=digests, slices=slices)
 
         self.repairs = ()
         step = look()
-        while step.question and content_key(step.question) not in self._digests:
-            await self._noted(step.question, snapshot)
+        while step.question and content_key(step.question) not in digests:
+            digests[content_key(step.question)] = await self._digest(step.question, snapshot)
             step = look()
         if slices := await self._slices(step, snapshot):
             step = look(slices)
         return step
 
-    async def _noted(self, segment: Segment, snapshot: Snapshot) -> None:
-        """Note the digest of a listed segment's content; an empty one where it can't be had."""
+    async def _digest(self, segment: Segment, snapshot: Snapshot) -> str:
+        """Return the digest of a listed segment's content; an empty one where it can't be had."""
         body = Digest()
 
         def restart() -> Callable[[bytes], object]:
@@ -90,12 +89,8 @@ class Cutting:
         try:
             await self._desk.tools.upstream.fetch(segment.uri, segment.byterange, restart, snapshot.target_duration_s)
         except SegmentLost:
-            body, text = Digest(), ""
-        else:
-            text = body.text
-        self._digests[content_key(segment)] = text
-        while len(self._digests) > REMEMBERED:
-            self._digests.popitem(last=False)
+            return ""
+        return body.text
 
     async def _slices(self, step: Step, snapshot: Snapshot) -> dict[int, tuple[Slice, ...]]:
         """Return, by the source's numbers, how the new segments that are too long for our target duration are cut."""
