@@ -219,30 +219,41 @@ def _name(segment: Segment) -> str:
 
 def _could_go_on(relay: Relay, before: Out, one: Out, gaps: int) -> bool:
     """Whether a source that nothing happened to could have shown these loads, frozen edges and failed loads aside: only the media tells."""
-    met, published = relay.met, relay.out[relay.out.index(one) - 1].load
+    met, earlier = relay.met, relay.out[: relay.out.index(one)]
     killed = max((index for index in range(before.load, one.load) if isinstance(met[index], Killed)), default=0)
+    published = max((out.load for out in earlier if out.load < killed), default=before.load)
     taken, new, last = met[before.load], met[one.load], before.content
     assert isinstance(taken, Listing)
     assert isinstance(new, Listing)
     # A successor knows what was published.
     since = [*met[before.load : published + 1], *met[killed + 1 : one.load]] if killed else met[before.load : one.load]
     assert last is not None
-    olds = [each for each in since if isinstance(each, Listing) and last in each.contents]
-    return any(_leads(taken, old, new, met[one.load - 1], last, one, gaps) for old in olds)
+    shown = [each for each in since if isinstance(each, Listing)]
+    shortest_s = min(segment.duration_s for each in (*shown, new) for segment in each.snapshot.segments[-3:])
+    shortest_s = min(shortest_s, *(segment.duration_s for segment in new.snapshot.segments[:3]))
+    olds = [each for each in shown if last in each.contents]
+    return any(_leads(taken, old, new, met[one.load - 1], last, one, gaps, shortest_s) for old in olds)
 
 
-def _leads(taken: Listing, old: Listing, new: Listing, doubt: Met, last: Content, one: Out, gaps: int) -> bool:
+def _leads(taken: Listing, old: Listing, new: Listing, doubt: Met, last: Content, one: Out, gaps: int, shortest_s: float) -> bool:
     """Whether the load *new* may follow *old*, which lists the *last* that was relayed: several origins may, each with its own numbers."""
     # What goes on from a playlist that doesn't fit doesn't fit either, to a relay that lived to see it.
-    if not _agrees(old, new) or (isinstance(doubt, Listing) and not _agrees(old, doubt)):
+    was = old.snapshot.segments[old.contents.index(last)]
+    number = was.sequence
+    if not _agrees(old, new) or (isinstance(doubt, Listing) and not _agrees(old, doubt) and not _due(was, one.numbered.segment)):
         return False
-    number = old.snapshot.segments[old.contents.index(last)].sequence
-    shortest_s = min(segment.duration_s for segment in (*old.snapshot.segments[-3:], *new.snapshot.segments[:3]))
     went_by = (new.at_s - old.at_s) / shortest_s
     caught_up = (new.at_s - taken.at_s + 3 * TARGET_S) / shortest_s  # an edge or an encoder that stood still brings all at once
     first, newest = new.snapshot.segments[0].sequence, old.snapshot.segments[-1].sequence
     slid = first <= newest or (first <= newest + 1 + caught_up and len(old.snapshot.segments) <= 2 + went_by)
     return slid and gaps == one.numbered.segment.sequence - number - 1
+
+
+def _due(last: Segment, then: Segment) -> bool:
+    """Whether a segment tells the very number and time at which *last* goes on: another origin may have come between."""
+    if last.program_date_time is None or then.program_date_time is None or then.sequence != last.sequence + 1:
+        return False
+    return abs((then.program_date_time - last.program_date_time).total_seconds() - last.duration_s) < 0.5
 
 
 def _agrees(old: Listing, new: Listing) -> bool:
