@@ -271,8 +271,9 @@ class Position:
     *given_up* counts the GAPs at the end that the source may yet bring: it was silent, and the other tracks went on. *era* and *init* are
     of the last segment: its discontinuity sequence number at the source, its init section. *jumped_number*: where the times last jumped.
     *past_sequence*: the first of the source's numbers of this generation that went by, relayed or not; *passed* is what the source
-    listed and we did not relay, before a live edge or while its playlist was in doubt: no digest tells what it holds. *withdrawn*:
-    nothing is listed any more, and what comes next begins at the live edge.
+    listed and we did not relay, before a live edge or while its playlist was in doubt: no digest tells what it holds. *ahead* is
+    what the source listed after the last segment at the same time: a successor that has to go on from here knows it. *withdrawn*: nothing
+    is listed any more, and what comes next begins at the live edge.
     """
 
     source: str
@@ -295,6 +296,7 @@ class Position:
     listed_at: datetime | None = None
     past_sequence: int = 0
     passed: tuple[Seen, ...] = ()
+    ahead: tuple[Seen, ...] = ()
     withdrawn: bool = False
 
     @property

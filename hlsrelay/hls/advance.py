@@ -23,7 +23,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from hlsrelay.hls.doubt import FURTHEST_BEHIND, all_passed, fell_back, is_silent, is_stuck, lists_newest_of, moves_on, passed_by, watching
+from hlsrelay.hls.doubt import (
+    FURTHEST_BEHIND,
+    all_passed,
+    fell_back,
+    is_silent,
+    is_stuck,
+    lists_newest_of,
+    moves_on,
+    passed_by,
+    watched_long,
+    watching,
+)
 from hlsrelay.hls.likeness import another_clock, another_time, file_name, known_as, looks_like, same_as
 from hlsrelay.hls.numbering import (
     NOTHING_AGREED,
@@ -39,6 +50,7 @@ from hlsrelay.hls.numbering import (
     numbered,
     passed,
     resumed,
+    undoubted,
 )
 from hlsrelay.hls.parse import identity
 from hlsrelay.model import Position, Seen, Segment, Slice, Snapshot, Stream
@@ -167,16 +179,22 @@ def _doubtful(position: Position, newer: tuple[Segment, ...], shared: list[tuple
         return False
     if candidate and len(candidate.newest) > 1 and is_silent(position, load):  # what looked stale has moved on meanwhile
         return True
+    if load.snapshot.segments[0].sequence < position.past_sequence:  # from before the generation began, and yet ahead of us
+        return True
     listed_before = any(one.digest and looks_like(one, newer[-1], snapshot) for one in position.older)
     return listed_before or known_as(position.passed, newer[-1], load) is not None
 
 
 def _thrown_away(position: Position, load: Load) -> bool:
-    """Return whether more of the window is gone than time explains, as with an encoder that starts anew: a window slides."""
+    """Return whether more of the window is gone than time explains, as with an encoder that starts anew: a window slides.
+
+    Where what is listed goes on from ours, it has slid by as much as has come.
+    """
     segments = load.snapshot.segments
     since_s = (load.now - (position.listed_at or position.advanced_at)).total_seconds()
     gone = position.listed - max(0, position.seen_sequence + 1 - segments[0].sequence)
-    return gone > 2 + since_s / min(load.snapshot.target_duration_s, segments[0].duration_s)
+    came = segments[-1].sequence - position.seen_sequence if segments[0].sequence <= position.seen_sequence + 1 else gone
+    return gone > 2 + min(came, since_s / min(load.snapshot.target_duration_s, segments[0].duration_s))
 
 
 def _earlier(position: Position, load: Load) -> bool:
@@ -258,7 +276,9 @@ def _counted_anew(position: Position, shift: int, load: Load, repair: str) -> St
         name = identity(segments[index]) if 0 <= index < len(segments) else seen.identity
         recent.append(replace(seen, sequence=seen.sequence - shift, identity=name))
     passed = tuple(replace(one, sequence=one.sequence - shift) for one in position.passed)
-    position = replace(position, offset=position.offset + shift, recent=tuple(recent), passed=passed, candidate=None)
+    position = replace(position, offset=position.offset + shift, past_sequence=position.past_sequence - shift)
+    ahead = tuple(replace(one, sequence=one.sequence - shift) for one in position.ahead)
+    position = undoubted(replace(position, recent=tuple(recent), passed=passed, ahead=ahead))
     newer = segments[max(0, position.seen_sequence + 1 - first) :]
     step = _after_hole(position, newer, load) if len(newer) == len(segments) else _went_on(position, newer, load)
     return replace(step, repairs=(*step.repairs, repair))
@@ -303,8 +323,14 @@ def _after_hole(position: Position, newer: tuple[Segment, ...], load: Load) -> S
     too_far = missing * _shortest_s(position, load) > (load.now - position.advanced_at).total_seconds() + 3 * target_s
     doubted = _goes_on_from_doubt(position, missing, newer, load)
     gone_by = any(known_as(position.passed, one, load) for one in newer[:REMEMBERED]) and len(newer) > 1
-    gone_by = gone_by or (missing > 0 and any(looks_like(one, newer[-1], load.snapshot) for one in position.passed))
-    if gone_by or (missing and (too_far or _too_soon(position, missing, newer[0]))) or _thrown_away(position, load) or doubted:
+    gone_by = gone_by or ((missing > 0 or len(newer) > 1) and any(looks_like(one, newer[-1], load.snapshot) for one in position.passed))
+    if (
+        _contradicted(position, load)
+        or gone_by
+        or (missing and (too_far or _too_soon(position, missing, newer[0])))
+        or _thrown_away(position, load)
+        or doubted
+    ):
         return _put_in_doubt(position, load)
     if missing * target_s > load.stream.window_s:  # GAPs all over the window: players would wade through them for nothing
         step = begun(position, live_edge(load.snapshot), load, "hole_skipped")
@@ -318,6 +344,12 @@ def _after_hole(position: Position, newer: tuple[Segment, ...], load: Load) -> S
         newer = (replace(newer[0], discontinuity=True), *newer[1:])
     step = numbered(position, (*lost(position, missing, newer[0], target_s), *newer), load)
     return replace(step, repairs=(*step.repairs, "hole_filled")) if missing else step
+
+
+def _contradicted(position: Position, load: Load) -> bool:
+    """Return whether what the source listed after our last segment has another name now: a predecessor met it, and published no more."""
+    listed = {one.sequence: one for one in load.snapshot.segments}
+    return any(not looks_like(one, listed[one.sequence], load.snapshot) for one in position.ahead if one.sequence in listed)
 
 
 def _too_soon(position: Position, missing: int, then: Segment) -> bool:
@@ -370,14 +402,9 @@ def _put_in_doubt(position: Position, load: Load) -> Step:
             told = load.digest(segments[index])
             if not told:
                 return Step(position, repairs=("playlist_in_doubt",), question=segments[index] if told is None else None)
-            behind = index == len(segments) - 1 or any(looks_like(one, newest, load.snapshot) for one in position.passed)
-            if told == seen.digest and behind:
-                return Step(position, repairs=("stale_playlist",))
             if told == seen.digest:
-                return begun(position, segments[index + 1 :], load, "source_reset")
+                return _earlier_goes_on(position, seen, index, load)
             break
-    if (not is_stuck(position, load) or all_passed(position, load)) and passed_by(position, load):
-        return Step(position, repairs=("stale_playlist",))  # what went by once, and no digest tells whether it is that
     oldest = load.snapshot.segments[0]
     if any(one.digest for one in position.recent):
         told = load.digest(oldest)
@@ -385,6 +412,26 @@ def _put_in_doubt(position: Position, load: Load) -> Step:
             return Step(position, repairs=("playlist_in_doubt",), question=oldest if told is None else None)
         if ours_too := next((one for one in reversed(position.recent) if one.digest == told), None):
             return _counted_anew(position, ours_too.sequence - oldest.sequence, load, "origin_changed")
-        if any(one.digest == told for one in position.older):
-            return Step(replace(position, candidate=None), repairs=("stale_playlist",))
+        if seen := next((one for one in reversed(position.older) if one.digest == told), None):
+            return _earlier_goes_on(position, seen, 0, load)
+    starved = is_stuck(position, load) and watched_long(position, load)
+    if (not starved or all_passed(position, load)) and passed_by(position, load):
+        return Step(position, repairs=("stale_playlist",))  # what went by once, and no digest tells whether it is that
     return begun(position, load.snapshot.segments, load, "source_reset")
+
+
+def _earlier_goes_on(position: Position, seen: Seen, index: int, load: Load) -> Step:
+    """Go on with a source of an earlier generation, which lists at *index* what it had listed as *seen*: if it is not only behind.
+
+    It is, until it has been watched for as long as players have anything left.
+    """
+    last = seen
+    for one in position.older[position.older.index(seen) + 1 :]:
+        if not 0 < one.sequence - last.sequence <= one.number - last.number:
+            break
+        last = one
+    after = load.snapshot.segments[index + 1 + last.sequence - seen.sequence :]
+    gone_by = any(looks_like(one, load.snapshot.segments[-1], load.snapshot) for one in position.passed)
+    if not after or gone_by or not watched_long(position, load):
+        return Step(position, repairs=("stale_playlist",))
+    return begun(position, after, load, "source_reset")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from hlsrelay.hls.likeness import file_name, looks_like
-from hlsrelay.hls.numbering import REMEMBERED, Load, Step, begun
+from hlsrelay.hls.numbering import REMEMBERED, Load, Step, begun, undoubted
 from hlsrelay.hls.parse import identity
 from hlsrelay.model import Candidate, Position, Seen, Segment
 
@@ -23,7 +23,9 @@ FURTHEST_BEHIND = 16
 
 
 def passed_by(position: Position, load: Load) -> bool:
-    """Return whether some of what is listed went by before, as far as names tell."""
+    """Return whether some of what is listed went by before, as far as names tell, or numbers of just before our generation began."""
+    if 0 < position.past_sequence - load.snapshot.segments[-1].sequence <= FURTHEST_BEHIND:
+        return True
     names = {one.identity.rpartition("/")[2] for one in position.passed}
     return any(file_name(one) in names for one in load.snapshot.segments[-REMEMBERED:])
 
@@ -46,7 +48,7 @@ def all_passed(position: Position, load: Load) -> bool:
 
 def fell_back(position: Position, load: Load, known: Seen, listed: Segment) -> Step:
     """The playlist ends with what we relayed a while ago: a stale edge, or a restarted encoder that uses its names again."""
-    stale = Step(replace(position, candidate=None), repairs=("stale_playlist",))
+    stale = Step(undoubted(position), repairs=("stale_playlist",))
     if listed.program_date_time is not None and known.written is not None:  # and they agree: it is that very segment
         return stale
     position, moved_on = watching(position, load, known=True)
@@ -57,7 +59,14 @@ def fell_back(position: Position, load: Load, known: Seen, listed: Segment) -> S
     told = load.digest(listed)
     if told is None:
         return replace(stale, position=position, question=listed)
-    return begun(position, load.snapshot.segments, load, "source_reset") if told and told != known.digest else stale
+    if not told or told == known.digest:
+        return stale
+    ours = {one.sequence: one for one in position.recent if one.digest and one.sequence < listed.sequence}
+    if other := next((one for one in load.snapshot.segments if one.sequence in ours), None):  # before a restart that nothing told
+        told = load.digest(other)
+        if told in (None, "", ours[other.sequence].digest):
+            return replace(stale, position=position, question=other if told is None else None)
+    return begun(position, load.snapshot.segments, load, "source_reset")
 
 
 def watching(position: Position, load: Load, *, known: bool) -> tuple[Position, bool]:
@@ -65,12 +74,12 @@ def watching(position: Position, load: Load, *, known: bool) -> tuple[Position, 
     newest, now = load.snapshot.segments[-1], load.now
     seen = Seen(newest.sequence, identity(newest), written=newest.program_date_time)
     candidate = position.candidate
-    if candidate is None or candidate.known != known or not moves_on(candidate, load):
-        if candidate is not None:
-            position = replace(position, passed=(*position.passed, *candidate.newest, *candidate.listed)[-REMEMBERED:])
+    if candidate is None or not moves_on(candidate, load):
+        position = undoubted(position)
         candidate = Candidate(now, now, (seen,), known)
     elif newest.sequence > candidate.newest[-1].sequence:
         candidate = replace(candidate, moved_at=now, newest=(*candidate.newest, seen)[-FURTHEST_BEHIND:])
+    candidate = replace(candidate, known=candidate.known and known)
     if not known and not candidate.resembles:
         ours = {seen.identity for seen in position.recent}
         resembles = any(identity(segment) in ours for segment in load.snapshot.segments[-REMEMBERED:])
@@ -110,6 +119,12 @@ def is_silent(position: Position, load: Load) -> bool:
 
 def is_stuck(position: Position, load: Load, times: int = 1) -> bool:
     return load.now - position.advanced_at >= times * STUCK_TARGET_DURATIONS * _target(load)
+
+
+def watched_long(position: Position, load: Load) -> bool:
+    """Return whether the candidate has been watched for as long as it takes until players have nothing left."""
+    since = position.candidate.since if position.candidate else load.now
+    return load.now - since >= STUCK_TARGET_DURATIONS * _target(load)
 
 
 def _target(load: Load) -> timedelta:

@@ -82,16 +82,16 @@ def numbered(position: Position, fresh: tuple[Segment, ...], load: Load, *, open
     One begins by itself where the other tracks have begun one, and where the ladder changed: its encodings do.
     """
     if not fresh:
-        candidate = position.candidate if position.candidate and position.candidate.known else None  # a stale edge may yet be none
-        return Step(replace(position, candidate=candidate, listed_at=load.now, listed=len(load.snapshot.segments)))
+        position = position if position.candidate and position.candidate.known else undoubted(position)  # a stale edge may yet be none
+        return Step(replace(position, listed_at=load.now, listed=len(load.snapshot.segments)))
     if fresh[0].sequence != position.last_sequence + 1:
         raise AssertionError(f"source's segment {fresh[0].sequence} after {position.last_sequence}")
     agreed, ladder = load.agreed, load.stream.ladder
     behind = not cut and position.generation < agreed.generation
     begins_at = agreed.since if behind else agreed.lead
     waits = behind or (not cut and not opens and position.ladder != ladder)
-    listed = len(load.snapshot.segments)
-    position = replace(position, given_up=0, candidate=None, listed=listed, listed_at=load.now, advanced_at=load.now)
+    listed_now = tuple(Seen(one.sequence, identity(one), written=one.program_date_time) for one in fresh)
+    position = _taking(position, listed_now, load)
     done: list[Numbered] = []
     repairs: list[str] = []
     for segment in fresh:
@@ -119,6 +119,8 @@ def numbered(position: Position, fresh: tuple[Segment, ...], load: Load, *, open
                 repairs.append("map_changed")
                 cuts = True
         discontinuity = cuts and not (opens and first)  # nothing stands before the first ever
+        after = 1 + segment.sequence - fresh[0].sequence
+        position = replace(position, ahead=tuple(one for one in listed_now[after : after + REMEMBERED] if one.identity))
         slices = load.slices.get(segment.sequence) or (None,)
         for index, piece in enumerate(slices):
             number = position.last_number + 1
@@ -277,6 +279,29 @@ def noted(position: Position, digests: Mapping[int, str]) -> Position:
         return position
     recent = tuple(seen if seen.digest else replace(seen, digest=digests.get(seen.number, "")) for seen in position.recent)
     return replace(position, recent=recent)
+
+
+def _taking(position: Position, taken: tuple[Seen, ...], load: Load) -> Position:
+    """Return *position* as it is once *taken* are relayed: they did not go by."""
+    names = {_known_by(one) for one in taken}
+    went_by = tuple(one for one in undoubted(position).passed if _known_by(one) not in names)
+    position = replace(position, given_up=0, candidate=None, passed=went_by)
+    return replace(position, listed=len(load.snapshot.segments), listed_at=load.now, advanced_at=load.now)
+
+
+def undoubted(position: Position) -> Position:
+    """Return *position* without its candidate: what that listed went by, all but what has been relayed."""
+    if position.candidate is None:
+        return position
+    ours = {_known_by(one) for one in (*position.older, *position.recent, *position.passed)}
+    listed = dict.fromkeys((*position.candidate.newest, *position.candidate.listed))
+    went_by = [one for one in listed if _known_by(one) not in ours]
+    return replace(position, candidate=None, passed=(*position.passed, *went_by)[-REMEMBERED:])
+
+
+def _known_by(seen: Seen) -> tuple[int, str]:
+    """Return what stays the same of a segment: folders may hold tokens."""
+    return seen.sequence, seen.identity.rpartition("/")[2]
 
 
 def passed(position: Position | None, first: int, load: Load) -> tuple[Seen, ...]:
