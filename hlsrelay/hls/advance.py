@@ -25,13 +25,12 @@ from datetime import datetime, timedelta
 
 from hlsrelay.hls.doubt import (
     FURTHEST_BEHIND,
-    all_passed,
     fell_back,
     is_silent,
     is_stuck,
     lists_newest_of,
     moves_on,
-    passed_by,
+    too_early,
     watched_long,
     watching,
 )
@@ -323,6 +322,7 @@ def _after_hole(position: Position, newer: tuple[Segment, ...], load: Load) -> S
     too_far = missing * _shortest_s(position, load) > (load.now - position.advanced_at).total_seconds() + 3 * target_s
     doubted = _goes_on_from_doubt(position, missing, newer, load)
     gone_by = any(known_as(position.passed, one, load) for one in newer[:REMEMBERED]) and len(newer) > 1
+    gone_by = gone_by or any(position.seen_sequence < one.sequence < newer[0].sequence for one in position.passed)
     gone_by = gone_by or ((missing > 0 or len(newer) > 1) and any(looks_like(one, newer[-1], load.snapshot) for one in position.passed))
     if (
         _contradicted(position, load)
@@ -367,7 +367,8 @@ def _goes_on_from_doubt(position: Position, missing: int, newer: tuple[Segment, 
     if candidate is None:
         return False
     exactly = not missing and len(newer) == 1
-    if exactly and _when_due(position, newer[0]):
+    contradicts = any(one.sequence == position.seen_sequence for one in candidate.newest)  # what we took our last one for
+    if exactly and _when_due(position, newer[0]) and not contradicts:
         return False
     if not exactly and lists_newest_of(candidate, load):
         return True
@@ -414,9 +415,8 @@ def _put_in_doubt(position: Position, load: Load) -> Step:
             return _counted_anew(position, ours_too.sequence - oldest.sequence, load, "origin_changed")
         if seen := next((one for one in reversed(position.older) if one.digest == told), None):
             return _earlier_goes_on(position, seen, 0, load)
-    starved = is_stuck(position, load) and watched_long(position, load)
-    if (not starved or all_passed(position, load)) and passed_by(position, load):
-        return Step(position, repairs=("stale_playlist",))  # what went by once, and no digest tells whether it is that
+    if too_early(position, load):
+        return Step(position, repairs=("stale_playlist",))
     return begun(position, load.snapshot.segments, load, "source_reset")
 
 

@@ -66,6 +66,8 @@ def fell_back(position: Position, load: Load, known: Seen, listed: Segment) -> S
         told = load.digest(other)
         if told in (None, "", ours[other.sequence].digest):
             return replace(stale, position=position, question=other if told is None else None)
+    if too_early(position, load):
+        return replace(stale, position=position)
     return begun(position, load.snapshot.segments, load, "source_reset")
 
 
@@ -119,6 +121,12 @@ def is_silent(position: Position, load: Load) -> bool:
 
 def is_stuck(position: Position, load: Load, times: int = 1) -> bool:
     return load.now - position.advanced_at >= times * STUCK_TARGET_DURATIONS * _target(load)
+
+
+def too_early(position: Position, load: Load) -> bool:
+    """Return whether what is listed went by once, and no digest tells whether it is that, while players have something left."""
+    starved = is_stuck(position, load) and watched_long(position, load)
+    return (not starved or all_passed(position, load)) and passed_by(position, load)
 
 
 def watched_long(position: Position, load: Load) -> bool:

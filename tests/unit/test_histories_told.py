@@ -15,11 +15,6 @@ UNTOLD: dict[str, tuple[Habits, list[tuple[str, int, int]], int]] = {
         [("freeze", 3, 0), ("renumber", 0, 9), ("kill", 1, 0)],
         0,
     ),
-    "another encoder's, due by number and time": (
-        Habits(1, pdt="all", durations=_MIXED, other_shift=0),
-        [("wrong", 3, 1), ("loads", 5, 10), ("switch", 1, 1), ("restart", 3, 25), ("switch", 1, 1), ("restart", 4, 10)],
-        0,
-    ),
 }
 """What broke no law that a relay could have known of."""
 
@@ -32,6 +27,21 @@ def test_what_nothing_told_is_counted(source: Habits, happens: list[tuple[str, i
 
 
 TOLD: dict[str, tuple[Habits, list[tuple[str, int, int]], int]] = {
+    "another encoder's, due by number and time": (
+        Habits(1, pdt="all", durations=_MIXED, other_shift=0),
+        [("wrong", 3, 1), ("loads", 5, 10), ("switch", 1, 1), ("restart", 3, 25), ("switch", 1, 1), ("restart", 4, 10)],
+        0,
+    ),
+    "what is due by number and time, after another name for our last": (
+        Habits(1, pdt="some", durations=_SHORT, other_shift=3, other_lag=2),
+        [("duplicate", 0, 1), ("origins", 1, 0)],
+        0,
+    ),
+    "an edge that is behind after a restart, under names of long before": (
+        Habits(1, other_names=True, other_lag=1),
+        [("stale", 0, 7), ("switch", 0, 1), ("restart", 0, 0), ("stale", 0, 1), ("kill", 0, 7), ("stale", 2, 2)],
+        0,
+    ),
     "an edge that is behind, its whole window of before ours": (Habits(60), [("end", 0, 1), ("stale", 1, 1), ("stale", 6, 2)], 0),
     "an edge that is behind, listed in doubt while origins took turns": (
         Habits(1, other_lag=5),
