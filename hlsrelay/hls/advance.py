@@ -52,7 +52,7 @@ from hlsrelay.hls.numbering import (
     undoubted,
 )
 from hlsrelay.hls.parse import identity
-from hlsrelay.model import Position, Seen, Segment, Slice, Snapshot, Stream
+from hlsrelay.model import Candidate, Position, Seen, Segment, Slice, Snapshot, Stream
 
 FAR = 2**48
 """Numbers begin below this, and so never come to where players that count in doubles (2^53), or the rules (2^64), know no next one."""
@@ -367,13 +367,21 @@ def _goes_on_from_doubt(position: Position, missing: int, newer: tuple[Segment, 
     if candidate is None:
         return False
     exactly = not missing and len(newer) == 1
-    contradicts = any(one.sequence == position.seen_sequence for one in candidate.newest)  # what we took our last one for
-    if exactly and _when_due(position, newer[0]) and not contradicts:
+    if exactly and _when_due(position, newer[0]) and not _contradicts(candidate, position):
         return False
     if not exactly and lists_newest_of(candidate, load):
         return True
     stale = candidate.known and candidate.shift is None
     return not stale and (not exactly or moves_on(candidate, load))
+
+
+def _contradicts(candidate: Candidate, position: Position) -> bool:
+    """Return whether a candidate has our last segment's number under another name, or its name under another number."""
+    if not position.recent:
+        return False
+    ours = position.recent[-1]
+    name = ours.identity.rpartition("/")[2]
+    return any((one.sequence == ours.sequence) != (one.identity.rpartition("/")[2] == name) for one in candidate.newest)
 
 
 def _when_due(position: Position, then: Segment) -> bool:

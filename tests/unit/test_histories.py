@@ -240,13 +240,20 @@ def _leads(taken: Listing, old: Listing, new: Listing, doubt: Met, last: Content
     # What goes on from a playlist that doesn't fit doesn't fit either, to a relay that lived to see it.
     was = old.snapshot.segments[old.contents.index(last)]
     number = was.sequence
-    if not _agrees(old, new) or (isinstance(doubt, Listing) and not _agrees(old, doubt)):
+    if not _agrees(old, new) or (isinstance(doubt, Listing) and not _agrees(old, doubt) and not _due(was, one.numbered.segment)):
         return False
     went_by = (new.at_s - old.at_s) / shortest_s
     caught_up = (new.at_s - taken.at_s + 3 * TARGET_S) / shortest_s  # an edge or an encoder that stood still brings all at once
     first, newest = new.snapshot.segments[0].sequence, old.snapshot.segments[-1].sequence
     slid = first <= newest or (first <= newest + 1 + caught_up and len(old.snapshot.segments) <= 2 + went_by)
     return slid and gaps == one.numbered.segment.sequence - number - 1
+
+
+def _due(last: Segment, then: Segment) -> bool:
+    """Whether a segment tells the very number and time at which *last* goes on: another origin may have come between."""
+    if last.program_date_time is None or then.program_date_time is None or then.sequence != last.sequence + 1:
+        return False
+    return abs((then.program_date_time - last.program_date_time).total_seconds() - last.duration_s) < 0.5
 
 
 def _agrees(old: Listing, new: Listing) -> bool:

@@ -15,6 +15,19 @@ UNTOLD: dict[str, tuple[Habits, list[tuple[str, int, int]], int]] = {
         [("freeze", 3, 0), ("renumber", 0, 9), ("kill", 1, 0)],
         0,
     ),
+    "what is due by number and time, after our last under another number": (
+        Habits(2, first=1, pdt="all", other_shift=-50, other_lag=2),
+        [
+            ("switch", 0, 0),
+            ("origins", 0, 1),
+            ("wrong", 0, 1),
+            ("wrong", 0, 0),
+            ("switch", 0, 1),
+            ("switch", 0, 0),
+            ("hole", 0, 3),
+        ],
+        3,
+    ),
 }
 """What broke no law that a relay could have known of."""
 
@@ -37,6 +50,7 @@ TOLD: dict[str, tuple[Habits, list[tuple[str, int, int]], int]] = {
         [("duplicate", 0, 1), ("origins", 1, 0)],
         0,
     ),
+    "an edge that is behind, after a window that shrank": (Habits(60), [("hole", 0, 1), ("stale", 7, 2)], 0),
     "an edge that is behind after a restart, under names of long before": (
         Habits(1, other_names=True, other_lag=1),
         [("stale", 0, 7), ("switch", 0, 1), ("restart", 0, 0), ("stale", 0, 1), ("kill", 0, 7), ("stale", 2, 2)],
