@@ -42,7 +42,9 @@ def all_passed(position: Position, load: Load) -> bool:
         return False
     to_come = passed[::-1].index(file_name(newest))
     names = {*passed, *(one.identity.rpartition("/")[2] for one in (*position.older, *position.recent))}
-    return to_come <= FURTHEST_BEHIND and all(file_name(one) in names for one in segments[-FURTHEST_BEHIND:])
+    soon = to_come * newest.duration_s <= STUCK_TARGET_DURATIONS * load.snapshot.target_duration_s
+    soon = soon or 0 < position.seen_sequence - newest.sequence <= FURTHEST_BEHIND  # by the numbers, and they move on
+    return soon and all(file_name(one) in names for one in segments[-FURTHEST_BEHIND:])
 
 
 def fell_back(position: Position, load: Load, known: Seen, listed: Segment) -> Step:

@@ -51,6 +51,11 @@ TOLD: dict[str, tuple[Habits, list[tuple[str, int, int]], int]] = {
         0,
     ),
     "an edge that is behind, after a window that shrank": (Habits(60), [("hole", 0, 1), ("stale", 7, 2)], 0),
+    "names that are used in rounds, after a hole": (
+        Habits(60, names="round", durations=_SHORT),
+        [("fail", 0, 3), ("fail", 8, 1), ("stall", 4, 1), ("stall", 3, 2), ("hole", 2, 0)],
+        0,
+    ),
     "an edge that is behind after a restart, under names of long before": (
         Habits(1, other_names=True, other_lag=1),
         [("stale", 0, 7), ("switch", 0, 1), ("restart", 0, 0), ("stale", 0, 1), ("kill", 0, 7), ("stale", 2, 2)],
