@@ -9,28 +9,21 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from ipaddress import ip_network
-from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from typing import Any
 
 from hlsrelay.clock import Clock
-from hlsrelay.errors import ConfigError, UpstreamError
-from hlsrelay.judge import Finding, Judge, MediaPlaylist, Multivariant, Resource, Severity, Span
+from hlsrelay.errors import UpstreamError
+from hlsrelay.judge import Finding, Judge, MediaPlaylist, Multivariant, Resource, Severity
 from hlsrelay.judge.listed import Listed, unquoted
 from hlsrelay.media.decrypt import can_decrypt, decrypted
 from hlsrelay.media.probe import Container, MediaError, MediaInfo, probe
 from hlsrelay.model import Key, Stream
-from hlsrelay.upstream import PLAYLIST_DEADLINE_S, SEGMENT_LIMIT_BYTES, Answer, TransportFactory, Upstream, http_transport
+from hlsrelay.places import Place, place_of
+from hlsrelay.upstream import Answer, TransportFactory, http_transport
 from hlsrelay.urls import redacted
 
-ANYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
-"""The operator typed the address himself: a private one is as good as any."""
-PLAYLIST_LIMIT_BYTES = 8 << 20
-PEEK_BYTES = 1024
 FETCHES_AT_ONCE = 3
 PROBED_AT_FIRST = 8
 PEEKED_AT_FIRST = 64
@@ -46,19 +39,6 @@ MOST_BESIDE = 64
 """MAPs and keys that are kept."""
 
 Tell = Callable[[Finding], None]
-
-
-class _Place(Protocol):
-    """Where playlists and media are: behind HTTP or on disk."""
-
-    shortest_s: float
-    longest_s: float
-
-    async def playlist(self, where: str) -> Answer: ...
-
-    async def media(self, resource: Resource, whole: bool) -> Answer: ...
-
-    def headers(self, answer: Answer) -> Mapping[str, str] | None: ...
 
 
 @dataclass
@@ -113,7 +93,7 @@ async def check(
     of each segment are asked for. Raises ConfigError where *target* can be no playlist, and UpstreamError where it can't be loaded at the
     beginning.
     """
-    async with _place(target, transport, stream) as (place, roots):
+    async with place_of(target, transport, stream) as (place, roots):
         watch = _Watch(target, place, roots, media=media, tell=tell, clock=clock or Clock())
         try:
             await watch.run(seconds, leaving or asyncio.Event())
@@ -122,88 +102,10 @@ async def check(
         return watch.report
 
 
-@asynccontextmanager
-async def _place(target: str, transport: TransportFactory, stream: Stream | None) -> AsyncGenerator[tuple[_Place, list[str]], None]:
-    if urlsplit(target).scheme in ("http", "https"):
-        async with Upstream(ANYWHERE, transport=transport) as upstream:
-            if stream:
-                await upstream.survey(stream)
-            yield _Web(upstream), [target]
-        return
-    path = Path(target)
-    if path.is_file():
-        roots = [path]
-    elif path.is_dir():
-        index = path / "index.m3u8"
-        roots = [index] if index.exists() else sorted(one for one in path.glob("*.m3u8") if not one.name.startswith("."))
-    else:
-        raise ConfigError(f"{target}: write the URL of a playlist, a playlist file, or a folder that holds one")
-    if not roots:
-        raise ConfigError(f"no playlist (*.m3u8) is in {target}")
-    yield _Disk(), [one.absolute().as_posix() for one in roots]
-
-
-class _Web:
-    """Behind HTTP; as players do it."""
-
-    shortest_s = 0.25
-    longest_s = 2.0
-
-    def __init__(self, upstream: Upstream) -> None:
-        self._upstream = upstream
-
-    async def playlist(self, where: str) -> Answer:
-        headers = {"Accept-Encoding": "gzip, deflate", "Cache-Control": "no-cache"}
-        return await self._upstream.get(where, headers, most_bytes=PLAYLIST_LIMIT_BYTES, deadline_s=PLAYLIST_DEADLINE_S)
-
-    async def media(self, resource: Resource, whole: bool) -> Answer:
-        headers = {"Accept-Encoding": "identity"}
-        span = resource.span
-        if not whole:
-            span = Span(min(PEEK_BYTES, span.length) if span else PEEK_BYTES, span.offset if span else 0)
-        if span is not None:
-            headers["Range"] = f"bytes={span.offset}-{span.offset + span.length - 1}"
-        return await self._upstream.get(resource.uri, headers, most_bytes=SEGMENT_LIMIT_BYTES, deadline_s=2 * PLAYLIST_DEADLINE_S)
-
-    def headers(self, answer: Answer) -> Mapping[str, str] | None:
-        return answer.headers
-
-
-class _Disk:
-    """Files as they are published: read often, since what is not atomic is so for moments only."""
-
-    shortest_s = 0.05
-    longest_s = 0.05
-
-    async def playlist(self, where: str) -> Answer:
-        return self._read(where, None)
-
-    async def media(self, resource: Resource, whole: bool) -> Answer:
-        span = resource.span if whole or resource.span else Span(PEEK_BYTES, 0)
-        return self._read(unquote(resource.uri), span)
-
-    def headers(self, answer: Answer) -> Mapping[str, str] | None:  # noqa: ARG002
-        return None
-
-    def _read(self, path: str, span: Span | None) -> Answer:
-        if urlsplit(path).scheme in ("http", "https"):
-            raise UpstreamError(f"{redacted(path)}: on another server, and this is a folder")
-        try:
-            with open(path, "rb") as file:
-                size = file.seek(0, 2)
-                file.seek(span.offset if span else 0)
-                body = file.read(span.length if span else -1)
-        except FileNotFoundError:
-            return Answer(404, {}, b"", path)
-        except OSError as error:
-            raise UpstreamError(f"{path}: {error.strerror}") from error
-        return Answer(206 if span else 200, {"content-range": f"bytes */{size}"} if span else {}, body, path)
-
-
 @dataclass
 class _Watch:
     target: str
-    place: _Place
+    place: Place
     roots: list[str]
     media: bool
     tell: Tell

@@ -152,8 +152,7 @@ class LocalEncoder:
             encoded = encoded.joined(one[0])
             failures.append(one[1])
         # Sound that was copied says nothing of pictures: where there are any it is theirs that tells how the ladder fares.
-        pictures = parts[0].rungs
-        good = any(rung.name in encoded.outputs for rung in pictures)
+        good = any(rung.name in encoded.outputs for rung in parts[0].rungs)
         self._told(job.stream_id, "" if good else str(failures[0]) if failures[0] else None)
         if not encoded.outputs and (failure := failures[0] or failures[-1]):
             raise failure

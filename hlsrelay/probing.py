@@ -16,6 +16,7 @@ from hlsrelay.media.h264 import Access
 from hlsrelay.media.probe import PTS_MODULUS, Container, MediaError, MediaInfo, probe
 from hlsrelay.media.ts import units
 from hlsrelay.model import SOURCE, ByteRange, Kind, Segment, Snapshot, Stream, Track
+from hlsrelay.places import ANYWHERE
 from hlsrelay.portrait import TICKS, Facts, Found, Portrait, Sample, length_s
 from hlsrelay.upstream import PLAYLIST_DEADLINE_S, SEGMENT_LIMIT_BYTES, TransportFactory, Upstream, http_transport
 from hlsrelay.urls import redacted
@@ -43,7 +44,7 @@ async def probe_source(
 
     Its address was typed by the operator: a private one is as good as any. Raises UpstreamError where the source is none.
     """
-    async with Upstream(checking.ANYWHERE, transport=transport) as upstream:
+    async with Upstream(ANYWHERE, transport=transport) as upstream:
         say("loading the playlist")
         presentation = await upstream.survey(stream)
         watching = None

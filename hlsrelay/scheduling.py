@@ -159,7 +159,7 @@ class Schedule:
 
         *begins*: its segment is one of those that the stream begins with.
         """
-        for name in [name for name, one in self._streams.items() if now_s - one.newest.ready_s > FORGOTTEN_S and not self._busy_with(name)]:
+        for name in [name for name, one in self._streams.items() if now_s - one.newest.ready_s > FORGOTTEN_S and not self._unfinished(name)]:
             del self._streams[name]
         work = Work(stream, number, max(duration_s, 0.1), target_duration_s, base, rungs, now_s, math.inf)
         if not any(rungs.values()):
@@ -167,7 +167,7 @@ class Schedule:
             self._free.append(work)
             return work
         known = self._streams.setdefault(stream, _Known(work, self._served))
-        if not self._busy_with(stream):
+        if not self._unfinished(stream):
             claim = MOST_CLAIM * self._cpu_s(known, work.cost(rungs)) if self._is_awake(known, now_s) else 0.0
             known.served = max(known.served, self._served - claim)
         if again is None:
@@ -275,10 +275,8 @@ class Schedule:
         if run.daring:
             known.good_needed = FEWEST_GOOD
 
-    def _busy_with(self, stream: str) -> bool:
-        return bool(self._streams[stream].waiting) or any(work.stream == stream for work in self._running)
-
     def _unfinished(self, stream: str) -> int:
+        """Return how many of a stream's jobs wait or run."""
         return len(self._streams[stream].waiting) + sum(work.stream == stream for work in self._running)
 
     def _allowance_s(self, known: _Known, ahead: int, now_s: float) -> float:
@@ -328,7 +326,7 @@ class Schedule:
         return any(
             one.hungry and one.served + lead <= known.served and now_s - one.newest.ready_s < 1.5 * one.newest.duration_s
             for name, one in self._streams.items()
-            if not self._busy_with(name)
+            if not self._unfinished(name)
         )
 
     def _fitting(self, known: _Known, work: Work, now_s: float, at_once: int) -> tuple[frozenset[str], bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,6 +49,16 @@ class Settings(BaseSettings):
         description="ffmpeg encoders to prefer, such as h264_nvenc,hevc_nvenc; each is tried once, when first needed; empty: in software",
     )
     log: str = Field("auto", pattern="^(auto|text|json)$", description="log format on stderr: auto is text on a terminal, JSON elsewhere")
+
+    @field_validator("ffmpeg", mode="before")
+    @classmethod
+    def _program(cls, value: Any) -> Any:
+        if not value:
+            return None
+        found = shutil.which(value)
+        if found is None:
+            raise ValueError("there is no such program: write the path of an ffmpeg, or a name on PATH")
+        return found
 
     @field_validator("encoders", mode="before")
     @classmethod

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hlsrelay.processes import Children, Finished
+from tests.virtual import elapse
 
 STEP_S = 0.05
 CPU_S = {720: 1.4, 480: 0.6, 360: 0.4}
@@ -70,7 +71,7 @@ class FakeFfmpeg:
         self.most_running = max(self.most_running, self.running)
         try:
             while left_s > 0:
-                await asyncio.sleep(STEP_S)
+                await elapse(STEP_S)
                 left_s -= STEP_S * min(self.parallel, threads, self.cores / self.running)
         finally:
             self.running -= 1

@@ -33,6 +33,7 @@ from hlsrelay.upstream import TransportFactory, Upstream
 from hlsrelay.worker import Node, Reporter
 from tests.faulty_source import Reply, Source
 from tests.integration.test_relay import NoEncoder, Operator
+from tests.virtual import elapse
 
 RECOVERS_TD = 2.5
 BEHIND_AT_THE_END = 2
@@ -309,7 +310,7 @@ class _Line(httpx.AsyncByteStream):
         size = 1 if reply.byte_takes_s else self.CHUNK_BYTES
         for begin in range(0, len(readable), size):
             if reply.byte_takes_s:
-                await asyncio.sleep(reply.byte_takes_s)
+                await elapse(reply.byte_takes_s)
             yield readable[begin : begin + size]
         if reply.sent is not None and not reply.without_length and (length is None or len(readable) < length):
             raise httpx.RemoteProtocolError("peer closed connection without sending complete message body")

@@ -13,6 +13,7 @@ import respx
 from hlsrelay.addresses import AddressPolicy
 from hlsrelay.upstream import TransportFactory
 from tests.playlists import URL, Listed, Playlist, at
+from tests.virtual import elapse
 
 BASE = URL.rpartition("/")[0]
 Fault = Callable[[httpx.Request], httpx.Response | None]
@@ -71,7 +72,7 @@ class Origin:
         """Answer one request."""
         if self.segment_takes_s and not request.url.path.endswith(".m3u8"):
             number = int(request.url.path.rpartition("-")[2].removesuffix(".ts"))
-            await asyncio.sleep(self.segment_takes_s * (1 + (number + 2) % 3))  # 103 once, 104 twice, 105 thrice
+            await elapse(self.segment_takes_s * (1 + (number + 2) % 3))  # 103 once, 104 twice, 105 thrice
         path = str(request.url).removeprefix(self.base + "/")
         self.requests.append(path)
         if self.fault is not None and (fault := self.fault(request)) is not None:

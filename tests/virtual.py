@@ -49,3 +49,9 @@ def run_virtually(work: Coroutine[Any, Any, T]) -> T:
     """Run *work* in virtual time."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(work)
+
+
+async def elapse(seconds: float) -> None:
+    """Let virtual time pass, in no time; nothing else is waited for so. Raises AssertionError in real time."""
+    assert isinstance(asyncio.get_running_loop(), VirtualLoop), "in real time wait for what is to come (tests.waiting)"
+    await asyncio.sleep(seconds)

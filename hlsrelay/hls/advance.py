@@ -325,7 +325,7 @@ def _after_hole(position: Position, newer: tuple[Segment, ...], load: Load) -> S
     gone_by = gone_by or any(position.seen_sequence < one.sequence < newer[0].sequence for one in position.passed)
     gone_by = gone_by or ((missing > 0 or len(newer) > 1) and any(looks_like(one, newer[-1], load.snapshot) for one in position.passed))
     if (
-        _contradicted(position, load)
+        _lists_ahead_otherwise(position, load)
         or gone_by
         or (missing and (too_far or _too_soon(position, missing, newer[0])))
         or _thrown_away(position, load)
@@ -346,7 +346,7 @@ def _after_hole(position: Position, newer: tuple[Segment, ...], load: Load) -> S
     return replace(step, repairs=(*step.repairs, "hole_filled")) if missing else step
 
 
-def _contradicted(position: Position, load: Load) -> bool:
+def _lists_ahead_otherwise(position: Position, load: Load) -> bool:
     """Return whether what the source listed after our last segment has another name now: a predecessor met it, and published no more."""
     listed = {one.sequence: one for one in load.snapshot.segments}
     return any(not looks_like(one, listed[one.sequence], load.snapshot) for one in position.ahead if one.sequence in listed)
@@ -367,7 +367,7 @@ def _goes_on_from_doubt(position: Position, missing: int, newer: tuple[Segment, 
     if candidate is None:
         return False
     exactly = not missing and len(newer) == 1
-    if exactly and _when_due(position, newer[0]) and not _contradicts(candidate, position):
+    if exactly and _when_due(position, newer[0]) and not _lists_our_last_otherwise(candidate, position):
         return False
     if not exactly and lists_newest_of(candidate, load):
         return True
@@ -375,7 +375,7 @@ def _goes_on_from_doubt(position: Position, missing: int, newer: tuple[Segment, 
     return not stale and (not exactly or moves_on(candidate, load))
 
 
-def _contradicts(candidate: Candidate, position: Position) -> bool:
+def _lists_our_last_otherwise(candidate: Candidate, position: Position) -> bool:
     """Return whether a candidate has our last segment's number under another name, or its name under another number."""
     if not position.recent:
         return False

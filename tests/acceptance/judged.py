@@ -70,7 +70,7 @@ class Judging(threading.Thread):
         self._target = target
         self._leaving = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._told: asyncio.Event | None = None
+        self._told = asyncio.Event()
         self._failure: BaseException | None = None
 
     def run(self) -> None:
@@ -83,7 +83,7 @@ class Judging(threading.Thread):
     def end(self) -> Verdict:
         """Let it say what it found. Called before a test stops what is judged: a closed port proves nothing. Raises what went wrong."""
         self._leaving.set()
-        if self._loop is not None and self._told is not None and self.is_alive():
+        if self._loop is not None and self.is_alive():
             with suppress(RuntimeError):  # it went between the two lines
                 self._loop.call_soon_threadsafe(self._told.set)
         self.join(SAYS_SO_WITHIN_S)
@@ -93,14 +93,14 @@ class Judging(threading.Thread):
         return self.verdict
 
     async def _watch(self) -> None:
-        self._told, self._loop = asyncio.Event(), asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         if self._leaving.is_set():  # it has its one look all the same
             self._told.set()
         with httpx.Client(trust_env=False) as client:
             while not _is_there(self._target, client):
                 if self._leaving.is_set():
                     return
-                await asyncio.sleep(LOOKED_FOR_EVERY_S)
+                await self._moment()
         self._heard(await self._checked())
 
     async def _checked(self) -> Report:
@@ -110,7 +110,13 @@ class Judging(threading.Thread):
             except UpstreamError:  # it was there a moment ago, and went before it was read
                 if self._leaving.is_set():
                     return Report(self._target)
-                await asyncio.sleep(LOOKED_FOR_EVERY_S)
+                await self._moment()
+
+    async def _moment(self) -> None:
+        """Wait before the next look, or until we are told to leave."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOKED_FOR_EVERY_S):
+                await self._told.wait()
 
     def _finding(self, finding: Finding) -> None:
         self.verdict.findings.append(

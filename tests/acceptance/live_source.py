@@ -14,7 +14,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.acceptance.relay_process import running, until
+from tests.acceptance.relay_process import running
+from tests.waiting import until
 
 NGINX = """
 daemon off;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,3 +100,18 @@ def frame_digests(report: str) -> list[str]:
     """Return the digests that ffmpeg's framemd5 format has on its whole lines; side data may follow them there."""
     lines = report.rpartition("\n")[0].splitlines()
     return [line.split(",")[5].strip() for line in lines if not line.startswith("#")]
+
+
+def digests(folder: Path, names: list[str]) -> list[str]:
+    """Return the digest of each file."""
+    return [sha256((folder / name).read_bytes()) for name in names]
+
+
+def is_consecutive_part(part: list[str], whole: list[str]) -> bool:
+    """Return whether *part* is in *whole* as it is: nothing left out, nothing twice."""
+    return bool(part) and any(whole[at : at + len(part)] == part for at in range(len(whole)))
+
+
+def gaps(text: str) -> list[int]:
+    """Return the numbers that a media playlist lists as GAPs."""
+    return [int(name) for name in re.findall(r"#EXT-X-GAP\n#EXTINF:[^\n]*\n(\d+)\.", text)]

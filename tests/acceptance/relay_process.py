@@ -14,34 +14,21 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import m3u8
 
 from tests.acceptance.judged import NOTHING, Judging, accept
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 TAG = b"HLSRELAY_CHILD="
 GONE_WITHIN_S = 15.0
-
-T = TypeVar("T")
-
-
-def until(claim: Callable[[], T | None], within_s: float = 30.0, *, every_s: float = 0.05) -> T:
-    """Return what *claim* says once that is neither None nor False; fails after *within_s*."""
-    deadline_s = time.monotonic() + within_s
-    while True:
-        said = claim()
-        if said is not None and said is not False:
-            return said
-        assert time.monotonic() < deadline_s, f"it has not come true within {within_s:g} s"
-        time.sleep(every_s)
 
 
 @dataclass(frozen=True)

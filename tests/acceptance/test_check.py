@@ -17,8 +17,9 @@ import pytest
 
 from tests.acceptance.judged import check, judged
 from tests.acceptance.live_source import muxing, nginx
-from tests.acceptance.relay_process import ROOT, redis_server, relaying, until
+from tests.acceptance.relay_process import ROOT, redis_server, relaying
 from tests.needs import needs
+from tests.waiting import until
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg")]
 

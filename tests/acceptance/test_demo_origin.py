@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +25,7 @@ from hlsrelay import demo_origin, embedded
 from hlsrelay.demo_origin import FLASH_BAND_HEIGHT, FRAME_RATE, HEIGHT, LISTED_SEGMENTS, WIDTH
 from tests.acceptance.judged import Judging, accept
 from tests.needs import NIGHTLY, needs
+from tests.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("demo_origin")]
 
@@ -96,15 +97,8 @@ def started(ffmpeg: str, temp: Path) -> Iterator[Channel]:
 @pytest.fixture(scope="module", params=FFMPEGS if NIGHTLY else FFMPEGS[-1:])
 def channel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Channel]:
     with started(request.param, tmp_path_factory.mktemp("channel")) as running:
-        eventually(lambda: len(running.numbers()) >= 3)
+        until(lambda: len(running.numbers()) >= 3)
         yield running
-
-
-def eventually(claim: Callable[[], bool], within_s: float = 30.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not claim():
-        assert time.monotonic() < deadline, "it has not come true"
-        time.sleep(0.05)
 
 
 def ended(pid: int) -> bool:
@@ -128,8 +122,8 @@ def test_the_playlist_grows_live(channel: Channel) -> None:
     first = channel.numbers()
     assert first == list(range(first[0], first[0] + len(first)))
     began = time.monotonic()
-    eventually(lambda: channel.numbers()[-1] == first[-1] + 1)
-    eventually(lambda: channel.numbers()[-1] == first[-1] + 2)
+    until(lambda: channel.numbers()[-1] == first[-1] + 1)
+    until(lambda: channel.numbers()[-1] == first[-1] + 2)
     assert time.monotonic() - began == pytest.approx(3, abs=1.9), "two segments of 2 s, at real time"
     playlist = channel.playlist()
     assert len(channel.numbers()) <= LISTED_SEGMENTS
@@ -218,14 +212,14 @@ def test_a_killed_encoder_goes_on_behind_a_discontinuity_and_a_killed_channel_le
     with started(ffmpeg, tmp_path) as channel:
         before = channel.numbers()
         os.kill(channel.encoder(), signal.SIGKILL)
-        eventually(lambda: len(channel.numbers()) > len(before))
+        until(lambda: len(channel.numbers()) > len(before))
         after = channel.numbers()
         assert after == list(range(before[0], before[0] + len(after)))
         assert channel.playlist().count("#EXT-X-DISCONTINUITY\n") == 1
         encoder = channel.encoder()
         channel.signal(signal.SIGKILL)
         channel.process.wait(10)
-        eventually(lambda: ended(encoder))
+        until(lambda: ended(encoder))
         assert len(channel.folders()) == 1, "nobody was there to remove it"
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         assert demo_origin.sweep() == 1

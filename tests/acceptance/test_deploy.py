@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.live_source import muxing, nginx
-from tests.acceptance.relay_process import redis_server, relaying, until
+from tests.acceptance.relay_process import redis_server, relaying
 from tests.needs import needs
+from tests.waiting import until
 
 pytestmark = pytest.mark.acceptance
 

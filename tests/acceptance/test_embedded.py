@@ -10,8 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from hlsrelay.embedded import EmbeddedRedis, ffmpeg_path, redis_server_path
 from hlsrelay.errors import MissingProgram, RegistryUnavailable, ResourceBusy
 from hlsrelay.processes import Children
 from tests.needs import needs
+from tests.waiting import until
 
 pytestmark = pytest.mark.acceptance
 
@@ -76,13 +76,6 @@ def client(url: str) -> Iterator[redis.Redis]:
         connection.close()
 
 
-def eventually(claim: Callable[[], bool], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not claim():
-        assert time.monotonic() < deadline, "it has not come true"
-        time.sleep(0.02)
-
-
 def is_gone(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -120,9 +113,9 @@ def test_a_killed_owner_takes_its_server_along_and_another_takes_over_with_the_d
         assert not guest.answer()["owned"]
         with client(started["url"]) as connection:
             connection.hset("hlsrelay:stream:news", mapping={"source": "https://example.com/live.m3u8", "desired": "run"})
-            eventually(lambda: connection.info("persistence")["aof_buffer_length"] == 0)
+            until(lambda: connection.info("persistence")["aof_buffer_length"] == 0)
         owner.process.send_signal(signal.SIGKILL)
-        eventually(lambda: is_gone(started["pids"][0]))
+        until(lambda: is_gone(started["pids"][0]))
         after = guest.ensure()
         assert after["owned"]
         assert after["url"] == started["url"]

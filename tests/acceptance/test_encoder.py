@@ -22,6 +22,7 @@ from hlsrelay.media.probe import PTS_MODULUS, MediaInfo, probe
 from hlsrelay.processes import Children
 from hlsrelay.recipe import EncodeJob, needs_previous
 from tests.needs import in_turn, needs
+from tests.waiting import comes_true
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "ffprobe")]
 
@@ -277,8 +278,7 @@ def test_a_cancelled_job_leaves_neither_file_nor_process(ffmpeg: Path, tmp_path:
     async def main() -> None:
         children = Children()
         task = asyncio.create_task(LocalEncoder(ffmpeg, children, slots=1).encode(job))
-        while not children.running():  # noqa: ASYNC110 - nobody sets an event for this
-            await asyncio.sleep(0)
+        await comes_true(children.running, every_s=0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -27,6 +27,7 @@ from tests.acceptance.test_encoder import KINDS, job_for, make
 from tests.integration.test_endings import CancelledAt
 from tests.integration.test_processes import gone_within
 from tests.needs import needs
+from tests.waiting import comes_true
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "ffprobe")]
 
@@ -72,10 +73,7 @@ def relieved(work: Callable[[Children], Coroutine[Any, Any, T]], job: EncodeJob)
 
 async def encoding(children: Children) -> Child:
     """Return the ffmpeg once it has reported something."""
-    async with asyncio.timeout(60):
-        while not (running := children.running()) or running[0].progress is None:  # noqa: ASYNC110 - nobody sets an event for this
-            await asyncio.sleep(0.005)
-    return running[0]
+    return await comes_true(lambda: next((child for child in children.running() if child.progress is not None), None), 60)
 
 
 def refused(job: EncodeJob, ffmpeg: Path) -> str:

@@ -15,12 +15,13 @@ import pytest
 
 from hlsrelay.clock import Clock
 from hlsrelay.upstream import Upstream
-from tests.acceptance.relay_process import RelayProcess, environment, hlsrelay, redis_server, relaying, until
+from tests.acceptance.relay_process import RelayProcess, environment, hlsrelay, redis_server, relaying
 from tests.fault_origin import FaultOrigin, fault_origin, fault_origin_beside_us
 from tests.fault_watch import Watch, reported
 from tests.faults import FAULTS
 from tests.faulty_source import Fault
 from tests.needs import needs
+from tests.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("realtime")]
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import httpx
 import pytest
 
 from tests.needs import needs
+from tests.waiting import until
 
 pytestmark = [pytest.mark.acceptance, needs("nginx")]
 
@@ -50,11 +50,8 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         httpx.Client(base_url=f"http://127.0.0.1:{port}/live/news/", trust_env=False) as client,
     ):
         try:
-            deadline = time.monotonic() + 10
-            while not is_up(port):
-                assert time.monotonic() < deadline
-                assert process.poll() is None, (folder / "error.log").read_text()
-                time.sleep(0.02)
+            until(lambda: is_up(port) or process.poll() is not None, 10)
+            assert process.poll() is None, (folder / "error.log").read_text()
             yield client
         finally:
             process.terminate()

@@ -12,8 +12,9 @@ from hlsrelay.demand import START_WITHIN_S
 from hlsrelay.web.app import HLS_JS, PAGE_DIR
 from tests.acceptance.judged import judged
 from tests.acceptance.live_source import muxing, nginx
-from tests.acceptance.relay_process import RelayProcess, redis_server, relaying, tagged, until
+from tests.acceptance.relay_process import RelayProcess, redis_server, relaying, tagged
 from tests.needs import needs
+from tests.waiting import until
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "nginx", "redis-server", "redis-cli"), pytest.mark.xdist_group("realtime")]
 

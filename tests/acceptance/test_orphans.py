@@ -19,7 +19,8 @@ import pytest
 from bench.orphans import children, encoding, made, served
 from hlsrelay.embedded import ffmpeg_path
 from hlsrelay.errors import MissingProgram
-from tests.acceptance.relay_process import ROOT, environment, hlsrelay, running, until
+from tests.acceptance.relay_process import ROOT, environment, hlsrelay, running
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.acceptance,

@@ -17,9 +17,10 @@ import pytest
 from hlsrelay.web.app import HLS_JS, PAGE_DIR
 from tests.acceptance.live_source import nginx
 from tests.acceptance.media_checks import sha256, tracks
-from tests.acceptance.relay_process import RedisServer, RelayProcess, redis_server, relaying, running, until
+from tests.acceptance.relay_process import RedisServer, RelayProcess, redis_server, relaying, running
 from tests.acceptance.whole_source import ENTRANCE, WholeSource, whole_source
 from tests.needs import needs
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.acceptance,

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.live_source import muxing, nginx
-from tests.acceptance.relay_process import ROOT, environment, hlsrelay, redis_server, until
+from tests.acceptance.relay_process import ROOT, environment, hlsrelay, redis_server
 from tests.needs import needs
+from tests.waiting import until
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "nginx", "redis-server", "redis-cli")]
 

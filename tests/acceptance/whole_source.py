@@ -17,7 +17,8 @@ from pathlib import Path
 import m3u8
 
 from tests.acceptance.media_checks import sha256
-from tests.acceptance.relay_process import running, until
+from tests.acceptance.relay_process import running
+from tests.waiting import until
 
 FIRST = 5
 LISTED = 8

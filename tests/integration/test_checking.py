@@ -19,7 +19,7 @@ from hlsrelay.checking import Report, check
 from hlsrelay.errors import ConfigError, UpstreamError
 from hlsrelay.judge import Finding
 from tests.unit.test_media_probe import picture, segment, sound
-from tests.virtual import EPOCH, VirtualClock, run_virtually
+from tests.virtual import EPOCH, VirtualClock, elapse, run_virtually
 
 BASE = "https://live.example/tv/"
 TARGET_S = 4
@@ -345,7 +345,7 @@ def in_a_folder(folder: Path, publish: Callable[[Path, str, Server], object], se
                 work = publish(folder / "live.m3u8", server.playlist(), server)
                 if asyncio.iscoroutine(work):
                     await work
-                await asyncio.sleep((server.newest() + 1 - 100) * TARGET_S - server.now_s() + 0.001)
+                await elapse((server.newest() + 1 - 100) * TARGET_S - server.now_s() + 0.001)
 
         writing = asyncio.create_task(write())
         await asyncio.sleep(0)
@@ -365,13 +365,13 @@ def renamed(path: Path, text: str, _: Server) -> None:
 async def in_place(path: Path, text: str, _: Server) -> None:
     for end in (0, len(text) // 2, len(text)) if path.exists() else (len(text),):
         path.write_text(text[:end])
-        await asyncio.sleep(0.06 if path.stat().st_size else 0.0)
+        await elapse(0.06 if path.stat().st_size else 0.0)
 
 
 async def unlinked(path: Path, text: str, server: Server) -> None:
     if path.exists():
         path.unlink()
-        await asyncio.sleep(0.06)
+        await elapse(0.06)
     path.write_text(text)
 
 

@@ -18,6 +18,7 @@ from hlsrelay.processes import MEMORY, Children, Limits, Stdout
 from hlsrelay.progress import Progress
 from tests.integration import test_processes
 from tests.integration.test_processes import IGNORES_TERM, Body, first_line, python
+from tests.waiting import comes_true
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="children are watched through /proc and pidfd here: Linux only")
 
@@ -102,9 +103,7 @@ def test_who_could_run_is_told_from_who_waits(run: Callable[[Body], None]) -> No
         for busy in (True, False):
             async with children.spawn(python(both.format(busy)), purpose="test", stdout=Stdout.LINES) as child:
                 await first_line(child)
-                async with asyncio.timeout(30):
-                    while proc.runnable(child.pid) is not busy:  # noqa: ASYNC110 - nobody sets an event for this
-                        await asyncio.sleep(0.01)
+                await comes_true(lambda pid=child.pid, busy=busy: proc.runnable(pid) is busy)  # type: ignore[misc]
 
     run(body)
 
@@ -114,9 +113,7 @@ def test_an_operator_sees_what_a_child_is_for_what_it_uses_and_how_far_it_is(run
         code = f"n = 7\n{REPORT}\nwhile True: pass"
         argv = (*python(code), "https://user:secret@example.com/live.m3u8?token=hunter2")
         async with children.spawn(argv, purpose="encode news 7", stdout=Stdout.PROGRESS) as child:
-            async with asyncio.timeout(30):
-                while child.progress is None or (child.status("a").cpu_s or 0) < 0.05:  # noqa: ASYNC110 - as above
-                    await asyncio.sleep(0.01)
+            await comes_true(lambda: child.progress is not None and (child.status("a").cpu_s or 0) >= 0.05)
             seen = child.status("a")
         assert (seen.node, seen.pid, seen.purpose, seen.frame, seen.out_time_s, seen.speed) == (
             "a",

@@ -30,7 +30,7 @@ from tests.origin import Origin
 from tests.playlists import stream
 from tests.unit.test_media_probe import picture, sound
 from tests.unit.test_media_probe import segment as ts_segment
-from tests.virtual import VirtualClock, run_virtually
+from tests.virtual import VirtualClock, elapse, run_virtually
 
 TD_S = 4.0
 ON_TIME_S = TD_S + 0.01
@@ -152,7 +152,7 @@ def test_a_ladder_that_keeps_up_is_whole_and_published_when_it_is_ready(tmp_path
 
 def test_overload_delays_pass_through_by_less_than_a_target_duration_and_leaves_the_costliest_rung_out(tmp_path: Path) -> None:
     async def play(here: Node) -> None:
-        await asyncio.sleep(80)
+        await elapse(80)
         here.streams["s2"].stop()
         here.streams["s3"].stop()
 
@@ -174,9 +174,9 @@ def test_overload_delays_pass_through_by_less_than_a_target_duration_and_leaves_
 
 def test_cpu_that_is_taken_away_makes_gaps_not_delays_and_the_ladder_comes_back(tmp_path: Path) -> None:
     async def play(here: Node) -> None:
-        await asyncio.sleep(30)
+        await elapse(30)
         here.ffmpeg.cores = 0.02
-        await asyncio.sleep(30)
+        await elapse(30)
         here.ffmpeg.cores = 2.0
 
     here = node(tmp_path, 1, 160, play)
@@ -207,7 +207,7 @@ def test_a_job_that_fails_is_tried_once_more_on_one_thread(tmp_path: Path) -> No
 
 def test_a_ladder_that_fails_again_and_again_is_paused_tried_less_and_less_and_taken_up_when_it_works(tmp_path: Path) -> None:
     async def play(here: Node) -> None:
-        await asyncio.sleep(70)
+        await elapse(70)
         here.ffmpeg.failing.clear()
 
     fake = FakeFfmpeg()
@@ -231,7 +231,7 @@ def test_memory_pressure_sheds_ladder_jobs_and_never_pass_through(tmp_path: Path
     shed: list[bool] = []
 
     async def play(here: Node) -> None:
-        await asyncio.sleep(40.5)
+        await elapse(40.5)
         shed.extend(here.encoder.shed() for _ in range(3))
 
     here = node(tmp_path, 2, 80, play)
@@ -247,7 +247,7 @@ def test_memory_pressure_sheds_ladder_jobs_and_never_pass_through(tmp_path: Path
 
 def test_nothing_stays_behind_of_jobs_that_were_given_up(tmp_path: Path) -> None:
     async def play(here: Node) -> None:
-        await asyncio.sleep(20)
+        await elapse(20)
         here.ffmpeg.cores = 0.3
 
     here = node(tmp_path, 2, 60, play)

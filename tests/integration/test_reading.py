@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -23,7 +22,7 @@ from tests.integration.test_relay import NoEncoder, Operator
 from tests.integration.test_vitals import LADDER, media
 from tests.origin import Origin
 from tests.playlists import stream
-from tests.virtual import VirtualClock, run_virtually
+from tests.virtual import VirtualClock, elapse, run_virtually
 
 TAKES_S = 3.0
 
@@ -40,7 +39,7 @@ class SlowReader(NoEncoder):
         inputs = [path for path in (job.source, job.previous) if path is not None and path.exists()]
         self._storage.remove(path.relative_to(self._storage.folder).as_posix() for path in inputs)
         self._storage.sweep(known=set())
-        await asyncio.sleep(TAKES_S)
+        await elapse(TAKES_S)
         for path in inputs:
             assert path.read_bytes()
         self.read += inputs

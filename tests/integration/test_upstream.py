@@ -21,7 +21,7 @@ from hlsrelay.model import SOURCE, ByteRange, Snapshot
 from hlsrelay.upstream import SEGMENT_LIMIT_BYTES, Upstream
 from tests.origin import Streaming
 from tests.playlists import URL, at, live, stream
-from tests.virtual import run_virtually
+from tests.virtual import elapse, run_virtually
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 BASE = URL.rpartition("/")[0]
@@ -400,7 +400,7 @@ class Drip(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         while True:
-            await asyncio.sleep(1.0)
+            await elapse(1.0)
             yield b"#"
 
 
@@ -459,7 +459,7 @@ class Line(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.asked += 1
-        await asyncio.sleep(self._thinks_s)
+        await elapse(self._thinks_s)
         headers = {} if self._length is None else {"content-length": str(self._length)}
         return httpx.Response(200, headers=headers, stream=_Paced(self._bodies[min(self.asked, len(self._bodies)) - 1]))
 
@@ -470,7 +470,7 @@ class _Paced(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         for pause_s, length in self._chunks:
-            await asyncio.sleep(pause_s)
+            await elapse(pause_s)
             yield b"x" * length
 
 

@@ -32,7 +32,7 @@ from tests.origin import Origin
 from tests.playlists import stream
 from tests.unit.test_media_probe import picture
 from tests.unit.test_media_probe import segment as ts_segment
-from tests.virtual import VirtualClock, run_virtually
+from tests.virtual import VirtualClock, elapse, run_virtually
 
 SHORT_FROM_S, SHORT_UNTIL_S, ENDS_S = 30.0, 60.0, 120.0
 LADDER = parse_ladder("tiny:64:100")
@@ -110,7 +110,7 @@ def test_ladder_jobs_are_shed_one_a_second_until_it_eases(tmp_path: Path) -> Non
         node.encoder = encoder = Shedding()
         loop = asyncio.get_running_loop()
         async with attended(node, lambda: 95.0 if 10 <= loop.time() < 14 else 50.0):
-            await asyncio.sleep(30)
+            await elapse(30)
         return encoder.asked
 
     assert run_virtually(play()) == 4

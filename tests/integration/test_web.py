@@ -21,6 +21,7 @@ from hlsrelay.statuses import ChildStatus, NodeStatus, StreamStatus
 from hlsrelay.web import create_app, serve
 from hlsrelay.web.answers import Texts
 from hlsrelay.web.files import CHUNK_BYTES
+from tests.waiting import comes_true
 
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:6\n#EXTINF:6.0,\n812.ts\n"
 SEGMENT = bytes(range(256)) * 40
@@ -479,11 +480,6 @@ def held(name: str) -> int:
     return sum(link.endswith(f"/{name}") for link in links)
 
 
-async def released(name: str) -> None:
-    while held(name):  # noqa: ASYNC110  (the kernel tells nobody; who waits here has a timeout round it)
-        await asyncio.sleep(0.01)
-
-
 async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     parts = httpx.URL(url)
     return await asyncio.open_connection(parts.host, parts.port)
@@ -579,7 +575,7 @@ def test_a_viewer_who_hangs_up_in_the_middle_of_a_segment_frees_its_file(site: M
         await reader.readexactly(100_000)
         assert held("slow.ts") == 1  # the viewer's socket is full and the rest of the file waits for it
         writer.transport.abort()
-        await released("slow.ts")
+        await comes_true(lambda: not held("slow.ts"))
 
     served(site, use)
 
@@ -593,7 +589,7 @@ def test_a_viewer_who_takes_nothing_any_more_is_cut_off_and_frees_its_file(site:
         reader, writer = await connect(url)
         writer.write(b"GET /live/news/slow.ts HTTP/1.1\r\nHost: relay\r\n\r\n")
         await reader.readexactly(100_000)
-        await released("slow.ts")
+        await comes_true(lambda: not held("slow.ts"))
         writer.transport.abort()
 
     served(site, use)

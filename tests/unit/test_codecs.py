@@ -45,6 +45,18 @@ def test_an_encoder_that_nobody_knows_is_refused_with_those_that_are(monkeypatch
         load_settings()
 
 
+def test_the_ffmpeg_is_a_program_that_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = tmp_path / "my-ffmpeg"
+    own.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for said, found in (("", None), ("my-ffmpeg", own), (str(own), own)):
+        monkeypatch.setenv("HLSRELAY_FFMPEG", said)
+        assert load_settings().ffmpeg == found
+    monkeypatch.setenv("HLSRELAY_FFMPEG", "/nowhere/ffmpeg")
+    with pytest.raises(ConfigError, match=r"HLSRELAY_FFMPEG: .*no such program: write the path of an ffmpeg.*/nowhere/ffmpeg"):
+        load_settings()
+
+
 def test_a_rung_names_its_codec() -> None:
     hd, sd = parse_ladder("hd:720:1500:hevc,sd:480:900:h264")
     assert (hd.codec, sd.codec) == (Codec.HEVC, Codec.H264)

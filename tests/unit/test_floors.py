@@ -15,7 +15,7 @@ codecs phase
 / orphans pipes processes embedded transport recipe sound offers
 / upstream encoder storage ledger registry demand
 / relay house stages cutting downloading transcoding desk joints
-/ worker web checking probing
+/ worker web places checking probing
 / site vitals
 / demo_origin operate commands cli __main__
 """
@@ -120,6 +120,7 @@ def _beside_allowed(here: str, there: str) -> bool:
         "relay",
         "vitals",
         "site",
+        "places",
         "checking",
         "probing",
         "demo_origin",

@@ -9,7 +9,7 @@ from contextlib import aclosing
 import pytest
 
 from hlsrelay.joints import Stray, in_order, merged
-from tests.virtual import run_virtually
+from tests.virtual import elapse, run_virtually
 
 
 async def collected(results: AsyncGenerator[int, None], into: list[int]) -> None:
@@ -29,7 +29,7 @@ async def count(to: int, closed: list[str] | None = None) -> AsyncGenerator[int,
 
 def test_results_come_in_the_items_order_however_long_each_takes() -> None:
     async def slow_first(number: int) -> int:
-        await asyncio.sleep(10 - number)
+        await elapse(10 - number)
         return number * 10
 
     async def run() -> list[int]:
@@ -46,7 +46,7 @@ def test_work_goes_on_side_by_side_but_never_further_ahead_than_asked() -> None:
         nonlocal busy, most
         busy += 1
         most = max(most, busy)
-        await asyncio.sleep(1)
+        await elapse(1)
         busy -= 1
         return number
 
@@ -82,7 +82,7 @@ def test_an_error_of_the_items_comes_out_after_what_came_before_it() -> None:
         raise RuntimeError("items")
 
     async def work(number: int) -> int:
-        await asyncio.sleep(1)
+        await elapse(1)
         return number
 
     async def run() -> list[int]:
@@ -102,7 +102,7 @@ def test_closing_it_cancels_the_work_and_closes_the_items(taken: int) -> None:
 
     async def work(number: int) -> int:
         try:
-            await asyncio.sleep(1 if number < taken else 1000)
+            await elapse(1 if number < taken else 1000)
         except asyncio.CancelledError:
             cancelled.append(number)
             raise
@@ -113,7 +113,7 @@ def test_closing_it_cancels_the_work_and_closes_the_items(taken: int) -> None:
             for _ in range(taken):
                 await anext(results)
             waiting = asyncio.ensure_future(anext(results))
-            await asyncio.sleep(10)
+            await elapse(10)
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
         return len(asyncio.all_tasks())

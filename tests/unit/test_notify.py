@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hlsrelay.notify import BEAT, BEATS_PER_LIMIT, READY, STOPPING, notifying, watchdog_s
+from tests.virtual import elapse, run_virtually
 
 LIMIT_S = 0.09
 
@@ -67,8 +68,7 @@ def test_a_loop_that_is_stuck_beats_no_more_and_one_that_goes_on_does(manager: t
     async def serve() -> None:
         loop.append(asyncio.get_running_loop())
         async with notifying(asyncio.Event(), {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": str(int(LIMIT_S * 1e6))}):
-            while not ended.is_set():  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(ended.wait)
 
     loop: list[asyncio.AbstractEventLoop] = []
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
@@ -100,9 +100,9 @@ def test_where_no_manager_listens_nothing_happens(environment: dict[str, str]) -
     async def serve() -> None:
         async with notifying(asyncio.Event(), environment | {"WATCHDOG_USEC": "1000"}) as tell:
             tell(READY)
-            await asyncio.sleep(0.005)
+            await elapse(1.0)
 
-    asyncio.run(serve())
+    run_virtually(serve())
 
 
 def test_a_manager_with_no_room_is_not_waited_for(manager: tuple[socket.socket, str]) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hlsrelay.hls import parse as parsing
-from tests.fuzz import FOREIGN, SEEDS, Coverage, Run, generated, play, read, seeds, smaller, written
+from tests.fuzz import FOREIGN, SEEDS, Coverage, Run, play, read, seeds, smaller, written
+from tests.strangers import generated
 
 
 @pytest.mark.parametrize("path", seeds(), ids=lambda path: path.name)
