@@ -47,7 +47,8 @@ class EncodeJob:
     *previous* is the segment before, whole; with it also segments can be encoded that don't stand alone (see `needs_previous`). *init* is
     the init section of both, for fMP4. An fMP4 rung's output is one whole MP4 (see media.fragment.parted). *target_duration_s* tells how
     soon it is wanted (see `scheduling`; inf: whenever), as does whether it is of those that a stream *begins* with; *threads* how many each
-    decoder and encoder has at most. *first_sample* is its audio's, as `media.grid` counts; *sounds*: audio that is not copied, by its kbit/s.
+    decoder and encoder has at most. *first_sample* is its audio's, as `media.grid` counts; *sounds*: audio that is not copied, by its
+    kbit/s.
     """
 
     stream_id: str

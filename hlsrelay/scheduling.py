@@ -159,8 +159,10 @@ class Schedule:
 
         *begins*: its segment is one of those that the stream begins with.
         """
-        for name in [name for name, one in self._streams.items() if now_s - one.newest.ready_s > FORGOTTEN_S and not self._unfinished(name)]:
-            del self._streams[name]
+        old = [name for name, one in self._streams.items() if now_s - one.newest.ready_s > FORGOTTEN_S]
+        for name in old:
+            if not self._unfinished(name):
+                del self._streams[name]
         work = Work(stream, number, max(duration_s, 0.1), target_duration_s, base, rungs, now_s, math.inf)
         if not any(rungs.values()):
             work.due_s = again.due_s if again else now_s + ALLOWANCE * target_duration_s
