@@ -249,7 +249,7 @@ class Candidate:
 
     *known*: they list only what we have relayed, as a stale edge does, or a restarted encoder that uses its names again. *resembles*: they
     do not fit, but their names are some of ours. *shift*: what their numbers differ by from ours of the same content, where that is known.
-    *listed* is all that they list, as far as it is kept.
+    *listed* is all that they list, as far as it is kept; *first* and *length* are of the window that was listed first.
     """
 
     since: datetime
@@ -259,6 +259,8 @@ class Candidate:
     resembles: bool = False
     shift: int | None = None
     listed: tuple[Seen, ...] = ()
+    first: int = 0
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +275,9 @@ class Position:
     *past_sequence*: the first of the source's numbers of this generation that went by, relayed or not; *passed* is what the source
     listed and we did not relay, before a live edge or while its playlist was in doubt: no digest tells what it holds. *ahead* is
     what the source listed after the last segment at the same time: a successor that has to go on from here knows it. *withdrawn*: nothing
-    is listed any more, and what comes next begins at the live edge.
+    is listed any more, and what comes next begins at the live edge. *renames*: the source has listed what we have under another name.
+    *mistaken_at*: when something else was last listed under a number of ours, as its name or its digest told. *behind*: another origin
+    that was last found to be behind, and where it was.
     """
 
     source: str
@@ -298,6 +302,9 @@ class Position:
     passed: tuple[Seen, ...] = ()
     ahead: tuple[Seen, ...] = ()
     withdrawn: bool = False
+    renames: bool = False
+    mistaken_at: datetime | None = None
+    behind: Candidate | None = None
 
     @property
     def last_sequence(self) -> int:

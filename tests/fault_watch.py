@@ -32,7 +32,7 @@ from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import TransportFactory, Upstream
 from hlsrelay.worker import Node, Reporter
 from tests.faulty_source import Reply, Source
-from tests.integration.test_relay import NoEncoder, Operator
+from tests.integration.relaying import NoEncoder, Operator
 from tests.virtual import elapse
 
 RECOVERS_TD = 2.5
@@ -188,14 +188,17 @@ class Watch:
         Returns what is wrong, and what is missing.
         """
         source, fault, wrong, said = self.source, self.fault, list[str](), list[str]()
-        known = {source.plain(piece): piece for piece in range(source.newest() + 1)}
+        known: dict[bytes, list[int]] = {}
+        for each in range(source.newest() + 1):
+            known.setdefault(source.plain(each), []).append(each)
         last, gaps, cut, parts_s = -1, 0, False, 0.0
         for one in (self.shown[number] for number in sorted(self.shown)):
             cut = cut or one.cut
             if one.body is None:
                 gaps += 1
                 continue
-            piece = known.get(one.body)
+            pieces = known.get(one.body, [])  # more than one where the source plays a file again
+            piece = next((each for each in pieces if each > last), pieces[-1] if pieces else None)
             if piece is None:
                 if not fault.splits:
                     wrong.append(f"number {one.number} is no whole segment of the source's")

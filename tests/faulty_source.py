@@ -49,7 +49,8 @@ class Reply:
 @dataclass(frozen=True)
 class Run:
     """From piece *first* on, another life of the encoder: *pause_td* after the piece before, numbers from *number*, names from
-    *name_first* (None: the number). *fresh*: nothing of before is listed. *clock*: time stamps begin anew."""
+    *name_first* (None: the number). *fresh*: nothing of before is listed. *clock*: time stamps begin anew. *replays*: it plays the
+    file that its first life played, byte for byte."""
 
     first: int
     number: int
@@ -58,6 +59,7 @@ class Run:
     pause_td: float = 0.0
     fresh: bool = True
     clock: bool = True
+    replays: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,8 @@ class Source:
 
     def plain(self, piece: int) -> bytes:
         """Return *piece* in the clear: MPEG-TS, a key frame every quarter of a target duration."""
+        if (run := self.run_of(piece)).replays:
+            return self.plain(piece - run.first)
         first = max([run.first for run in self._runs if run.clock and run.first <= piece], default=0)
         begins_td = sum(self.fault.length_td(before) for before in range(first, piece))
         start = 900_000 + round(begins_td * self.target_s * 90_000)

@@ -224,6 +224,11 @@ def _could_go_on(relay: Relay, before: Out, one: Out, gaps: int) -> bool:
     met, earlier = relay.met, relay.out[: relay.out.index(one)]
     killed = max((index for index in range(before.load, one.load) if isinstance(met[index], Killed)), default=0)
     published = max((out.load for out in earlier if out.load < killed), default=before.load)
+    brought = next(out for out in reversed(earlier) if out.content)
+    if brought is not before:  # a GAP that the source lists itself is something that came
+        came = brought.numbered.number - before.numbered.number - 1
+        if _could_go_on(relay, before, brought, came) and _could_go_on(relay, brought, one, gaps - came - 1):
+            return True
     taken, new, last = met[before.load], met[one.load], before.content
     assert isinstance(taken, Listing)
     assert isinstance(new, Listing)

@@ -25,16 +25,15 @@ from datetime import datetime, timedelta
 
 from hlsrelay.hls.doubt import (
     FURTHEST_BEHIND,
+    believed,
     fell_back,
-    is_silent,
+    has_played_long,
     is_stuck,
-    lists_newest_of,
-    moves_on,
     too_early,
     watched_long,
     watching,
 )
-from hlsrelay.hls.likeness import another_clock, another_time, file_name, known_as, looks_like, same_as
+from hlsrelay.hls.likeness import another_time, file_name, known_as, looks_like, same_as
 from hlsrelay.hls.numbering import (
     NOTHING_AGREED,
     REMEMBERED,
@@ -52,8 +51,26 @@ from hlsrelay.hls.numbering import (
     undoubted,
 )
 from hlsrelay.hls.parse import identity
-from hlsrelay.model import Candidate, Position, Seen, Segment, Slice, Snapshot, Stream
+from hlsrelay.hls.signs import (
+    doubtful,
+    folders_change,
+    goes_on_from_doubt,
+    goes_on_from_others,
+    lists_ahead_otherwise,
+    lists_others_as_ours,
+    may_be_behind,
+    may_be_of_the_one_behind,
+    passed_otherwise,
+    shortest_s,
+    still_behind,
+    tells_earlier,
+    thrown_away,
+    too_soon,
+)
+from hlsrelay.model import Position, Seen, Segment, Slice, Snapshot, Stream
 
+NAMES_USED_AGAIN = 2
+"""So many digests that differ are proof enough that names are used again, as each costs a fetch."""
 FAR = 2**48
 """Numbers begin below this, and so never come to where players that count in doubles (2^53), or the rules (2^64), know no next one."""
 
@@ -89,40 +106,62 @@ def advance(
     if position.source != stream.source:
         fresh = _joined(position, load)
         return begun(position, fresh, load, "source_changed") if fresh else Step(position)
+    step = _mapped(position, load)
+    if not step.fresh and step.question is None and has_played_long(step.position, load):
+        step = begun(step.position, snapshot.segments, load, "source_reset")
+    if lists_others_as_ours(position, load) and step.position.generation == position.generation:
+        listed_at = step.position.listed_at if step.fresh else position.listed_at  # it was not ours that was listed
+        return replace(step, position=replace(step.position, mistaken_at=now, listed_at=listed_at))
+    return step
+
+
+def _mapped(position: Position, load: Load) -> Step:
+    """Return what a playlist of the source that is relayed brings."""
+    snapshot = load.snapshot
     segments, first, newest = snapshot.segments, snapshot.segments[0].sequence, snapshot.segments[-1]
     shared = [(seen, segments[seen.sequence - first]) for seen in position.recent if 0 <= seen.sequence - first < len(segments)]
     newer = segments[max(0, position.seen_sequence + 1 - first) :]
     if any(same_as(*pair, snapshot) for pair in [pair for pair in shared if not pair[1].gap] or shared):
-        if shared[-1][0].digest and _doubtful(position, newer, shared, load):
-            told = load.digest(shared[-1][1])
+        if any(seen.digest for seen, _ in shared) and doubtful(position, newer, shared, load):
+            known, listed = next(pair for pair in reversed(shared) if pair[0].digest)
+            told = load.digest(listed)
             if told is None or (not told and not is_stuck(position, load, 2)):
-                return Step(position, repairs=("playlist_in_doubt",), question=shared[-1][1] if told is None else None)
-            if told and told != shared[-1][0].digest:
+                return Step(position, repairs=("playlist_in_doubt",), question=listed if told is None else None)
+            if told != known.digest:
                 return _put_in_doubt(position, load)
-        if newer and not any(seen.digest for seen, _ in shared) and (again := _again(position, load)):
-            return again
+        if newer and not any(seen.digest for seen, _ in shared):
+            if again := _again(position, load, fits=True):
+                return again
+            if goes_on_from_others(position, 0, newer):
+                return _put_in_doubt(position, load)
         if newer or newest.sequence == position.seen_sequence:
             return _went_on(position, newer, load)
         return fell_back(position, load, *shared[-1])
-    if _earlier(position, load):
-        if shared:  # the same numbers with other names: what goes on from there is no more ours than this
-            position, _ = watching(position, load, known=False)
+    if tells_earlier(position, load):
+        # The same numbers with other names: what goes on from there is no more ours than this.
+        position, _ = watching(position, load, known=not shared)
+        shift = _shift_told(position, snapshot)
+        if shift and position.candidate:
+            position = replace(position, behind=replace(position.candidate, shift=shift))
         return Step(position, repairs=("stale_playlist",))
+    # Names that are used in rounds are found under other numbers too: what number and name agree on is looked into first.
+    if shared and looks_like(*shared[-1], snapshot) and (renamed := _under_another_name(position, shared, load)):
+        return renamed
     if renumbered := _under_another_number(position, load):
         return renumbered
-    if not shared and (again := _again(position, load)):
+    if not shared and (again := _again(position, load, fits=False)):
         return again
-    if not shared and _still_behind(position, load):
+    if not shared and still_behind(position, load):
         return Step(watching(position, load, known=True)[0], repairs=("stale_playlist",))
     gaps = bool(position.recent) and position.recent[0].sequence <= first and newest.sequence <= position.seen_sequence
-    if not shared and (gaps or _passed(position, newest)):
+    if not shared and not passed_otherwise(position, newest) and (gaps or may_be_behind(position, newest)):
         return fell_back(position, load, Seen(newest.sequence, identity(newest)), newest)
     if renamed := _under_another_name(position, shared, load):
         return renamed
     before = known_as(position.older, newest, load)
     if before and (before.digest or same_as(before, newest, snapshot)) and not (newer and newer[0].sequence == position.seen_sequence + 1):
         return fell_back(position, load, before, newest)
-    if before and before.digest and (told := load.digest(newest)) in (None, "", before.digest):
+    if before and before.digest and not _plays_on(position, before, newest) and (told := load.digest(newest)) in (None, "", before.digest):
         return Step(position, repairs=("stale_playlist",), question=newest if told is None else None)
     if not shared and len(newer) == len(segments):
         return _after_hole(position, newer, load)
@@ -167,52 +206,6 @@ def _begun_again(position: Position, load: Load) -> Step:
     return numbered(start, fresh, load, cut=True)
 
 
-def _doubtful(position: Position, newer: tuple[Segment, ...], shared: list[tuple[Seen, Segment]], load: Load) -> bool:
-    """Return whether a playlist that lists our names under our numbers may yet be another encoder's, so that only a digest tells."""
-    candidate, snapshot = position.candidate, load.snapshot
-    if (candidate and candidate.resembles) or _thrown_away(position, load):
-        return True
-    if any(another_time(*pair, snapshot) or another_clock(*pair, snapshot) for pair in shared):
-        return True
-    if not newer:
-        return False
-    if candidate and len(candidate.newest) > 1 and is_silent(position, load):  # what looked stale has moved on meanwhile
-        return True
-    if load.snapshot.segments[0].sequence < position.past_sequence:  # from before the generation began, and yet ahead of us
-        return True
-    listed_before = any(one.digest and looks_like(one, newer[-1], snapshot) for one in position.older)
-    return listed_before or known_as(position.passed, newer[-1], load) is not None
-
-
-def _thrown_away(position: Position, load: Load) -> bool:
-    """Return whether more of the window is gone than time explains, as with an encoder that starts anew: a window slides.
-
-    Where what is listed goes on from ours, it has slid by as much as has come.
-    """
-    segments = load.snapshot.segments
-    since_s = (load.now - (position.listed_at or position.advanced_at)).total_seconds()
-    gone = position.listed - max(0, position.seen_sequence + 1 - segments[0].sequence)
-    came = segments[-1].sequence - position.seen_sequence if segments[0].sequence <= position.seen_sequence + 1 else gone
-    return gone > 2 + min(came, since_s / min(load.snapshot.target_duration_s, segments[0].duration_s))
-
-
-def _earlier(position: Position, load: Load) -> bool:
-    """Return whether the time that the newest segment tells is before one that ours told: another edge, which is behind."""
-    newest, ours = load.snapshot.segments[-1].time, max((one.written for one in position.recent if one.written), default=None)
-    told = [one.written for one in (*position.older, *position.recent) if one.written]
-    if newest is None or ours is None or is_stuck(position, load):
-        return False
-    return newest < ours and any(near(newest, one, load.stream) for one in told)
-
-
-def _passed(position: Position, newest: Segment) -> bool:
-    """Return whether an edge that is behind may list *newest* as its newest: the source's numbering passed it without us."""
-    behind = position.seen_sequence - newest.sequence
-    if any(one.sequence == newest.sequence and one.identity.rpartition("/")[2] != file_name(newest) for one in position.passed):
-        return False
-    return newest.sequence >= position.past_sequence and 0 < behind <= max(position.listed, FURTHEST_BEHIND)
-
-
 def _under_another_number(position: Position, load: Load) -> Step | None:
     """Go on where the source only counts anew: the newest of our segments that it lists is the same, under another number."""
     snapshot = load.snapshot
@@ -235,24 +228,33 @@ def _under_another_number(position: Position, load: Load) -> Step | None:
                     position, _ = watching(position, load, known=True)
                     assert position.candidate is not None
                     shift = seen.sequence - segment.sequence
-                    return Step(replace(position, candidate=replace(position.candidate, shift=shift)), repairs=("stale_playlist",))
+                    candidate = replace(position.candidate, shift=shift)
+                    return Step(replace(position, candidate=candidate, behind=candidate), repairs=("stale_playlist",))
                 return _counted_anew(position, seen.sequence - segment.sequence, load, "renumbered")
+            if any(one.digest == told for one in (*position.older, *position.recent)):  # of an earlier round of names: it is behind
+                return Step(watching(position, load, known=True)[0], repairs=("stale_playlist",))
             break
+    for seen in position.recent[-len(snapshot.segments) - 1 :]:  # a GAP that is listed again: no digest tells
+        again = None if seen.digest else listed.get(seen.identity)
+        if again and again.gap and again.sequence != seen.sequence and not another_time(seen, again, snapshot):
+            return _put_in_doubt(position, load)
     return None
 
 
-def _still_behind(position: Position, load: Load) -> bool:
-    """Return whether a playlist goes on from another origin's, whose numbers are known to differ by so much, and has not caught up."""
-    candidate = position.candidate
-    if candidate is None or candidate.shift is None or not moves_on(candidate, load):
-        return False
-    return load.snapshot.segments[-1].sequence + candidate.shift <= position.seen_sequence
+def _shift_told(position: Position, snapshot: Snapshot) -> int:
+    """Return by how much numbers of ours are above those of another origin, as far as names and times tell that two segments are one."""
+    seen = {one.identity.rpartition("/")[2]: one for one in (*position.passed, *position.recent) if one.written}
+    pairs = ((seen.get(file_name(one)), one) for one in reversed(snapshot.segments[-REMEMBERED:]))
+    return next((ours.sequence - one.sequence for ours, one in pairs if ours and ours.written == one.program_date_time), 0)
 
 
-def _again(position: Position, load: Load) -> Step | None:
-    """Return what comes of a playlist that fits nowhere, and lists again what was relayed: nothing, unless more comes after that."""
+def _again(position: Position, load: Load, *, fits: bool) -> Step | None:
+    """Return what comes of a playlist that lists again what was relayed: nothing, unless more comes after that.
+
+    *fits*: its numbers go on from ours behind a GAP, so that it is no candidate for other ones.
+    """
     relayed = {seen.identity.rpartition("/")[2]: seen for seen in (*position.older, *position.recent) if seen.digest}
-    listed = load.snapshot.segments
+    listed, others = load.snapshot.segments, 0
     for segment in reversed(listed[-FURTHEST_BEHIND:]):
         seen = None if segment.gap else relayed.get(file_name(segment))
         if seen is None:
@@ -262,8 +264,23 @@ def _again(position: Position, load: Load) -> Step | None:
             return Step(position, repairs=("playlist_in_doubt",), question=segment)
         if told == seen.digest and segment is not listed[-1] and not listed[-1].gap:
             return _put_in_doubt(position, load)
-        return Step(position, repairs=("stale_playlist",)) if told in ("", seen.digest) else None
+        if told not in ("", seen.digest):  # a name that is used again: what stands before it may tell more
+            others += 1
+            if others == NAMES_USED_AGAIN:
+                return None
+            continue
+        if _plays_on(position, seen, segment):
+            return None
+        return Step(position if fits else watching(position, load, known=True)[0], repairs=("stale_playlist",))
     return None
+
+
+def _plays_on(position: Position, seen: Seen, segment: Segment) -> bool:
+    """Return whether what was relayed as *seen* is listed after what came before it then, which is our newest again: a file plays again."""
+    index = position.older.index(seen) if seen in position.older else 0
+    before, ours = position.older[index - 1] if index else seen, position.recent[-1:]
+    exactly = segment.sequence == position.seen_sequence + 1
+    return exactly and bool(ours) and bool(before.digest) and before.digest == ours[0].digest
 
 
 def _counted_anew(position: Position, shift: int, load: Load, repair: str) -> Step:
@@ -285,17 +302,23 @@ def _counted_anew(position: Position, shift: int, load: Load, repair: str) -> St
 
 def _under_another_name(position: Position, shared: list[tuple[Seen, Segment]], load: Load) -> Step | None:
     """Go on where our numbers are listed under other names: a token in the path, a cache that renames."""
-    pair = next((pair for pair in reversed(shared) if pair[0].digest and not another_time(*pair, load.snapshot)), None)
-    if pair is None:
+    pairs = [pair for pair in reversed(shared) if pair[0].digest and not another_time(*pair, load.snapshot)]
+    if not pairs:
         return None
-    told = load.digest(pair[1])
-    if not told:
-        alike = told is None or looks_like(*pair, load.snapshot)
-        watched = position if alike else watching(position, load, known=False)[0]
-        return Step(watched, repairs=("playlist_in_doubt",), question=pair[1] if told is None else None)
+    pair = next((pair for pair in pairs if not pair[1].gap), None)
+    told = load.digest(pair[1]) if pair else ""
+    if pair is None or not told:
+        if told is not None and is_stuck(position, load, 2):
+            return None
+        if told is None:
+            return Step(position, repairs=("playlist_in_doubt",), question=pair and pair[1])
+        watched, _ = watching(position, load, known=False)
+        if pair and looks_like(*pair, load.snapshot) and folders_change(position):
+            watched = undoubted(watched)  # no candidate: what it lists went by
+        return Step(watched, repairs=("playlist_in_doubt",))
     if told != pair[0].digest:
         return None
-    return _counted_anew(position, 0, load, "names_changed")
+    return _counted_anew(replace(position, renames=True), 0, load, "names_changed")
 
 
 def _joined(position: Position, load: Load) -> tuple[Segment, ...]:
@@ -319,16 +342,22 @@ def _after_hole(position: Position, newer: tuple[Segment, ...], load: Load) -> S
     """The window moved past our last segment: by what the clock explains, or the numbering is another one."""
     missing = newer[0].sequence - position.seen_sequence - 1
     target_s = load.snapshot.target_duration_s
-    too_far = missing * _shortest_s(position, load) > (load.now - position.advanced_at).total_seconds() + 3 * target_s
-    doubted = _goes_on_from_doubt(position, missing, newer, load)
+    hole = missing
+    if position.recent and not position.given_up:  # what a predecessor filled of it counts: the clock explains one hole once
+        hole = newer[0].sequence - position.recent[-1].sequence - 1
+    too_far = hole * shortest_s(position, load) > (load.now - position.advanced_at).total_seconds() + 3 * target_s
+    doubted = goes_on_from_doubt(position, missing, newer, load)
     gone_by = any(known_as(position.passed, one, load) for one in newer[:REMEMBERED]) and len(newer) > 1
     gone_by = gone_by or any(position.seen_sequence < one.sequence < newer[0].sequence for one in position.passed)
-    gone_by = gone_by or ((missing > 0 or len(newer) > 1) and any(looks_like(one, newer[-1], load.snapshot) for one in position.passed))
+    named = any(looks_like(one, each, load.snapshot) for one in position.passed for each in (newer[0], newer[-1]))
+    gone_by = gone_by or (named and (missing > 0 or len(newer) > 1))
     if (
-        _lists_ahead_otherwise(position, load)
+        lists_ahead_otherwise(position, load)
         or gone_by
-        or (missing and (too_far or _too_soon(position, missing, newer[0])))
-        or _thrown_away(position, load)
+        or (missing and (too_far or too_soon(position, missing, newer[0])))
+        or thrown_away(position, load)
+        or may_be_of_the_one_behind(position, missing, load)
+        or goes_on_from_others(position, missing, newer)
         or doubted
     ):
         return _put_in_doubt(position, load)
@@ -344,56 +373,6 @@ def _after_hole(position: Position, newer: tuple[Segment, ...], load: Load) -> S
         newer = (replace(newer[0], discontinuity=True), *newer[1:])
     step = numbered(position, (*lost(position, missing, newer[0], target_s), *newer), load)
     return replace(step, repairs=(*step.repairs, "hole_filled")) if missing else step
-
-
-def _lists_ahead_otherwise(position: Position, load: Load) -> bool:
-    """Return whether what the source listed after our last segment has another name now: a predecessor met it, and published no more."""
-    listed = {one.sequence: one for one in load.snapshot.segments}
-    return any(not looks_like(one, listed[one.sequence], load.snapshot) for one in position.ahead if one.sequence in listed)
-
-
-def _too_soon(position: Position, missing: int, then: Segment) -> bool:
-    """Return whether the programme's time leaves no room for so many missing segments: it is the numbers that jumped."""
-    if then.time is None or not position.dated or position.given_up:
-        return False
-    return 2 * (then.time - position.next_program_date_time).total_seconds() < missing * min(
-        then.duration_s, position.segment_s or then.duration_s
-    )
-
-
-def _goes_on_from_doubt(position: Position, missing: int, newer: tuple[Segment, ...], load: Load) -> bool:
-    """Return whether a playlist may go on from one in doubt instead of ours: what goes on from doubt is in doubt too."""
-    candidate = position.candidate
-    if candidate is None:
-        return False
-    exactly = not missing and len(newer) == 1
-    if exactly and _when_due(position, newer[0]) and not _lists_our_last_otherwise(candidate, position):
-        return False
-    if not exactly and lists_newest_of(candidate, load):
-        return True
-    stale = candidate.known and candidate.shift is None
-    return not stale and (not exactly or moves_on(candidate, load))
-
-
-def _lists_our_last_otherwise(candidate: Candidate, position: Position) -> bool:
-    """Return whether a candidate has our last segment's number under another name, or its name under another number."""
-    if not position.recent:
-        return False
-    ours = position.recent[-1]
-    name = ours.identity.rpartition("/")[2]
-    return any((one.sequence == ours.sequence) != (one.identity.rpartition("/")[2] == name) for one in candidate.newest)
-
-
-def _when_due(position: Position, then: Segment) -> bool:
-    """Return whether a segment tells the very time at which ours goes on."""
-    if then.program_date_time is None or not position.dated:
-        return False
-    return abs((then.program_date_time - position.next_program_date_time).total_seconds()) < min(0.5, then.duration_s / 2)
-
-
-def _shortest_s(position: Position, load: Load) -> float:
-    listed_s = min(one.duration_s for one in load.snapshot.segments[:REMEMBERED])
-    return min(listed_s, position.segment_s or listed_s)
 
 
 def _put_in_doubt(position: Position, load: Load) -> Step:
@@ -420,12 +399,15 @@ def _put_in_doubt(position: Position, load: Load) -> Step:
         if not told:
             return Step(position, repairs=("playlist_in_doubt",), question=oldest if told is None else None)
         if ours_too := next((one for one in reversed(position.recent) if one.digest == told), None):
-            return _counted_anew(position, ours_too.sequence - oldest.sequence, load, "origin_changed")
+            shift = ours_too.sequence - oldest.sequence
+            listed = {one.sequence + shift: load.digest(one) for one in segments}
+            if all(listed.get(one.sequence) in (None, "", one.digest) for one in position.recent if one.digest):
+                return _counted_anew(position, shift, load, "origin_changed")
         if seen := next((one for one in reversed(position.older) if one.digest == told), None):
             return _earlier_goes_on(position, seen, 0, load)
     if too_early(position, load):
         return Step(position, repairs=("stale_playlist",))
-    return begun(position, load.snapshot.segments, load, "source_reset")
+    return believed(position, load)
 
 
 def _earlier_goes_on(position: Position, seen: Seen, index: int, load: Load) -> Step:

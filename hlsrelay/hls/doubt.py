@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from hlsrelay.hls.likeness import file_name, looks_like
+from hlsrelay.hls.likeness import another_time, file_name, looks_like
 from hlsrelay.hls.numbering import REMEMBERED, Load, Step, begun, undoubted
 from hlsrelay.hls.parse import identity
 from hlsrelay.model import Candidate, Position, Seen, Segment
@@ -26,8 +26,11 @@ def passed_by(position: Position, load: Load) -> bool:
     """Return whether some of what is listed went by before, as far as names tell, or numbers of just before our generation began."""
     if 0 < position.past_sequence - load.snapshot.segments[-1].sequence <= FURTHEST_BEHIND:
         return True
-    names = {one.identity.rpartition("/")[2] for one in position.passed}
-    return any(file_name(one) in names for one in load.snapshot.segments[-REMEMBERED:])
+    seen: dict[str, list[Seen]] = {}
+    for one in (*position.passed, *(one for one in position.recent if not one.digest)):
+        seen.setdefault(one.identity.rpartition("/")[2], []).append(one)
+    listed = load.snapshot.segments[-REMEMBERED:]
+    return any(not another_time(one, segment, load.snapshot) for segment in listed for one in seen.get(file_name(segment), ()))
 
 
 def all_passed(position: Position, load: Load) -> bool:
@@ -35,33 +38,50 @@ def all_passed(position: Position, load: Load) -> bool:
 
     All that it lists went by before, and is more than an encoder that started anew after our newest segment has had the time for.
     """
-    passed = [one.identity.rpartition("/")[2] for one in position.passed]
+    # What went by long before our newest was listed by no edge that is behind now: a name that is used in rounds.
+    lately = position.seen_sequence - 2 * FURTHEST_BEHIND
+    passed = [one.identity.rpartition("/")[2] for one in position.passed if one.sequence >= lately]
     segments, newest = load.snapshot.segments, load.snapshot.segments[-1]
-    elapsed_s = (load.now - position.advanced_at).total_seconds()
-    if sum(one.duration_s for one in segments) <= elapsed_s + 3 * load.snapshot.target_duration_s or file_name(newest) not in passed:
+    moves = len(position.candidate.newest) if position.candidate else 0
+    if is_stuck(position, load, 5) and moves > STUCK_TARGET_DURATIONS:  # it would have come there by now; seen, not after an outage
+        return False
+    if file_name(newest) not in passed:
+        return False
+    if _had_time(position, load):
         return False
     to_come = passed[::-1].index(file_name(newest))
     names = {*passed, *(one.identity.rpartition("/")[2] for one in (*position.older, *position.recent))}
     soon = to_come * newest.duration_s <= STUCK_TARGET_DURATIONS * load.snapshot.target_duration_s
-    soon = soon or 0 < position.seen_sequence - newest.sequence <= FURTHEST_BEHIND  # by the numbers, and they move on
+    numbered = {one.sequence: one.identity.rpartition("/")[2] for one in (*position.passed, *position.recent)}
+    if all(numbered.get(one.sequence, file_name(one)) == file_name(one) for one in segments[-REMEMBERED:]):  # they are our numbers
+        soon = soon or 0 < position.seen_sequence - newest.sequence <= FURTHEST_BEHIND
     return soon and all(file_name(one) in names for one in segments[-FURTHEST_BEHIND:])
+
+
+def _had_time(position: Position, load: Load) -> bool:
+    """Return whether an encoder that started anew after our newest segment has had the time for all that is listed."""
+    elapsed_s = (load.now - position.advanced_at).total_seconds()
+    return sum(one.duration_s for one in load.snapshot.segments) <= elapsed_s + 3 * load.snapshot.target_duration_s
 
 
 def fell_back(position: Position, load: Load, known: Seen, listed: Segment) -> Step:
     """The playlist ends with what we relayed a while ago: a stale edge, or a restarted encoder that uses its names again."""
-    stale = Step(undoubted(position), repairs=("stale_playlist",))
     if listed.program_date_time is not None and known.written is not None:  # and they agree: it is that very segment
-        return stale
-    position, moved_on = watching(position, load, known=True)
+        return Step(watching(position, load, known=True)[0], repairs=("stale_playlist",))
+    stale = Step(position, repairs=("stale_playlist",))
+    another = bool(known.digest) and load.digest(listed) not in (None, "", known.digest)
+    position, moved_on = watching(position, load, known=not another)
     if moved_on and not known.number and not all_passed(position, load) and is_stuck(position, load):
-        return begun(position, load.snapshot.segments, load, "source_reset")
+        return believed(position, load)
     if not moved_on or not known.digest:
         return replace(stale, position=position)
     told = load.digest(listed)
     if told is None:
         return replace(stale, position=position, question=listed)
+    if told == known.digest and _plays_again(position, known, load):
+        return begun(position, load.snapshot.segments, load, "source_reset")
     if not told or told == known.digest:
-        return stale
+        return replace(stale, position=position)
     ours = {one.sequence: one for one in position.recent if one.digest and one.sequence < listed.sequence}
     if other := next((one for one in load.snapshot.segments if one.sequence in ours), None):  # before a restart that nothing told
         told = load.digest(other)
@@ -69,7 +89,62 @@ def fell_back(position: Position, load: Load, known: Seen, listed: Segment) -> S
             return replace(stale, position=position, question=other if told is None else None)
     if too_early(position, load):
         return replace(stale, position=position)
-    return begun(position, load.snapshot.segments, load, "source_reset")
+    return believed(position, load)
+
+
+def _plays_again(position: Position, known: Seen, load: Load) -> bool:
+    """Return whether what has the digest of a segment of ours is no edge that is behind: an encoder plays the same file again.
+
+    It began anew, or no edge is so far behind.
+    """
+    if began_anew(position, load):
+        return True
+    return position.last_number - known.number > FURTHEST_BEHIND and watched_long(position, load)
+
+
+def began_anew(position: Position, load: Load) -> bool:
+    """Return whether the candidate's window has grown from nothing where ours slid, while players came to have nothing left.
+
+    An edge that is behind, and was so from the stream's beginning on, grows too: where it comes to what we have before long, it may.
+    """
+    candidate, segments = position.candidate, load.snapshot.segments
+    if candidate is None or not is_stuck(position, load):
+        return False
+    slid = position.seen_sequence + 1 - position.listed > segments[0].sequence
+    grows = segments[0].sequence == candidate.first and len(segments) >= candidate.length + 2
+    behind_s = (position.seen_sequence - segments[-1].sequence) * segments[-1].duration_s
+    soon = behind_s <= STUCK_TARGET_DURATIONS * load.snapshot.target_duration_s
+    return slid and grows and not soon and _had_time(position, load)
+
+
+def has_played_long(position: Position, load: Load) -> bool:
+    """Return whether a playlist has moved on by itself for so long that it is what is on air, whatever it holds, if it was relayed once.
+
+    Players have had nothing for a long time; an edge that is behind would have come to what we have by now.
+    """
+    newest = position.candidate.newest if position.candidate else ()
+    if len(newest) < FURTHEST_BEHIND or not is_stuck(position, load, 5):
+        return False
+    return newest[-1].sequence == load.snapshot.segments[-1].sequence
+
+
+def believed(position: Position, load: Load) -> Step:
+    """Begin a generation with a playlist that is believed at last, behind what of it was relayed under other names, as digests tell."""
+    relayed = {one.digest for one in (*position.older, *position.recent) if one.digest}
+    segments = load.snapshot.segments
+    while segments:
+        step = begun(position, segments, load, "source_reset")
+        fresh = [one.segment for one in step.fresh if not one.segment.gap]
+        if not fresh or not relayed:
+            return step
+        first = next((one for one in fresh if load.digest(one) != ""), None)  # what can't be had tells nothing
+        told = load.digest(first) if first else None
+        if first is None or told is None:
+            return Step(position, repairs=("playlist_in_doubt",), question=first)
+        if told not in relayed:
+            return step
+        segments = segments[1 + first.sequence - segments[0].sequence :]
+    return Step(position, repairs=("stale_playlist",))
 
 
 def watching(position: Position, load: Load, *, known: bool) -> tuple[Position, bool]:
@@ -79,17 +154,16 @@ def watching(position: Position, load: Load, *, known: bool) -> tuple[Position, 
     candidate = position.candidate
     if candidate is None or not moves_on(candidate, load):
         position = undoubted(position)
-        candidate = Candidate(now, now, (seen,), known)
+        candidate = Candidate(now, now, (seen,), known, first=load.snapshot.segments[0].sequence, length=len(load.snapshot.segments))
     elif newest.sequence > candidate.newest[-1].sequence:
         candidate = replace(candidate, moved_at=now, newest=(*candidate.newest, seen)[-FURTHEST_BEHIND:])
     candidate = replace(candidate, known=candidate.known and known)
     if not known and not candidate.resembles:
-        ours = {seen.identity for seen in position.recent}
-        resembles = any(identity(segment) in ours for segment in load.snapshot.segments[-REMEMBERED:])
+        ours = {seen.identity.rpartition("/")[2] for seen in position.recent}
+        resembles = any(file_name(segment) in ours for segment in load.snapshot.segments[-REMEMBERED:])
         candidate = replace(candidate, resembles=resembles)
     waited = now - candidate.since >= _target(load)
-    if not known:
-        candidate = replace(candidate, listed=_with_listed(candidate.listed, load))
+    candidate = replace(candidate, listed=_with_listed(candidate.listed, load))
     return replace(position, candidate=candidate), len(candidate.newest) > 1 and waited and is_silent(position, load)
 
 
@@ -120,12 +194,19 @@ def is_silent(position: Position, load: Load) -> bool:
     return load.now - position.advanced_at >= SILENT_TARGET_DURATIONS * _target(load)
 
 
+def is_still(position: Position, load: Load) -> bool:
+    """Return whether the candidate stands still too: there is nothing to be won by believing it."""
+    return position.candidate is None or load.now - position.candidate.moved_at >= SILENT_TARGET_DURATIONS * _target(load)
+
+
 def is_stuck(position: Position, load: Load, times: int = 1) -> bool:
     return load.now - position.advanced_at >= times * STUCK_TARGET_DURATIONS * _target(load)
 
 
 def too_early(position: Position, load: Load) -> bool:
     """Return whether what is listed went by once, and no digest tells whether it is that, while players have something left."""
+    if began_anew(position, load):
+        return False
     starved = is_stuck(position, load) and watched_long(position, load)
     return (not starved or all_passed(position, load)) and passed_by(position, load)
 

@@ -30,7 +30,7 @@ def another_time(seen: Seen, segment: Segment, snapshot: Snapshot) -> bool:
 
 def another_clock(seen: Seen, segment: Segment, snapshot: Snapshot) -> bool:
     """Return whether the times that others of its playlist imply for a segment are not those that were implied before."""
-    told, known = segment.time, seen.program_date_time
+    told, known = segment.time, seen.program_date_time or seen.written
     return told is not None and known is not None and abs((told - known).total_seconds()) > snapshot.target_duration_s
 
 

@@ -82,8 +82,7 @@ def numbered(position: Position, fresh: tuple[Segment, ...], load: Load, *, open
     One begins by itself where the other tracks have begun one, and where the ladder changed: its encodings do.
     """
     if not fresh:
-        position = position if position.candidate and position.candidate.known else undoubted(position)  # a stale edge may yet be none
-        return Step(replace(position, listed_at=load.now, listed=len(load.snapshot.segments)))
+        return Step(_unchanged(position, load))
     if fresh[0].sequence != position.last_sequence + 1:
         raise AssertionError(f"source's segment {fresh[0].sequence} after {position.last_sequence}")
     agreed, ladder = load.agreed, load.stream.ladder
@@ -91,6 +90,7 @@ def numbered(position: Position, fresh: tuple[Segment, ...], load: Load, *, open
     begins_at = agreed.since if behind else agreed.lead
     waits = behind or (not cut and not opens and position.ladder != ladder)
     listed_now = tuple(Seen(one.sequence, identity(one), written=one.program_date_time) for one in fresh)
+    brought_at, recent = position.advanced_at, position.recent[-1:]
     position = _taking(position, listed_now, load)
     done: list[Numbered] = []
     repairs: list[str] = []
@@ -135,8 +135,7 @@ def numbered(position: Position, fresh: tuple[Segment, ...], load: Load, *, open
                 init=_init_name(segment) if segment.uri else position.init,
             )
             if segment.uri and index == len(slices) - 1:
-                time = told if position.dated else None
-                seen = Seen(segment.sequence, identity(segment), time, number, written=segment.program_date_time)
+                seen = Seen(segment.sequence, identity(segment), told, number, written=segment.program_date_time)
                 position = replace(position, recent=(*position.recent, seen)[-REMEMBERED:])
             done.append(
                 Numbered(
@@ -146,7 +145,8 @@ def numbered(position: Position, fresh: tuple[Segment, ...], load: Load, *, open
                     when,
                     load.snapshot.target_duration_s,
                     wanted,
-                    position,
+                    # After GAPs alone a successor waits for what fills the rest of the hole, and the clock explains one hole once.
+                    position if position.recent[-1:] != recent else replace(position, advanced_at=brought_at),
                     discontinuity_sequence=segment.era,
                     i_frames_only=load.snapshot.i_frames_only,
                     slice=piece,
@@ -155,6 +155,14 @@ def numbered(position: Position, fresh: tuple[Segment, ...], load: Load, *, open
             )
             when = position.next_program_date_time
     return Step(position, tuple(done), tuple(dict.fromkeys(repairs)))
+
+
+def _unchanged(position: Position, load: Load) -> Position:
+    """Return *position* after a load that brings nothing new."""
+    position = position if position.candidate and position.candidate.known else undoubted(position)  # a stale edge may yet be none
+    if load.snapshot.segments[-1].sequence < position.seen_sequence:  # an edge that is behind: its window is not the one that slides
+        return position
+    return replace(position, listed_at=load.now, listed=len(load.snapshot.segments))
 
 
 def _jumps(when: datetime, at: datetime, load: Load) -> bool:
@@ -282,10 +290,12 @@ def noted(position: Position, digests: Mapping[int, str]) -> Position:
 
 
 def _taking(position: Position, taken: tuple[Seen, ...], load: Load) -> Position:
-    """Return *position* as it is once *taken* are relayed: they did not go by."""
+    """Return *position* as it is once *taken* are relayed: they did not go by. What a predecessor saw and we no longer get did."""
     names = {_known_by(one) for one in taken}
-    went_by = tuple(one for one in undoubted(position).passed if _known_by(one) not in names)
-    position = replace(position, given_up=0, candidate=None, passed=went_by)
+    before = undoubted(position).passed
+    missed = (one for one in position.ahead if one.sequence <= taken[-1].sequence and one not in before)
+    went_by = tuple(one for one in (*before, *missed) if _known_by(one) not in names)
+    position = replace(position, given_up=0, candidate=None, passed=went_by[-REMEMBERED:])
     return replace(position, listed=len(load.snapshot.segments), listed_at=load.now, advanced_at=load.now)
 
 
@@ -310,7 +320,8 @@ def passed(position: Position | None, first: int, load: Load) -> tuple[Seen, ...
     skipped = segments[max(0, first - segments[0].sequence - REMEMBERED) : max(0, first - segments[0].sequence)]
     listed = (Seen(one.sequence, identity(one), written=one.program_date_time) for one in skipped)
     taken = {(one.sequence, identity(one)) for one in segments[max(0, first - segments[0].sequence) :]}
-    doubtful = position.candidate.listed if position and position.candidate else ()
+    candidate = position.candidate if position else None
+    doubtful = dict.fromkeys((*candidate.newest, *candidate.listed)) if candidate else ()
     before = (one for one in (*position.passed, *doubtful) if (one.sequence, one.identity) not in taken) if position else ()
     return (*before, *listed)[-REMEMBERED:]
 

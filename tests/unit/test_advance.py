@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hlsrelay.hls.advance import advance, live_edge
-from hlsrelay.hls.numbering import Step, content_key, noted
-from hlsrelay.model import Numbered, Position, Slice, Snapshot
+from hlsrelay.model import Slice
 from tests.playlists import Listed, Playlist, at, cut, gap, live, stream
-
-
-@dataclass
-class History:
-    """A relay's memory over a series of loads, as the stages keep it."""
-
-    position: Position | None = None
-    out: list[Numbered] = field(default_factory=list)
-    repairs: list[str] = field(default_factory=list)
-
-    def load(self, playlist: Playlist | Snapshot, seconds: float, source: str = "", ladder: str = "") -> Step:
-        snapshot = playlist if isinstance(playlist, Snapshot) else playlist.snapshot()
-        wanted = stream(source, ladder) if source else stream(ladder=ladder)
-        digests: dict[str, str] = {}
-        step = advance(self.position, snapshot, wanted, at(seconds))
-        while step.question:  # a segment's name is its content
-            digests[content_key(step.question)] = step.question.uri.rpartition("/")[2]
-            step = advance(self.position, snapshot, wanted, at(seconds), digests=digests)
-        names = {one.number: one.segment.uri.rpartition("/")[2] for one in (*self.out, *step.fresh) if one.segment.uri}
-        self.position = noted(step.position, names)
-        self.out += step.fresh
-        self.repairs += step.repairs
-        return step
-
-    def numbers(self) -> list[int]:
-        return [one.number for one in self.out]
-
-    def cuts(self) -> list[int]:
-        return [one.number for one in self.out if one.discontinuity]
-
-    def names(self) -> list[str]:
-        return [one.segment.uri.rpartition("/")[2] for one in self.out]
+from tests.unit.advancing import History
 
 
 def test_a_new_stream_starts_near_the_live_edge_with_the_sources_numbers() -> None:
@@ -84,62 +52,12 @@ def test_a_large_hole_is_a_discontinuity_and_numbers_go_on() -> None:
     assert history.cuts() == [4]
 
 
-def test_a_stale_playlist_changes_nothing() -> None:
-    history = History()
-    history.load(live(1, 2, 3, 4, 5), 0)
-    history.load(live(1, 2, 3), 4)
-    history.load(live(4, 5, 6), 8)
-    assert history.numbers() == [3, 4, 5, 6]
-    assert history.cuts() == []
-
-
-def test_a_reset_is_believed_once_it_moves_on_and_numbers_go_on_after_a_discontinuity() -> None:
-    history = History()
-    history.load(live(500, 501, 502), 0)
-    for seconds, last in ((4, 1), (8, 2), (12, 3)):
-        history.load(live(*(Listed(n, f"new{n}.ts") for n in range(last))), seconds)
-    assert history.numbers() == [500, 501, 502, 503, 504, 505]
-    assert history.names()[3:] == ["new0.ts", "new1.ts", "new2.ts"]
-    assert history.cuts() == [503]
-    history.load(live(*(Listed(n, f"new{n}.ts") for n in range(5))), 16)
-    assert history.names()[3:] == [f"new{n}.ts" for n in range(5)]
-    assert history.cuts() == [503]
-
-
-def test_a_restart_that_happens_to_count_on_is_noticed_by_the_window_it_threw_away() -> None:
-    history = History()
-    history.load(live(1, 2, 3, 4, 5, 6), 0)
-    history.load(live(Listed(7, "new7.ts")), 4)
-    history.load(live(Listed(7, "new7.ts"), Listed(8, "new8.ts")), 8)
-    assert history.names()[-2:] == ["new7.ts", "new8.ts"]
-    assert history.cuts() == [7]
-
-
-def test_what_goes_on_from_a_playlist_in_doubt_is_in_doubt_too() -> None:
-    history = History()
-    history.load(live(Listed(0, "a0.ts")), 0)
-    history.load(live(Listed(0, "b0.ts")), 4)
-    history.load(live(Listed(1, "b1.ts"), Listed(2, "b2.ts")), 8)
-    assert history.cuts() == [1]
-    assert history.names() == ["a0.ts", "b1.ts", "b2.ts"]
-
-
 def test_windows_of_one_segment_are_followed_without_a_discontinuity() -> None:
     history = History()
     for number in range(10):
         history.load(live(number), number * 4)
     assert history.numbers() == list(range(10))
     assert history.cuts() == []
-
-
-def test_an_edge_that_alternates_with_a_foreign_numbering_is_never_believed() -> None:
-    history = History()
-    history.load(live(1, 2, 3), 0)
-    for tick in range(1, 12):
-        history.load(live(1 + tick, 2 + tick, 3 + tick), tick * 4)
-        history.load(live(*(Listed(900 + tick + n, f"other{n}.ts") for n in range(3))), tick * 4 + 2)
-    assert history.cuts() == []
-    assert history.numbers() == list(range(1, 15))
 
 
 def test_the_sources_discontinuities_and_gaps_go_through() -> None:
@@ -212,15 +130,6 @@ def test_a_source_that_only_counts_anew_is_followed_without_a_repeat_or_a_discon
     assert "renumbered" in history.repairs
 
 
-def test_names_that_a_restarted_encoder_uses_again_are_no_stale_playlist() -> None:
-    history = History()
-    history.load(live(*(Listed(n, f"x{n}.ts") for n in range(100, 106))), 0)
-    for turn in range(1, 120):
-        history.load(live(*(Listed(n, f"x{n}.ts") for n in range(max(0, turn - 5), turn + 1))), turn * 4)
-    assert history.names()[-1] == "x119.ts"
-    assert history.repairs.count("stale_playlist") <= 6
-
-
 def test_program_date_times_are_the_sources_or_run_on() -> None:
     history = History()
     history.load(live(Listed(1, pdt=at(1000)), 2, 3), 0)
@@ -238,68 +147,11 @@ def test_times_of_ours_stay_until_a_discontinuity_when_the_source_begins_to_tell
     assert [one.program_date_time for one in history.out] == [at(88), at(92), at(96), at(100), at(6000)]
 
 
-def test_one_wrong_number_is_not_waited_out_until_the_source_counts_past_it() -> None:
-    history = History()
-    for seconds, item in ((0, Listed(0)), (4, Listed(1)), (8, Listed(8, "2.ts")), (10, Listed(2)), (12, Listed(3)), (16, Listed(4))):
-        history.load(live(item), seconds)
-    assert [name for name in history.names() if name] == ["0.ts", "1.ts", "2.ts", "3.ts", "4.ts"]
-
-
-def test_what_was_listed_before_the_live_edge_is_not_relayed_later_from_an_origin_that_is_behind() -> None:
-    history = History()
-    history.load(live(*range(60)), 0)
-    for newest in range(54, 63):
-        history.load(live(*(Listed(1000 + n, f"{n}.ts") for n in range(newest - 54, newest + 1))), 2 + (newest - 54) * 4)
-    assert history.names() == [f"{n}.ts" for n in range(57, 63)]
-    assert history.cuts() == []
-
-
-def test_two_playlists_that_have_nothing_to_do_with_one_another_are_no_candidate_that_moves_on() -> None:
-    history = History()
-    history.load(live(Listed(0, "a0.ts"), Listed(1, "a1.ts")), 0)
-    history.load(live(Listed(500, "b500.ts")), 4)
-    history.load(live(Listed(20, "c20.ts")), 8)
-    history.load(live(Listed(501, "b501.ts")), 12)
-    assert history.names() == ["a0.ts", "a1.ts"]
-
-
-def test_content_of_an_earlier_generation_is_not_relayed_again_under_numbers_that_would_go_on() -> None:
-    history = History()
-    history.load(live(Listed(10, "x10.ts")), 0)
-    for seconds, number in ((4, 9), (8, 10), (12, 11)):
-        history.load(live(Listed(number, f"new{number}.ts")), seconds)
-    history.load(live(Listed(13, "x10.ts")), 14)
-    history.load(live(Listed(12, "new12.ts")), 16)
-    assert history.names()[0] == "x10.ts"
-    assert history.names()[-2:] == ["new11.ts", "new12.ts"]
-    assert history.names().count("x10.ts") == 1
-
-
-def test_an_edge_that_stands_beside_a_hole_is_told_by_the_segment_that_both_list() -> None:
-    history = History()
-    history.load(live(0, 1), 0)
-    history.load(live(6, 7), 18)
-    history.load(live(7, 8), 21)
-    for seconds, newest in ((26, 0), (28, 1), (30, 2)):
-        history.load(live(*range(max(0, newest - 1), newest + 1)), seconds)
-    assert [name for name in history.names() if name] == ["0.ts", "1.ts", "6.ts", "7.ts", "8.ts"]
-
-
 def test_times_that_leave_no_room_for_the_missing_numbers_make_no_gaps() -> None:
     history = History()
     history.load(live(Listed(0, pdt=at(100)), Listed(1, pdt=at(104))), 0)
     history.load(live(Listed(4, "2.ts", pdt=at(108)), Listed(5, "3.ts", pdt=at(112))), 8)
     assert [one.number for one in history.out if one.segment.gap] == []
-
-
-def test_an_origin_whose_times_are_behind_is_stale_whatever_its_numbers() -> None:
-    history = History()
-    history.load(live(Listed(4, pdt=at(104))), 0)
-    history.load(live(Listed(5, pdt=at(108))), 4)
-    history.load(live(Listed(7, "4x.ts", pdt=at(104))), 6)
-    history.load(live(Listed(6, pdt=at(112))), 8)
-    assert history.names() == ["4.ts", "5.ts", "6.ts"]
-    assert history.cuts() == []
 
 
 def test_more_gaps_than_the_clock_explains_are_never_made() -> None:

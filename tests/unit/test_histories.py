@@ -41,7 +41,8 @@ def test_a_source_that_keeps_its_timeline_is_relayed_without_a_discontinuity(win
     def search(source: Habits, happens: list[Event]) -> None:
         played = play(replace(source, path_tokens=False), happens)
         lawful(played)
-        assert not played.verdict.superfluous
+        # A GAP's length is a guess where durations differ and no time tells; a date that comes after it and does not go on needs one (A12).
+        assert len(played.verdict.superfluous) <= played.relay.repairs["dates_jumped"]
 
     search()
 
