@@ -31,6 +31,9 @@ Http = Annotated[
     str | None,
     typer.Option(help="Address to serve on; port 0 takes a free one; none serves nothing [HLSRELAY_HTTP].", show_default=False),
 ]
+PidFile = Annotated[
+    Path | None, typer.Option(help="Hold this file, with the pid in it, while it runs: a second one is refused.", show_default=False)
+]
 Ladder = Annotated[str, typer.Option(help="Rungs to make: 1080p, 720p, 480p, 360p, audio, audio:kbps, or name:height:kbps; comma between.")]
 Window = Annotated[str, typer.Option(help="Seconds of media that the playlists list.")]
 
@@ -58,12 +61,26 @@ def _options(_: Annotated[bool, typer.Option("--version", callback=_version, is_
 
 
 @app.command()
-def run(stream_id: StreamId, http: Http = None, data: Data = None) -> None:
+def run(stream_id: StreamId, http: Http = None, data: Data = None, pid_file: PidFile = None) -> None:
     """Relay one registered stream until its `desired` becomes `stop`, and serve it."""
     from hlsrelay import commands, operate
+    from hlsrelay.pidfile import held
     from hlsrelay.settings import load_settings
 
-    operate.run_until_done(commands.run(stream_id, load_settings(http=http, data=data)))
+    with held(pid_file):
+        operate.run_until_done(commands.run(stream_id, load_settings(http=http, data=data)))
+
+
+@app.command(name="quit")
+def quit_(
+    pid_file: Annotated[Path, typer.Option(help="What it was started with.")],
+    timeout: Annotated[float, typer.Option(help="Seconds to wait at most; without it for as long as it takes.", min=0.0)] = float("inf"),
+) -> None:
+    """End the hlsrelay that holds a pid file, in order, and wait until it is gone. Exits with 0 too where none runs."""
+    from hlsrelay.pidfile import quit_daemon
+
+    pid = quit_daemon(pid_file, timeout, lambda text: typer.echo(text, err=True))
+    typer.echo(f"nothing runs that holds {pid_file}" if pid is None else f"process {pid} is gone")
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from hlsrelay.codecs import BY_NAME
 from hlsrelay.errors import ConfigError
 
+PREFIX = "HLSRELAY_"
 Network = IPv4Network | IPv6Network
 
 
@@ -25,7 +27,7 @@ def default_data_dir() -> Path:
 class Settings(BaseSettings):
     """Read once at start. Each field's description is what the README's table says."""
 
-    model_config = SettingsConfigDict(env_prefix="HLSRELAY_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
     redis_url: str = Field(
         "", description="Redis to steer by, such as redis://host:6379/0 or unix:///run/redis.sock; empty: our own, in the data directory"
@@ -74,8 +76,20 @@ class Settings(BaseSettings):
         return tuple(ip_network(word.strip()) for word in value.split(",") if word.strip()) if isinstance(value, str) else value
 
 
+def _refuse_misspelt() -> None:
+    """Refuse a variable that is almost a setting: it would do nothing, and nobody would know. Others may be anyone's."""
+    names = [name.upper() for name in Settings.model_fields]
+    for given in sorted(os.environ):
+        name = given.removeprefix(PREFIX)
+        if not given.startswith(PREFIX) or name in names or name.endswith(("_PORT", "_HOST")):  # Kubernetes sets these for its services
+            continue
+        if meant := get_close_matches(name, names, n=1, cutoff=0.7):
+            raise ConfigError(f"{given} is no setting: did you mean {PREFIX}{meant[0]}?")
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Return the settings from the environment, *overrides* (given on the command line) first. Raises ConfigError."""
+    _refuse_misspelt()
     try:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.live_source import muxing, nginx
-from tests.acceptance.relay_process import redis_server, relaying
+from tests.acceptance.relay_process import environment, hlsrelay, redis_server, relaying
 from tests.needs import needs
 from tests.waiting import until
 
@@ -154,6 +154,29 @@ def test_a_relay_says_that_it_serves_that_it_lives_what_it_does_and_that_it_goes
             assert relay.stop() == 0
         assert manager.told().count("STOPPING=1") == 1
         assert manager.told().count("READY=1") == 1
+
+
+@needs("ffmpeg", "nginx", "redis-server", "redis-cli")
+def test_a_daemon_holds_its_pid_file_against_a_second_one_and_quit_returns_once_it_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "hlsrelay.pid"
+    with (
+        redis_server() as redis,
+        nginx(tmp_path / "origin", tmp_path / "nginx") as url,
+        muxing(tmp_path / "origin", size="320x180", segment_s=1),
+    ):
+        redis.hset("hlsrelay:stream:news", source=f"{url}/live.m3u8")
+        words = ("--pid-file", str(path))
+        with relaying(tmp_path / "data", redis, words=words, unjudged="it is about the process") as relay:
+            until(relay.media)
+            env = environment(tmp_path / "other", redis)
+            argv = [sys.executable, "-m", "hlsrelay", "run", "news", *words]
+            second = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
+            assert (second.returncode, second.stdout) == (5, "")
+            assert second.stderr == f"hlsrelay: process {relay.pid} holds {path} and runs: hlsrelay quit --pid-file {path} ends it\n"
+            assert hlsrelay("quit", *words, env=env) == f"process {relay.pid} is gone\n"
+            assert relay.process.wait(0) == 0
+    assert not path.exists()
+    assert hlsrelay("quit", *words, env=env) == f"nothing runs that holds {path}\n"
 
 
 @needs("redis-server", "redis-cli")

@@ -152,6 +152,15 @@ def test_urls_are_shown_without_secrets() -> None:
     assert redacted("http://[::1]:80/x") == "http://[::1]:80/x"
 
 
+def test_a_setting_that_is_misspelt_is_refused_and_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("REDIS_PORT", "REDIS_SERVICE_HOST", "PORT", "SOMEBODY_ELSES"):
+        monkeypatch.setenv(f"HLSRELAY_{name}", "x")
+    load_settings()
+    monkeypatch.setenv("HLSRELAY_REDIS", "redis://127.0.0.1:6379/0")
+    with pytest.raises(ConfigError, match=r"HLSRELAY_REDIS is no setting: did you mean HLSRELAY_REDIS_URL\?"):
+        load_settings()
+
+
 def test_a_bad_setting_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HLSRELAY_ALLOW_NETWORKS", "10.0.0.0/33")
     with pytest.raises(ConfigError, match="HLSRELAY_ALLOW_NETWORKS"):
