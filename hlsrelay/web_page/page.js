@@ -152,6 +152,7 @@ function play(url) {
       figures.levels.push({ at_s: video.currentTime, index: data.level, ...describe(hls.levels[data.level]) });
     });
     hls.on(Hls.Events.ERROR, (_, data) => onHlsError(data));
+    hls.on(Hls.Events.FRAG_BUFFERED, keepChoice);
     hls.loadSource(url);
     hls.attachMedia(video);
   } else if (PLAYER === "native") {
@@ -229,6 +230,13 @@ function choose(index) {
     hls.nextLevel = index; // from the next segment on; what is on screen goes on
     byId("quality").value = String(index);
   }
+}
+
+// At a GAP (or any error) in the chosen quality hls.js fills in from another and goes back to choosing by itself; the viewer's choice holds
+// again once that is past.
+function keepChoice() {
+  const index = Number(byId("quality").value);
+  if (index >= 0 && hls.autoLevelEnabled) hls.loadLevel = index;
 }
 
 function showChoices() {
