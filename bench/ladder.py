@@ -46,6 +46,8 @@ SLOTS = 1
 """Jobs at once. Latency is that of a stream whose segments come one by one."""
 NICENESS = 10  # as LocalEncoder's jobs
 DEADLINE_S = 3600.0
+LOOKED_EVERY_S = 0.02
+"""A job of the tests' small pictures lasts 0.2 s: it is to be seen."""
 PATIENCE_S = 120.0
 """What a job takes its segment to last: its deadline is a multiple of it, and a busy machine is no failure here."""
 
@@ -115,7 +117,7 @@ class Meter:
                     lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
                     mib += int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
             self.peak_rss_mib = max(self.peak_rss_mib, mib)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(LOOKED_EVERY_S)
 
 
 def _cpu_s() -> float:

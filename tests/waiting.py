@@ -23,6 +23,12 @@ def until(claim: Callable[[], T | None], within_s: float = SOON_S, *, every_s: f
         time.sleep(every_s)
 
 
+async def turns(count: int = 1) -> None:
+    """Let the loop turn so often, where what happens between two turns is what is tested."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 async def comes_true(claim: Callable[[], T | None], within_s: float = SOON_S, *, every_s: float = 0.005) -> T:
     """See `until`: while the loop goes on."""
     async with asyncio.timeout(within_s):

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,9 @@ from tests.waiting import until
 ROOT = Path(__file__).parents[2]
 TAG = b"HLSRELAY_CHILD="
 GONE_WITHIN_S = 15.0
+KEY = "hlsrelay:stream:news"
+WHOLE_RUN_S = "600"
+"""A window that nothing leaves while a test runs: what was published is what is listed."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,7 @@ def relaying(
     stream: str = "news",
     allowed: Mapping[str, str] = NOTHING,
     unjudged: str = "",
+    words: Sequence[str] = (),
     **settings: str,
 ) -> Iterator[RelayProcess]:
     """Run `hlsrelay run` for a registered stream while the block runs; it is told to go at the end, and has to by itself.
@@ -205,7 +209,7 @@ def relaying(
     """
     data.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="words-", dir=data))
-    argv = [sys.executable, "-m", "hlsrelay", "run", stream]
+    argv = [sys.executable, "-m", "hlsrelay", "run", stream, *words]
     env = environment(data, redis, **settings)
     with (
         running(argv, folder / "stderr", stdout=folder / "stdout", cwd=ROOT, env=env) as process,

@@ -72,8 +72,8 @@ def relieved(work: Callable[[Children], Coroutine[Any, Any, T]], job: EncodeJob)
 
 
 async def encoding(children: Children) -> Child:
-    """Return the ffmpeg once it has reported something."""
-    return await comes_true(lambda: next((child for child in children.running() if child.progress is not None), None), 60)
+    """Return the ffmpeg that encodes, once it runs: it may have ended by the time that its first report was read."""
+    return await comes_true(lambda: next((child for child in children.running() if child.purpose.startswith("encode")), None), 60)
 
 
 def refused(job: EncodeJob, ffmpeg: Path) -> str:
@@ -160,9 +160,9 @@ def test_whatever_is_run_in_place_of_ffmpeg_it_is_ended_and_leaves_nothing(
     code, reason = BAD[how]
     files = [str(path) for path in job.outputs.values()]
     fake = tmp_path / "fake"
-    head = f"#!{sys.executable} -S\nimport os, sys, time\nfiles = {files}\n"
+    head = f"#!{sys.executable} -S\nimport os, signal, sys\nfiles = {files}\n"
     head += "if '-encoders' in sys.argv: sys.exit(print(' V....D libx264  H.264'))\nfor one in files: open(one, 'w').close()\n"
-    fake.write_text(head + code + "time.sleep(600)\n")
+    fake.write_text(head + code + "while True: signal.pause()\n")
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     assert reason in refused(job, fake)
     if how.startswith("forks"):

@@ -29,7 +29,7 @@ from hlsrelay.storage import LocalStorage
 from tests.acceptance import test_encoder
 from tests.acceptance.test_encoder import Kind as Media
 from tests.acceptance.test_encoder import job_for, make, output
-from tests.integration.test_relay import Operator
+from tests.integration.relaying import Operator
 from tests.needs import needs
 from tests.playlists import URL, Listed, Playlist, stream
 

@@ -32,9 +32,10 @@ from tests.acceptance.media_checks import (
     written,
 )
 from tests.acceptance.relay_process import (
+    KEY,
+    WHOLE_RUN_S,
     RedisServer,
     RelayProcess,
-    redis_server,
     relaying,
 )
 from tests.needs import NIGHTLY, needs
@@ -45,16 +46,6 @@ pytestmark = [
     pytest.mark.xdist_group("realtime"),
     needs("ffmpeg", "ffprobe", "nginx", "redis-server", "redis-cli"),
 ]
-
-KEY = "hlsrelay:stream:news"
-WHOLE_RUN_S = "600"
-"""A window that nothing leaves while a test runs: what was published is what is listed."""
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
 
 
 @dataclass(frozen=True)

@@ -31,18 +31,19 @@ from tests.acceptance.media_checks import (
     written,
 )
 from tests.acceptance.relay_process import (
+    KEY,
+    WHOLE_RUN_S,
     RedisServer,
     RelayProcess,
     alive,
     environment,
     hlsrelay,
-    redis_server,
     relaying,
     running,
     tagged,
 )
 from tests.needs import needs
-from tests.waiting import until
+from tests.waiting import turns, until
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "ffprobe", "nginx", "redis-server", "redis-cli")]
 
@@ -50,16 +51,6 @@ realtime = pytest.mark.xdist_group("realtime")
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus" / "vhs" / "segments"
 corpus = pytest.mark.skipif(not CORPUS.exists(), reason=f"no corpus at ../shared/corpus ({CORPUS.name} of videojs/http-streaming)")
-
-KEY = "hlsrelay:stream:news"
-WHOLE_RUN_S = "600"
-"""A window that nothing leaves while a test runs: what was published is what is listed."""
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
 
 
 @pytest.fixture
@@ -384,8 +375,7 @@ def test_who_asks_redis_can_be_cancelled_at_any_step(redis: RedisServer) -> None
             await registry.ping()
             for steps in range(40):
                 asking = asyncio.create_task(asks_for_ever(registry))
-                for _ in range(steps):
-                    await asyncio.sleep(0)
+                await turns(steps)
                 asking.cancel()
                 _, pending = await asyncio.wait([asking], timeout=5)
                 assert not pending, f"cancelled after {steps} steps, it asks on"

@@ -22,7 +22,7 @@ from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream
 from hlsrelay.web import create_app
 from hlsrelay.worker import Node, admitted, relay_stream
-from tests.integration.test_relay import NoEncoder
+from tests.integration.relaying import NoEncoder
 from tests.origin import Origin
 from tests.playlists import URL
 from tests.virtual import VirtualClock, elapse, run_virtually

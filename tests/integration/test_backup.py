@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_relay import Watching, relayed, scenario
+from tests.integration.relaying import Watching, relayed, scenario
 from tests.origin import Origin
 from tests.playlists import URL
 

@@ -334,7 +334,7 @@ def in_a_folder(folder: Path, publish: Callable[[Path, str, Server], object], se
     """Watch a folder that is written in virtual time, a segment each target duration; *publish* writes the playlist."""
 
     async def run() -> Report:
-        server = Server()
+        server, written = Server(), asyncio.Event()
 
         async def write() -> None:
             while True:
@@ -345,10 +345,11 @@ def in_a_folder(folder: Path, publish: Callable[[Path, str, Server], object], se
                 work = publish(folder / "live.m3u8", server.playlist(), server)
                 if asyncio.iscoroutine(work):
                     await work
+                written.set()
                 await elapse((server.newest() + 1 - 100) * TARGET_S - server.now_s() + 0.001)
 
         writing = asyncio.create_task(write())
-        await asyncio.sleep(0)
+        await written.wait()
         try:
             return await check(str(folder), seconds, clock=VirtualClock())
         finally:

@@ -17,7 +17,7 @@ from hlsrelay.relay import relay
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream
 from tests.corpus import Block, body, corpus, files, name, plainly
-from tests.integration.test_relay import NoEncoder, Operator
+from tests.integration.relaying import NoEncoder, Operator
 from tests.origin import BASE, Streaming
 from tests.playlists import URL, stream
 from tests.virtual import VirtualClock, run_virtually

@@ -52,9 +52,9 @@ GETS_NOWHERE = {
     "is stopped by SIGSTOP": f"import os, signal\nn = 7\n{REPORT}\nos.kill(os.getpid(), signal.SIGSTOP)",
     "waits for what never comes": f"import threading\nn = 7\n{REPORT}\nthreading.Event().wait()",
     "says the same again and again": f"import time\nn = 7\nwhile True:\n    {REPORT}; time.sleep(0.1)",
-    "says nothing at all": "import time; time.sleep(600)",
+    "says nothing at all": "import signal; signal.pause()",
     "is blocked on a full pipe": "import os\na, b = os.pipe()\nwhile True: os.write(b, b'x' * 4096)",
-    "waits and ignores TERM": "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
+    "waits and ignores TERM": "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()",
 }
 
 
@@ -163,7 +163,7 @@ async def _late(children: Children) -> None:
 
 async def _cancelled(children: Children) -> None:
     task = asyncio.create_task(children.run(["sleep", "600"], purpose="test", deadline_s=600))
-    await asyncio.sleep(0)
+    await comes_true(lambda: bool(children.running()))
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
@@ -181,7 +181,7 @@ async def _failed(children: Children) -> None:
 
 async def _closed(children: Children) -> None:
     task = asyncio.create_task(children.run(["sleep", "600"], purpose="test", deadline_s=600))
-    await asyncio.sleep(0)
+    await comes_true(lambda: bool(children.running()))
     await children.aclose()
     with pytest.raises(ChildError, match="stopped: shutdown"):
         await task
@@ -189,7 +189,7 @@ async def _closed(children: Children) -> None:
 
 async def _shed(children: Children) -> None:
     task = asyncio.create_task(children.run(["sleep", "600"], purpose="test", deadline_s=600))
-    await asyncio.sleep(0)
+    await comes_true(lambda: bool(children.running()))
     task.cancel(MEMORY)
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -20,8 +20,8 @@ from hlsrelay.media.probe import probe
 from hlsrelay.model import KeyPolicy
 from hlsrelay.recipe import EncodeJob
 from hlsrelay.relay import entered
+from tests.integration.relaying import Watching, relayed, scenario
 from tests.integration.test_keys import SECRET, announcing, encrypted_with
-from tests.integration.test_relay import Watching, relayed, scenario
 from tests.origin import Origin
 from tests.unit.test_fragment import SECOND, fragment, init, visual
 
@@ -50,6 +50,9 @@ class Made:
             output.write_bytes(whole)
         return Encoded({name: probe(whole) for name in job.outputs}, {})
 
+    def shed(self) -> bool:
+        return False
+
 
 def look(watch: Watching) -> list[str]:
     """Return the rung's init sections in the order listed; all that is listed must be there."""
@@ -60,10 +63,10 @@ def look(watch: Watching) -> list[str]:
     return inits
 
 
-def ladder_of_fmp4(watch: Watching, monkeypatch: pytest.MonkeyPatch, head: Callable[[int], bytes]) -> Made:
+def ladder_of_fmp4(watch: Watching, head: Callable[[int], bytes]) -> Made:
     made = Made(watch, head)
     watch.operator.stream = replace(watch.operator.stream, ladder=parse_ladder("small:64:60"))
-    monkeypatch.setattr("tests.integration.test_relay.NoEncoder", lambda: made)
+    watch.encoder = made
     return made
 
 
@@ -71,9 +74,9 @@ def init_served(name: str) -> httpx.Response | None:
     return httpx.Response(200, content=INIT) if name == "i.mp4" else None
 
 
-def test_a_rung_of_fmp4_lists_one_init_section_over_restarts_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rung_of_fmp4_lists_one_init_section_over_restarts_and_keeps_it(tmp_path: Path) -> None:
     async def play(watch: Watching) -> None:
-        made = ladder_of_fmp4(watch, monkeypatch, lambda _: ONE)
+        made = ladder_of_fmp4(watch, lambda _: ONE)
         for until_s in (60, 130, 200):
             await relayed(watch, until_s)
             assert len(look(watch)) == 1
@@ -92,10 +95,10 @@ def test_a_rung_of_fmp4_lists_one_init_section_over_restarts_and_keeps_it(tmp_pa
 
 
 def test_an_init_section_that_comes_back_is_there_and_one_that_is_listed_no_more_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     async def play(watch: Watching) -> None:
-        ladder_of_fmp4(watch, monkeypatch, lambda number: OTHER if 120 <= number < 160 else ONE)
+        ladder_of_fmp4(watch, lambda number: OTHER if 120 <= number < 160 else ONE)
         await relayed(watch, 60)
         [one] = look(watch)
         await relayed(watch, 220)
@@ -111,7 +114,7 @@ def test_an_init_section_that_comes_back_is_there_and_one_that_is_listed_no_more
 
 def test_an_init_section_that_is_swept_before_its_segment_is_listed_is_there_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def play(watch: Watching) -> None:
-        ladder_of_fmp4(watch, monkeypatch, lambda _: ONE)
+        ladder_of_fmp4(watch, lambda _: ONE)
 
         def swept_first(progress: Progress | None, made: model.Made, desk: Desk) -> Progress:
             watch.storage.remove(made.inits)
@@ -124,7 +127,7 @@ def test_an_init_section_that_is_swept_before_its_segment_is_listed_is_there_aga
     scenario(tmp_path, play, announcing(lambda _: ['#EXT-X-MAP:URI="i.mp4"'], init_served, Origin(content=content)))
 
 
-def test_encrypted_fmp4_is_decrypted_for_the_encoder_with_its_init_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encrypted_fmp4_is_decrypted_for_the_encoder_with_its_init_section(tmp_path: Path) -> None:
     def encrypted(path: str) -> bytes:
         return encrypted_with(SECRET, int(path.rpartition("-")[2].removesuffix(".ts")), content(path))
 
@@ -140,7 +143,7 @@ def test_encrypted_fmp4_is_decrypted_for_the_encoder_with_its_init_section(tmp_p
         return ['#EXT-X-KEY:METHOD=AES-128,URI="k",IV=0x9', '#EXT-X-MAP:URI="i.mp4"', f'#EXT-X-KEY:METHOD=AES-128,URI="k",IV={number:#x}']
 
     async def play(watch: Watching) -> None:
-        made = ladder_of_fmp4(watch, monkeypatch, lambda _: ONE)
+        made = ladder_of_fmp4(watch, lambda _: ONE)
         assert watch.operator.stream.keys is KeyPolicy.PROXY
         await relayed(watch, 60)
         assert len(look(watch)) == 1
@@ -152,13 +155,13 @@ def test_encrypted_fmp4_is_decrypted_for_the_encoder_with_its_init_section(tmp_p
 
 
 def test_offsets_below_zero_are_mended_for_the_encoder_and_players_get_the_source_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     def below(path: str) -> bytes:
         return fragment(int(path.rpartition("-")[2].removesuffix(".ts")) * 4 * SECOND, [0, 6000, -3000, -3000])
 
     async def play(watch: Watching) -> None:
-        made = ladder_of_fmp4(watch, monkeypatch, lambda _: ONE)
+        made = ladder_of_fmp4(watch, lambda _: ONE)
         await relayed(watch, 60)
         sources = {probe(body, INIT) for body in watch.origin.sent.values()}
         assert {probe(body, INIT) for _, body in made.jobs} <= sources

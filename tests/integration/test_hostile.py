@@ -18,8 +18,8 @@ from hlsrelay import addresses, operate
 from hlsrelay.errors import AddressRefused, ConfigError, SegmentLost
 from hlsrelay.model import SOURCE, KeyPolicy
 from hlsrelay.upstream import TransportFactory, Upstream
-from tests.integration.test_relay import Watching, relayed, scenario
-from tests.integration.test_upstream import fetched, loaded, server
+from tests.integration.fetching import fetched, loaded, server
+from tests.integration.relaying import Watching, relayed, scenario
 from tests.origin import BASE, Origin, Streaming, ts_packets
 from tests.playlists import URL, live, stream
 

@@ -13,8 +13,8 @@ import pytest
 from hlsrelay.clock import Nudges
 from hlsrelay.judge import Judge, Severity
 from hlsrelay.storage import LocalStorage
+from tests.integration.relaying import Operator
 from tests.integration.test_presentation import MASTER, NAMES, Show
-from tests.integration.test_relay import Operator
 from tests.origin import Origin
 from tests.playlists import URL, stream
 from tests.virtual import run_virtually

@@ -21,7 +21,7 @@ from hlsrelay.media.decrypt import decrypted
 from hlsrelay.media.info import MediaError
 from hlsrelay.model import SOURCE, Key, KeyPolicy, Position, Presentation, Snapshot
 from hlsrelay.transcoding import KEPT_PLAIN
-from tests.integration.test_relay import Watching, relayed, scenario
+from tests.integration.relaying import Watching, relayed, scenario
 from tests.origin import Origin
 from tests.playlists import T0
 from tests.unit.test_media_probe import PAT, PMT, packet, picture

@@ -14,7 +14,7 @@ from hlsrelay.registry import MemoryRegistry
 from hlsrelay.settings import load_settings
 from hlsrelay.worker import Node, admitted
 from tests.integration.on_demand_house import FIELDS, IDLE_S, House, now_s, recorded, scenario
-from tests.integration.test_relay import NoEncoder
+from tests.integration.relaying import NoEncoder
 from tests.origin import Origin
 from tests.playlists import URL
 from tests.virtual import elapse

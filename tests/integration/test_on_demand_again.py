@@ -13,9 +13,9 @@ from hlsrelay.house import withdraw
 from hlsrelay.model import Snapshot
 from hlsrelay.storage import LEDGER
 from tests.integration.on_demand_house import IDLE_S, House, now_s, recorded, scenario
+from tests.integration.relaying import Watching, relayed
+from tests.integration.relaying import scenario as relay_scenario
 from tests.integration.test_presentation import NAMES, PLAIN, Show, show
-from tests.integration.test_relay import Watching, relayed
-from tests.integration.test_relay import scenario as relay_scenario
 from tests.origin import Origin
 from tests.virtual import VirtualClock, elapse
 

@@ -25,7 +25,7 @@ from hlsrelay.scheduling import AT_ONCE
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream
 from tests.fake_ffmpeg import FakeFfmpeg
-from tests.integration.test_relay import Operator
+from tests.integration.relaying import Operator
 from tests.origin import Origin
 from tests.playlists import stream
 from tests.unit.test_media_probe import picture, sound

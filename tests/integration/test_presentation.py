@@ -22,7 +22,7 @@ from hlsrelay.model import Snapshot
 from hlsrelay.relay import Tick, relay
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import TransportFactory, Upstream
-from tests.integration.test_relay import NoEncoder, Operator
+from tests.integration.relaying import NoEncoder, Operator, working
 from tests.origin import Origin, Streaming
 from tests.playlists import URL, stream
 from tests.virtual import VirtualClock, run_virtually
@@ -69,12 +69,7 @@ class Show:
                 async for tick in relay(tools):
                     self.ticks.append(tick)
 
-            running = asyncio.ensure_future(run())
-            await asyncio.wait((running,), timeout=until_s - asyncio.get_running_loop().time())
-            if running.done():
-                running.result()
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            await working(run(), until_s)
 
     def listed(self, name: str) -> Snapshot:
         found = parse(self.storage.read(f"{name}/index.m3u8") or b"", "file:///x/")

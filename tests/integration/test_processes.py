@@ -18,12 +18,13 @@ from hlsrelay import orphans, processes
 from hlsrelay.errors import ChildError
 from hlsrelay.orphans import TAG, incarnation, sweep
 from hlsrelay.processes import Child, Children, Finished, Limits, Stdout
+from tests.waiting import turns
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="children are watched through /proc and pidfd here: Linux only")
 
 Body = Callable[[Children], Awaitable[None]]
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-IGNORES_TERM = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+IGNORES_TERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
 
 
 def python(code: str, *arguments: str) -> list[str]:
@@ -108,7 +109,7 @@ def test_a_child_that_ignores_term_is_gone_within_five_seconds(run: Callable[[Bo
 
 
 def test_a_child_that_heeds_term_ends_in_its_own_way(run: Callable[[Body], None]) -> None:
-    code = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(3)); print('ready', flush=True); time.sleep(600)"
+    code = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(3)); print('ready', flush=True); signal.pause()"
 
     async def body(children: Children) -> None:
         async with children.spawn(python(code), purpose="polite", stdout=Stdout.LINES) as child:
@@ -124,7 +125,7 @@ def test_a_child_that_heeds_term_ends_in_its_own_way(run: Callable[[Body], None]
 def test_what_a_child_forked_goes_with_it(run: Callable[[Body], None]) -> None:
     and_ends = "import os, subprocess\nprint(subprocess.Popen(['sleep', '600']).pid, flush=True); os._exit(0)"
 
-    and_stays = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
+    and_stays = "import signal, subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True); signal.pause()"
 
     async def body(children: Children) -> None:
         for program in (and_ends, and_stays):
@@ -175,7 +176,7 @@ def test_lines_come_in_order_and_all_of_them(run: Callable[[Body], None]) -> Non
 
 def test_a_child_past_its_deadline_is_an_error_with_its_last_words(run: Callable[[Body], None]) -> None:
     async def body(children: Children) -> None:
-        code = "import sys, time; sys.stderr.write('still at it'); sys.stderr.flush(); time.sleep(600)"
+        code = "import signal, sys; sys.stderr.write('still at it'); sys.stderr.flush(); signal.pause()"
         with pytest.raises(ChildError, match=r"late: not done after 1.5 s") as caught:
             await children.run(python(code), purpose="late", deadline_s=1.5)
         assert caught.value.stderr_tail == "still at it"
@@ -199,7 +200,7 @@ def test_a_cancelled_run_ends_only_after_its_child(run: Callable[[Body], None]) 
         await started.wait()
         pid = children.running()[0].pid
         task.cancel()
-        await asyncio.sleep(0)
+        await turns()
         task.cancel()  # the impatient way
         with pytest.raises(asyncio.CancelledError):
             await task

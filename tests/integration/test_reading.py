@@ -18,7 +18,7 @@ from hlsrelay.recipe import EncodeJob
 from hlsrelay.relay import relay
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream
-from tests.integration.test_relay import NoEncoder, Operator
+from tests.integration.relaying import NoEncoder, Operator
 from tests.integration.test_vitals import LADDER, media
 from tests.origin import Origin
 from tests.playlists import stream

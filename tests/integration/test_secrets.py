@@ -24,9 +24,9 @@ from hlsrelay.registry import Link, MemoryRegistry
 from hlsrelay.settings import load_settings
 from hlsrelay.upstream import Upstream
 from hlsrelay.worker import Node, Reporter
+from tests.integration.fetching import fetched, loaded, server
+from tests.integration.relaying import NoEncoder, Watching, relayed, scenario
 from tests.integration.test_hostile import Hostile, errors, moved
-from tests.integration.test_relay import NoEncoder, Watching, relayed, scenario
-from tests.integration.test_upstream import fetched, loaded, server
 from tests.origin import Streaming
 from tests.playlists import URL, live, stream
 

@@ -26,8 +26,8 @@ from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream
 from hlsrelay.vitals import attended
 from hlsrelay.worker import Node
+from tests.integration.relaying import NoEncoder, Operator
 from tests.integration.test_processes import UNCONFINED, UNSWEPT, kill_parent, start_parent
-from tests.integration.test_relay import NoEncoder, Operator
 from tests.origin import Origin
 from tests.playlists import stream
 from tests.unit.test_media_probe import picture

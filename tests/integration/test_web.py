@@ -5,68 +5,19 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import logging
 import os
-import signal
-import socket
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from hlsrelay.errors import ConfigError, RegistryUnavailable, ResourceBusy
+from hlsrelay.errors import RegistryUnavailable
 from hlsrelay.statuses import ChildStatus, NodeStatus, StreamStatus
-from hlsrelay.web import create_app, serve
+from hlsrelay.web import create_app
 from hlsrelay.web.answers import Texts
 from hlsrelay.web.files import CHUNK_BYTES
-from tests.waiting import comes_true
-
-PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:6\n#EXTINF:6.0,\n812.ts\n"
-SEGMENT = bytes(range(256)) * 40
-LONG = os.urandom(CHUNK_BYTES * 2 + 77)
-SLOW = 16 * 2**20
-
-
-class MemorySite:
-    """A site that has what the test puts into it."""
-
-    def __init__(self, data: Path) -> None:
-        self.live_dir = data / "live"
-        self.published: dict[str, bytes] = {"news/720p/index.m3u8": PLAYLIST}
-        self.known: list[StreamStatus] = []
-        self.nodes_known: list[NodeStatus] = []
-        self.fault: Exception | None = None
-        self.is_ready = True
-        self.cold = ""
-        folder = self.live_dir / "news" / "720p"
-        folder.mkdir(parents=True)
-        (folder / "812.ts").write_bytes(SEGMENT)
-        (folder / "813.ts").write_bytes(LONG)
-
-    def playlist(self, path: str) -> bytes | None:
-        return self.published.get(path)
-
-    def waits(self, path: str) -> bool:
-        return path.startswith("cold/")
-
-    async def started(self, path: str) -> str:
-        return self.cold
-
-    async def streams(self) -> list[StreamStatus]:
-        if self.fault is not None:
-            raise self.fault
-        return self.known
-
-    async def nodes(self) -> list[NodeStatus]:
-        return self.nodes_known
-
-    def ready(self) -> bool:
-        return self.is_ready
-
-    def metrics(self) -> bytes:
-        return b"hlsrelay_up 1\n"
+from tests.integration.memory_site import LONG, PLAYLIST, SEGMENT, MemorySite, descriptors
 
 
 @pytest.fixture
@@ -95,10 +46,6 @@ def ask(site: MemorySite, path: str, method: str = "GET", page_dir: Path | None 
             return await client.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
     return asyncio.run(once())
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 # ---------------------------------------------------------------- playlists
@@ -454,184 +401,3 @@ def test_a_response_that_is_cancelled_leaves_no_descriptor(site: MemorySite) -> 
 
     asyncio.run(cancel())
     assert descriptors() == before
-
-
-# ---------------------------------------------------------------- on a real socket
-
-
-def served(site: MemorySite, use: Callable[[str], Awaitable[None]], http: str = "127.0.0.1:0") -> None:
-    """Run *use* with the URL of a server, and check that nothing is left of it afterwards."""
-
-    async def run() -> None:
-        before = asyncio.all_tasks()
-        async with asyncio.timeout(20):
-            async with serve(create_app(site), http) as url:
-                await use(url)
-            assert asyncio.all_tasks() == before
-
-    opened = descriptors()
-    asyncio.run(run())
-    assert descriptors() == opened
-
-
-def held(name: str) -> int:
-    """Return how many descriptors of this process are open on a file of that name."""
-    links = (os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))
-    return sum(link.endswith(f"/{name}") for link in links)
-
-
-async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    parts = httpx.URL(url)
-    return await asyncio.open_connection(parts.host, parts.port)
-
-
-def test_port_zero_takes_a_free_one_and_the_url_says_which(site: MemorySite) -> None:
-    async def use(url: str) -> None:
-        assert not url.endswith(":0")
-        async with httpx.AsyncClient(trust_env=False) as client:
-            assert (await client.get(f"{url}/live/news/720p/813.ts")).content == LONG
-            assert (await client.get(f"{url}/live/news/720p/813.ts", headers={"range": "bytes=1-2"})).content == LONG[1:3]
-            assert (await client.head(f"{url}/live/news/720p/813.ts")).headers["content-length"] == str(len(LONG))
-            assert (await client.get(f"{url}/live/news/720p/index.m3u8")).content == PLAYLIST
-
-    served(site, use)
-
-
-@pytest.mark.skipif(not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists(), reason="no IPv6 on this machine")
-def test_every_address_of_both_families_is_served_when_asked_for(site: MemorySite) -> None:
-    async def use(url: str) -> None:
-        assert url.startswith("http://[::]:")
-        async with httpx.AsyncClient(trust_env=False) as client:
-            for host in ("127.0.0.1", "[::1]"):
-                assert (await client.get(f"http://{host}:{httpx.URL(url).port}/healthz")).status_code == 200
-
-    served(site, use, "[::]:0")
-
-
-def test_a_taken_port_is_one_line_that_names_the_setting(site: MemorySite) -> None:
-    async def use(url: str) -> None:
-        with pytest.raises(ResourceBusy, match=r"^HLSRELAY_HTTP: 127\.0\.0\.1:\d+ is in use"):
-            async with serve(create_app(site), url.removeprefix("http://")):
-                pass
-
-    served(site, use)
-
-
-@pytest.mark.parametrize(
-    "http",
-    [
-        "",
-        "8080",
-        "127.0.0.1",
-        "127.0.0.1:",
-        "127.0.0.1:99999",
-        "http://127.0.0.1:80",
-        "::1:80",
-        "[::1",
-        "no.such.host.invalid:80",
-        "192.0.2.1:0",
-    ],
-)
-def test_what_is_no_address_is_a_config_error_that_shows_one(site: MemorySite, http: str) -> None:
-    async def run() -> None:
-        with pytest.raises(ConfigError, match=r"^HLSRELAY_HTTP: .* write .*"):
-            async with serve(create_app(site), http):
-                pass
-
-    asyncio.run(run())
-
-
-def test_the_process_keeps_its_own_signal_handlers(site: MemorySite) -> None:
-    def handlers() -> list[Any]:
-        return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-
-    async def run() -> None:
-        before = handlers()
-        async with serve(create_app(site), "127.0.0.1:0"):
-            assert handlers() == before
-        assert handlers() == before
-
-    asyncio.run(run())
-
-
-def test_uvicorn_writes_nothing_into_our_log(site: MemorySite, caplog: pytest.LogCaptureFixture) -> None:
-    async def use(url: str) -> None:
-        site.fault = RuntimeError("broken")
-        async with httpx.AsyncClient(trust_env=False) as client:
-            assert (await client.get(f"{url}/live/nothing/1.ts")).status_code == 404
-            assert (await client.get(f"{url}/api/streams")).status_code == 500
-
-    with caplog.at_level(logging.INFO):
-        served(site, use)
-    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
-
-
-def test_a_viewer_who_hangs_up_in_the_middle_of_a_segment_frees_its_file(site: MemorySite) -> None:
-    (site.live_dir / "news" / "slow.ts").write_bytes(bytes(SLOW))
-
-    async def use(url: str) -> None:
-        reader, writer = await connect(url)
-        writer.write(b"GET /live/news/slow.ts HTTP/1.1\r\nHost: relay\r\n\r\n")
-        await reader.readexactly(100_000)
-        assert held("slow.ts") == 1  # the viewer's socket is full and the rest of the file waits for it
-        writer.transport.abort()
-        await comes_true(lambda: not held("slow.ts"))
-
-    served(site, use)
-
-
-@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="not Linux")
-def test_a_viewer_who_takes_nothing_any_more_is_cut_off_and_frees_its_file(site: MemorySite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hlsrelay.web.server.STUCK_CLIENT_MS", 500)
-    (site.live_dir / "news" / "slow.ts").write_bytes(bytes(SLOW))
-
-    async def use(url: str) -> None:
-        reader, writer = await connect(url)
-        writer.write(b"GET /live/news/slow.ts HTTP/1.1\r\nHost: relay\r\n\r\n")
-        await reader.readexactly(100_000)
-        await comes_true(lambda: not held("slow.ts"))
-        writer.transport.abort()
-
-    served(site, use)
-
-
-def test_a_viewer_who_takes_nothing_holds_a_stop_up_for_the_grace_period_only(site: MemorySite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hlsrelay.web.server.STOP_GRACE_S", 1)
-    (site.live_dir / "news" / "slow.ts").write_bytes(bytes(SLOW))
-    kept: list[asyncio.StreamWriter] = []
-
-    async def use(url: str) -> None:
-        reader, writer = await connect(url)
-        kept.append(writer)
-        writer.write(b"GET /live/news/slow.ts HTTP/1.1\r\nHost: relay\r\n\r\n")
-        await reader.readexactly(100_000)
-
-    async def run() -> None:
-        before = asyncio.all_tasks()
-        async with asyncio.timeout(10):
-            async with serve(create_app(site), "127.0.0.1:0") as url:
-                await use(url)
-            assert asyncio.all_tasks() == before
-            kept[0].transport.abort()
-            await asyncio.sleep(0)
-
-    opened = descriptors()
-    asyncio.run(run())
-    assert descriptors() == opened
-
-
-def test_a_stop_lets_a_viewer_finish_the_segment_it_is_reading(site: MemorySite) -> None:
-    (site.live_dir / "news" / "slow.ts").write_bytes(bytes(SLOW))
-
-    async def run() -> None:
-        async with serve(create_app(site), "127.0.0.1:0") as url:
-            reader, writer = await connect(url)
-            writer.write(b"GET /live/news/slow.ts HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n")
-            await reader.readuntil(b"\r\n\r\n")
-            rest = asyncio.create_task(reader.read(-1))
-            await asyncio.sleep(0)
-        assert len(await rest) == SLOW
-        writer.close()
-        await writer.wait_closed()
-
-    asyncio.run(run())

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.integration.relaying import Watching, relayed, scenario
 from tests.integration.test_keys import SECRET, announcing, encrypted_with, now_s
-from tests.integration.test_relay import Watching, relayed, scenario
 from tests.origin import Origin
 from tests.unit.test_media_probe import picture
 from tests.unit.test_media_probe import segment as ts_segment

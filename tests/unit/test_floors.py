@@ -12,7 +12,7 @@ HOUSE = """
 model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
 codecs phase
 / clock metrics settings log addresses notify proc memory
-/ orphans pipes processes embedded transport recipe sound offers
+/ orphans pidfile pipes processes embedded transport recipe sound offers
 / upstream encoder storage ledger registry demand
 / relay house stages cutting downloading transcoding desk joints
 / worker web places checking probing

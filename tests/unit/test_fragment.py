@@ -7,7 +7,7 @@ import pytest
 from hlsrelay.media.fragment import parted, without_negative_offsets
 from hlsrelay.media.info import PTS_MODULUS, MediaError
 from hlsrelay.media.probe import probe
-from tests.unit.test_split import box, numbers
+from tests.unit.cut_by_hand import box, numbers
 
 SECOND = 90_000
 

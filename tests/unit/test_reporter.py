@@ -17,7 +17,7 @@ from hlsrelay.registry import Link, MemoryRegistry
 from hlsrelay.relay import Tick
 from hlsrelay.settings import load_settings
 from hlsrelay.worker import Node, Reporter
-from tests.integration.test_relay import NoEncoder
+from tests.integration.relaying import NoEncoder
 from tests.playlists import at, gap, live, stream
 from tests.unit.test_window import entry
 

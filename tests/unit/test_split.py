@@ -1,10 +1,6 @@
-"""How a segment that lasts too long is cut, in streams made by hand; and that no bytes whatever break the laws of split."""
+"""How a segment of MPEG-TS that lasts too long is cut, in streams made by hand."""
 
 from __future__ import annotations
-
-import time
-from collections.abc import Sequence
-from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -13,60 +9,20 @@ from hypothesis import strategies as st
 from hlsrelay.media.h264 import H264, HEVC, MPEG2, Access, access
 from hlsrelay.media.info import PTS_MODULUS
 from hlsrelay.media.split import Slice, split, split_freely
-from tests.unit.test_media_probe import PAT, PMT, PPS, SPS, packet, pes, sound
-
-SECOND = 90_000
-TABLES = packet(PAT) + packet(PMT)
-SOUND_PMT = packet(bytes.fromhex("475000100002b0120001c10000e101f0000fe101f0002f44b99b"))
-AES = bytes(range(256)) * 100
-REST_OF_PICTURE = bytes((0x47, 0x01, 0x00, 0x10)) + b"\x55" * 184
-
-
-def with_dts(pid: int, pts: int, dts: int, payload: bytes, *, random_access: bool = False) -> bytes:
-    """Return one packet with a PES of *payload*, decoded at *dts*."""
-    stamps = b""
-    for mark, value in ((0x31, pts % PTS_MODULUS), (0x11, dts % PTS_MODULUS)):
-        stamps += bytes((mark | value >> 29 & 0x0E, value >> 22 & 255, value >> 14 & 254 | 1, value >> 7 & 255, value << 1 & 254 | 1))
-    body = b"\0\0\1\xe0\0\0\x80\xc0\x0a" + stamps + payload
-    room = 184 - len(body) - 1
-    return bytes((0x47, 0x40 | pid >> 8, pid & 255, 0x30, room, 0x40 * random_access)) + b"\xff" * (room - 1) + body
-
-
-def coded(*, idr: bool = False) -> bytes:
-    nals = [b"\x09\xf0", *([SPS, PPS] if idr else []), b"\x65\x88" if idr else b"\x41\x9a"]
-    return b"".join(b"\0\0\0\1" + nal for nal in nals)
-
-
-def picture(at_s: float, *, idr: bool = False, origin: int = 0, random_access: bool = False) -> bytes:
-    ticks = origin + round(at_s * SECOND)
-    return with_dts(0x100, ticks, ticks, coded(idr=idr), random_access=random_access)
-
-
-def pictures(seconds: int, *, idr_every_s: int, tables: bool = True, origin: int = 0) -> bytes:
-    """Return ten pictures a second, with tables before each IDR."""
-    found = []
-    for tenth in range(seconds * 10):
-        idr = tenth % (10 * idr_every_s) == 0
-        found += [TABLES] if idr and (tables or not tenth) else []
-        found += [picture(tenth / 10, idr=idr, origin=origin), REST_OF_PICTURE]
-    return b"".join(found)
-
-
-def durations(slices: Sequence[Slice] | None) -> list[float]:
-    assert slices is not None
-    return [round(one.duration_s, 6) for one in slices]
-
-
-def lawful(slices: tuple[Slice, ...] | None, data: bytes, duration_s: float, pieces: int, longest_s: float) -> None:
-    """The laws that hold for whatever *data* is."""
-    if slices is None:
-        return
-    assert len(slices) == pieces
-    assert (slices[0].start, slices[-1].end) == (0, len(data))
-    assert all(one.end == following.start for one, following in pairwise(slices))
-    assert all(one.start < one.end for one in slices)
-    assert all(0 < one.duration_s < longest_s for one in slices)
-    assert sum(one.duration_s for one in slices) == pytest.approx(duration_s)
+from tests.unit.cut_by_hand import (
+    AES,
+    REST_OF_PICTURE,
+    SECOND,
+    SOUND_PMT,
+    TABLES,
+    coded,
+    durations,
+    lawful,
+    picture,
+    pictures,
+    with_dts,
+)
+from tests.unit.test_media_probe import PAT, packet, pes, sound
 
 
 def test_a_segment_is_cut_at_its_idr_pictures_nearest_to_equal_parts() -> None:
@@ -309,111 +265,6 @@ def test_what_a_picture_begins_with(codec: str, elementary: str, expected: Acces
     assert access(codec, bytes.fromhex(elementary)) is expected
 
 
-def box(kind: bytes, *parts: bytes) -> bytes:
-    body = b"".join(parts)
-    return (len(body) + 8).to_bytes(4) + kind + body
-
-
-def numbers(*values: int) -> bytes:
-    return b"".join(value.to_bytes(4) for value in values)
-
-
-def track(number: int, handler: bytes, timescale: int) -> bytes:
-    mdia = box(b"mdia", box(b"mdhd", numbers(0, 0, 0, timescale, 0)), box(b"hdlr", numbers(0, 0), handler, b"\0" * 12))
-    return box(b"trak", box(b"tkhd", numbers(0, 0, 0, number, 0)), mdia)
-
-
-INIT = box(b"ftyp", b"iso5") + box(b"moov", track(1, b"soun", 48_000), track(2, b"vide", 1000))
-
-
-def fragment(number: int, time: int, *, sync: bool = True, tfhd_flags: int = 0x20000, tfdt: bool = True) -> bytes:
-    base = b"\0" * 8 if tfhd_flags & 1 else b""
-    dated = box(b"tfdt", numbers(0, time)) if tfdt else b""
-    trun = box(b"trun", numbers(0x105, 1, 0, 0 if sync else 0x10000, 1000))
-    traf = box(b"traf", box(b"tfhd", numbers(tfhd_flags, number), base), dated, trun)
-    return box(b"moof", box(b"mfhd", numbers(0, 1)), traf) + box(b"mdat", b"media")
-
-
-def test_fragments_are_cut_between_with_what_announces_them() -> None:
-    head = box(b"styp", b"msdh") + box(b"prft", b"date") + box(b"emsg", b"event") + box(b"sidx", b"index")
-    parts = [head + fragment(2, 90_000 + second * 1000) + fragment(1, second * 48_000) for second in range(10)]
-    data = b"".join(parts)
-    slices = split(data, INIT, 10.0, 3, 4.5)
-    assert slices is not None
-    assert durations(slices) == [3, 4, 3]
-    assert [data[one.start : one.end] for one in slices] == [b"".join(parts[:3]), b"".join(parts[3:7]), b"".join(parts[7:])]
-    assert all(one.independent for one in slices)
-
-
-def test_fragments_of_pictures_that_do_not_begin_with_an_idr_are_the_second_choice() -> None:
-    data = b"".join(fragment(2, second * 1000, sync=second in (0, 4)) for second in range(10))
-    slices = split(data, INIT, 10.0, 2, 7.0)
-    assert durations(slices) == [4, 6]
-    slices = split(data, INIT, 10.0, 2, 5.5)
-    assert durations(slices) == [5, 5]
-    assert slices is not None
-    assert [one.independent for one in slices] == [True, False]
-
-
-def test_fragments_of_sound_alone_can_be_cut_anywhere() -> None:
-    slices = split(b"".join(fragment(1, second * 48_000, sync=False) for second in range(10)), INIT, 10.0, 2, 5.5)
-    assert durations(slices) == [5, 5]
-    assert slices is not None
-    assert all(one.independent for one in slices)
-
-
-def test_fragments_without_a_time_of_their_own_go_on_where_the_last_one_ended() -> None:
-    data = b"".join(fragment(2, 5000, tfdt=not second) for second in range(10))
-    assert durations(split(data, INIT, 10.0, 2, 5.5)) == [5, 5]
-
-
-@pytest.mark.parametrize(
-    ("data", "init"),
-    [
-        (fragment(2, 0) + fragment(2, 5000), None),
-        (fragment(2, 0) + fragment(2, 5000), box(b"ftyp", b"iso5")),
-        (fragment(2, 0), INIT),
-        (fragment(2, 0) + fragment(1, 240_000), INIT),
-        (INIT + fragment(2, 0) + fragment(2, 5000), INIT),
-        (fragment(2, 0) + fragment(2, 5000, tfhd_flags=0x01), INIT),
-        (fragment(2, 0) + fragment(2, 9000), INIT),
-        (fragment(2, 0) + fragment(2, 5000) + b"\0\0\1\0moof", INIT),
-    ],
-    ids=["no init", "no tracks", "one fragment", "one of pictures", "own init", "absolute places", "too coarse", "cut short"],
-)
-def test_fragments_that_can_not_be_cut_are_none(data: bytes, init: bytes | None) -> None:
-    assert split(fragment(2, 0) + fragment(2, 5000), INIT, 10.0, 2, 6.0) is not None
-    assert split(data, init, 10.0, 2, 6.0) is None
-
-
-@settings(deadline=None)
-@given(st.data())
-def test_there_is_an_answer_whenever_there_can_be_one_and_no_better_one(draw: st.DataObject) -> None:
-    steps = draw.draw(st.lists(st.tuples(st.integers(1, 30), st.booleans(), st.booleans()), min_size=1, max_size=9))
-    pieces = draw.draw(st.integers(2, 5))
-    longest_s = draw.draw(st.integers(2, 60)) / 10 + 0.05
-    tenth, cuts, packets = 0, [], [TABLES, picture(0, idr=True)]
-    for step, idr, tables in steps:
-        tenth += step
-        cuts.append((tenth / 10, (0 if idr else 1_000_000) + (0 if tables else 100)))
-        packets += [TABLES if tables else b"", picture(tenth / 10, idr=idr)]
-    duration_s = (tenth + 3) / 10
-    data = b"".join(packets)
-    possible = [
-        sum(cost + (at_s / duration_s - number / pieces) ** 2 for number, (at_s, cost) in enumerate(chosen, 1))
-        for chosen in combinations(cuts, pieces - 1)
-        if all(later - earlier < longest_s for earlier, later in pairwise([0, *(at_s for at_s, _ in chosen), duration_s]))
-    ]
-    slices = split(data, None, duration_s, pieces, longest_s)
-    lawful(slices, data, duration_s, pieces, longest_s)
-    assert (slices is None) == (not possible)
-    if slices is not None:
-        ends = [sum(one.duration_s for one in slices[:count]) for count in range(1, pieces)]
-        prices = {round(at_s, 6): cost for at_s, cost in cuts}
-        found = sum(prices[round(at_s, 6)] + (at_s / duration_s - number / pieces) ** 2 for number, at_s in enumerate(ends, 1))
-        assert found == pytest.approx(min(possible), abs=1e-6)
-
-
 @pytest.mark.parametrize(
     ("duration_s", "idr_at", "expected"),
     [
@@ -440,57 +291,3 @@ def test_no_number_of_slices_suits_durations_that_make_no_sense(nonsense_s: floa
     assert split_freely(pictures(10, idr_every_s=1), None, 10.0, nonsense_s) is None
     assert split_freely(pictures(10, idr_every_s=1), None, 1000.0, 4.5) is None
     assert split_freely(AES, None, 10.0, 4.5) is None
-
-
-WHOLE = pictures(3, idr_every_s=1)
-FRAGMENTS = b"".join(fragment(2, second * 300) for second in range(10))
-
-
-@settings(deadline=None)
-@given(st.binary(max_size=2000), st.one_of(st.none(), st.binary(max_size=200)), st.floats(), st.integers(-1, 12), st.floats())
-def test_random_bytes_break_no_law(data: bytes, init: bytes | None, duration_s: float, pieces: int, longest_s: float) -> None:
-    for head in (b"", b"\0\0\0\x10moof", b"\0\0\0\x10styp", b"\x47", TABLES, TABLES + picture(0, idr=True)):
-        lawful(split(head + data, init or INIT, duration_s, pieces, longest_s), head + data, duration_s, pieces, longest_s)
-
-
-@settings(deadline=None, max_examples=300)
-@given(st.data(), st.sampled_from([WHOLE, FRAGMENTS]), st.integers(1, 8), st.integers(3, 30))
-def test_mutated_segments_break_no_law(draw: st.DataObject, whole: bytes, pieces: int, tenths: int) -> None:
-    data, init = bytearray(whole), bytearray(INIT)
-    for _ in range(draw.draw(st.integers(0, 20))):
-        target = draw.draw(st.sampled_from([data, data, data, init]))
-        target[draw.draw(st.integers(0, len(target) - 1))] = draw.draw(st.integers(0, 255))
-    cut = bytes(data[: draw.draw(st.integers(1, len(data)))])
-    longest_s = tenths / 10 + 0.05
-    lawful(split(cut, bytes(init), 3.0, pieces, longest_s), cut, 3.0, pieces, longest_s)
-
-
-def test_a_big_segment_is_cut_without_holding_up_everybody_else() -> None:
-    filler = bytes((0x47, 0x01, 0x00, 0x10)) + b"\x55" * 184
-    frames = [picture(n / 60, idr=not n) + filler * 54 + sound(n * 1500) for n in range(600)]
-    data = TABLES + b"".join(frames)
-    assert len(data) > 6_000_000
-    assert min(_seconds(data) for _ in range(5)) < 0.1  # 10 ms are meant; the machines that tests run on are slow and busy
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\x47" * (4 << 20),
-        TABLES + pes(0x100, 0, b"\0\0\1" * 50) * 6_000,
-        TABLES + b"".join(pes(0x100, n, coded()) for n in range(6_000)),
-        TABLES + (packet(PAT) * 60 + packet(PMT) + picture(0)) * 400,
-        TABLES + (sound(0) * 63 + picture(0)) * 400,
-        fragment(2, 0) * 6000,
-        b"".join(fragment(1 + n % 2, 0, tfdt=False) for n in range(6000)),
-    ],
-    ids=range(7),
-)
-def test_bytes_that_mean_harm_are_done_with_soon(data: bytes) -> None:
-    assert _seconds(data) < 1
-
-
-def _seconds(data: bytes) -> float:
-    begun = time.process_time()
-    split(data, INIT, 10.0, 3, 4.5)
-    return time.process_time() - begun
