@@ -50,7 +50,7 @@ bench: install
 	@.venv/bin/hlsrelay bench $(ARGS)
 
 NIGHTLY = tests/unit/test_histories.py tests/integration/test_relay.py \
-	$(addprefix tests/acceptance/,test_encoder.py test_sound.py test_formats.py test_demo_origin.py test_ladder_real.py)
+	$(addprefix tests/acceptance/,test_encoder.py test_sound.py test_formats.py test_demo_origin.py test_fault_origin.py test_ladder_real.py)
 nightly: install .venv/.dev
 	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -n 2 --dist loadgroup -rs $(NIGHTLY) $(ARGS)
 

@@ -35,8 +35,9 @@ class Channel:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a segment: the rungs made, and how long that took, as a part of the target duration."""
+    """What came of a segment that was there at *ready_s*: the rungs made, and how long that took, as a part of the target duration."""
 
+    ready_s: float
     at_s: float
     made: frozenset[str]
     took: float
@@ -106,7 +107,7 @@ class Machine:
 
     def _answered(self, work: Work, made: frozenset[str]) -> None:
         self._open.remove(work)
-        answer = Answer(self.now_s, made, (self.now_s - work.ready_s) / work.target_duration_s)
+        answer = Answer(work.ready_s, self.now_s, made, (self.now_s - work.ready_s) / work.target_duration_s)
         self.answers.setdefault(work.stream, []).append(answer)
 
     def shares(self, name: str, rung: str, since_s: float = 0.0) -> float:
@@ -115,5 +116,5 @@ class Machine:
         return sum(found) / len(found)
 
     def longest(self, since_s: float = 0.0) -> float:
-        """Return the longest time until an answer, as a part of the target duration."""
-        return max(answer.took for answers in self.answers.values() for answer in answers if answer.at_s >= since_s)
+        """Return the longest time until an answer to what came since then, as a part of the target duration."""
+        return max(answer.took for answers in self.answers.values() for answer in answers if answer.ready_s >= since_s)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def argv(folder: Path, *more: str) -> list[str]:
-    words = ["--streams", "1", "--peers", "ffmpeg,hlsrelay", "--rounds", "1", "--segment-seconds", "1", "--seconds", "4"]
+    words = ["--streams", "1", "--peers", "ffmpeg,hlsrelay", "--rounds", "1", "--segment-seconds", "1", "--seconds", "3"]
     return [sys.executable, "-m", "hlsrelay", "bench", *words, "--cache", str(folder / "cache"), "--data", str(folder / "data"), *more]
 
 

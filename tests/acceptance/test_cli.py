@@ -1,8 +1,7 @@
-"""The command line as an operator uses it: real processes, an embedded Redis, and every error one line with its exit code."""
+"""The command line as an operator uses it: real processes, a real Redis, and every error one line with its exit code."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import socket
@@ -13,23 +12,24 @@ from pathlib import Path
 
 import pytest
 
-from hlsrelay.embedded import EmbeddedRedis
-from hlsrelay.processes import Children
-from hlsrelay.registry import RedisRegistry
+from tests.acceptance.relay_process import RedisServer
+from tests.needs import needs
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, needs("redis-server", "redis-cli")]
 
 SOURCE = "https://live.example/index.m3u8"
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """Runs `hlsrelay …` with a data directory of its own."""
+def cli(tmp_path: Path, redis: RedisServer) -> Cli:
+    """Runs `hlsrelay …` with a data directory of its own, and a Redis that is empty."""
+    redis.cli("FLUSHALL")
 
     def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("HLSRELAY_")}
-        surroundings = {**clean, "HLSRELAY_DATA": str(tmp_path / "data"), "HLSRELAY_HTTP": "127.0.0.1:0", **env}
+        ours = {"HLSRELAY_DATA": str(tmp_path / "data"), "HLSRELAY_HTTP": "127.0.0.1:0", "HLSRELAY_REDIS_URL": redis.url}
+        surroundings = {**clean, **ours, **env}
         argv = [sys.executable, "-m", "hlsrelay", *words]
         return subprocess.run(argv, env=surroundings, capture_output=True, text=True, timeout=60, check=False)
 
@@ -89,9 +89,9 @@ def test_a_bad_change_changes_nothing(cli: Cli) -> None:
     assert json.loads(cli("show", "news", "--json").stdout) == {"id": "news", "source": SOURCE, "desired": "run"}
 
 
-def test_adding_twice_is_refused_with_the_way_to_change_it(cli: Cli) -> None:
-    cli("add", "news", SOURCE)
-    refused(cli("add", "news", SOURCE), 2, "hlsrelay set news source=")
+def test_adding_twice_is_refused_with_the_way_to_change_it_by_the_redis_that_comes_along_too(cli: Cli) -> None:
+    cli("add", "news", SOURCE, HLSRELAY_REDIS_URL="")
+    refused(cli("add", "news", SOURCE, HLSRELAY_REDIS_URL=""), 2, "hlsrelay set news source=")
 
 
 def test_running_a_stopped_stream_is_refused_with_the_way_to_start_it(cli: Cli) -> None:
@@ -129,18 +129,8 @@ def test_settings_that_make_no_sense_are_one_line(cli: Cli) -> None:
     refused(cli("run", "news", HLSRELAY_TRANSCODE_SLOTS="many"), 2, "HLSRELAY_TRANSCODE_SLOTS")
 
 
-def test_a_bad_field_written_by_hand_is_in_the_hash_as_the_reason_of_the_failure(cli: Cli, tmp_path: Path) -> None:
-    async def hset() -> None:
-        children = Children()
-        embedded = EmbeddedRedis(tmp_path / "data", children)
-        registry = RedisRegistry(await embedded.ensure())
-        await registry.change("news", {"ladder": "480"})
-        await registry.aclose()
-        await embedded.aclose()
-        await children.aclose()
-
-    cli("add", "news", SOURCE)
-    asyncio.run(hset())
+def test_a_bad_field_written_by_hand_is_in_the_hash_as_the_reason_of_the_failure(cli: Cli, redis: RedisServer) -> None:
+    redis.hset("hlsrelay:stream:news", source=SOURCE, ladder="480")
     refused(cli("run", "news"), 2, "480", "name:height:kbps")
     shown = json.loads(cli("show", "news", "--json").stdout)
     assert shown["state"] == "failed"

@@ -58,8 +58,11 @@ SUFFIXES = {"cmaf": {".m4s"}, "subtitles": {".ts", ".vtt"}, "packed": {".ts", ".
 
 REPEATED_MAP = r"\[mov.* Found duplicated MOOV Atom\. Skipped it"  # ffmpeg 5 reads the MAP again after each reload, and wonders
 NO_SUBTITLES = r"\[hls @ .*\] Can't support the subtitle\(uri: .*\)"  # ffmpeg's own HLS subtitles are too much for it
-GAPS = r"\[(http|hls) @ \w+\] (HTTP error 404 Not Found|Failed to open segment \d+ of playlist \d+|keepalive request failed.*)"
-"""This ffmpeg knows no EXT-X-GAP, and a busy machine may leave some in a ladder of segments of one second."""
+GAPS = (
+    r"\[(http|hls) @ \w+\] (HTTP error 404 Not Found|Failed to open segment \d+ of playlist \d+|keepalive request failed.*"
+    r"|Could not find codec parameters for stream \d+ .*)|Consider increasing the value for the 'analyzeduration' .*"
+)
+"""This ffmpeg knows no EXT-X-GAP, and a busy machine may leave some in a ladder of segments of one second, its first ones too."""
 PACKED_HERE = ("packed", "audio-en")
 """Made by a thread of the tests' own: where that is late on a busy machine, the source stalls, and what comes too late is a GAP."""
 PLAYERS_OWN_WORDS = {"secret": GAPS, "packed": GAPS, "cmaf": REPEATED_MAP, "bytes-fmp4": REPEATED_MAP, "subtitles": NO_SUBTITLES}

@@ -390,7 +390,7 @@ def _footprint(folder: Path) -> tuple[int, int, int]:
 
 
 def test_hours_of_relay_end_with_as_many_tasks_files_and_descriptors_as_ten_minutes(tmp_path: Path) -> None:
-    hours = 24 if NIGHTLY else 5
+    hours = 24 if NIGHTLY else 2
     footprints: list[tuple[int, int, int]] = []
 
     async def play(watch: Watching) -> None:

@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from hlsrelay.scheduling import ALLOWANCE, LONGEST_ALLOWANCE, Grant, Schedule, Work
@@ -127,6 +127,7 @@ def test_streams_that_begin_together_and_ask_for_too_much_are_not_held_up(apart_
     assert machine.longest() <= ON_TIME
 
 
+@example(streams=9, duration_s=2.0, slots=2, cores=0.5, parallel=2.57, phase_s=3.97, dearer=0.93, at_once=3)
 @settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     streams=st.integers(3, 9),
@@ -150,7 +151,8 @@ def test_overload_makes_no_answer_late_and_lets_no_stream_starve(
     machine.run(50 * duration_s, *channels)
     assert machine.longest() <= LONGEST_ALLOWANCE + (2 * STEP_S + ROUNDING_S) / duration_s
     if streams * DEMAND * dearer > 1.3 * capacity:
-        assert machine.longest() <= ALLOWANCE + (2 * STEP_S + ROUNDING_S) / duration_s
+        all_there_s = max(channel.begins_s for channel in channels)  # what came before may be late by then: nothing was too much yet
+        assert machine.longest(since_s=all_there_s) <= ALLOWANCE + (2 * STEP_S + ROUNDING_S) / duration_s
     cheapest = (DECODE + LADDER["360p"]) * dearer
     if cheapest / min(parallel, cores) < 0.4:  # it can be made in time at all
         rounds = max(1.0, streams * cheapest / capacity)
