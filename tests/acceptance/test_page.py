@@ -112,15 +112,15 @@ def test_a_chosen_quality_holds_again_after_a_gap_in_it(tmp_path: Path) -> None:
     folder = tmp_path / "live" / "news"
     folder.mkdir(parents=True)
     recorded = [word for word in FFMPEG if word != "-re"]
-    subprocess.run([*recorded[:-1], "-t", "20", "-hls_list_size", "0", recorded[-1]], cwd=folder, check=True)
+    subprocess.run([*recorded[:-1], "-t", "26", "-hls_list_size", "0", recorded[-1]], cwd=folder, check=True)
     playlist = folder / "180p" / "index.m3u8"
-    playlist.write_text(playlist.read_text().replace("\n3.ts", "\n#EXT-X-GAP\n3.ts"))
+    playlist.write_text(playlist.read_text().replace("\n5.ts", "\n#EXT-X-GAP\n5.ts"))
     with served(tmp_path, unjudged="a recording, which is all there at once") as url, viewer() as watching:
         watching.open(url, "news")
         watching.played(1)
         lowest = "window.hlsrelayPlayback.report.choices.findIndex((choice) => choice.height === 180)"
         watching.page.evaluate(f"window.hlsrelayPlayback.setLevel({lowest})")
-        watching.played(10)
+        watching.played(14)
         seen = watching.report()
     assert seen.errors["fragGap"] >= 1
     assert [level.height for level in seen.levels][-3:] == [180, 360, 180]
