@@ -54,12 +54,18 @@ class Watching:
     """number: (sha256 of the bytes, is a gap, is a discontinuity)"""
     last: Snapshot | None = None
     when: dict[int, datetime] = field(default_factory=dict)
+    _body: bytes = b""
 
     def look(self) -> None:
         """Read the published playlist as a player does, every listed file too; hold it against what was there before."""
         body = self.storage.read("source/index.m3u8")
         if body is None:
             return
+        if body == self._body and self.last:
+            names = [segment.uri.rpartition("/")[2] for segment in self.last.segments if not segment.gap]
+            assert all((self.storage.folder / "source" / name).exists() for name in names), "what is listed is not there any more"
+            return
+        self._body = body
         playlist = parse(body, "file:///")
         assert isinstance(playlist, Snapshot)
         assert playlist.repairs == ()
