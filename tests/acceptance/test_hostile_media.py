@@ -186,7 +186,7 @@ def test_hostile_segments_are_gaps_at_worst_and_the_stream_goes_on(
 
 
 OPENED = re.compile(r'(?:openat\(AT_FDCWD, |open\(|creat\()"([^"]+)", ([A-Z_|]+)[^)]*\) = \d')
-SYSTEM = ("/usr/", "/lib", "/etc/", "/proc/", "/sys/", "/dev/")
+SYSTEM = ("/usr/", "/lib", "/etc/", "/proc/", "/sys/", "/dev/null", "/dev/random", "/dev/urandom")
 
 
 @needs("strace")
