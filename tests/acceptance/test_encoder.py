@@ -127,15 +127,24 @@ def encode(ffmpeg: Path, *jobs: EncodeJob) -> list[Encoded]:
     return asyncio.run(main())
 
 
-@cache
 def video_pts(path: Path) -> frozenset[int]:
     """Return when the pictures of *path* are shown, as ffprobe sees it."""
+    return _video_pts(path, path.stat().st_mtime_ns)  # a folder's name is used again once its test has passed
+
+
+@cache
+def _video_pts(path: Path, _: int) -> frozenset[int]:
     argv = ["ffprobe", "-v", "error", "-f", "mpegts", "-select_streams", "v:0", "-show_entries", "packet=pts", "-of", "json"]
     return frozenset(int(packet["pts"]) % PTS_MODULUS for packet in json.loads(output(*argv, str(path)))["packets"])
 
 
-@cache
 def audio_md5(path: Path) -> str:
+    """Return the digest of all packets of the first audio track of *path*."""
+    return _audio_md5(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _audio_md5(path: Path, _: int) -> str:
     return output(CHECKING, "-v", "error", "-nostdin", "-i", str(path), "-map", "0:a:0", "-c", "copy", "-f", "md5", "-")
 
 
