@@ -1,21 +1,27 @@
 """What one reload of a source costs by how much it lists: `python -m bench.reload_cost [--profile]`.
 
 Prints medians of CPU time over many reloads, each of which brings one new segment, for windows of 6 to 10,000 segments: parsing it,
-numbering the new segment, and sliding and printing our window of 60 s. Parsing has to grow with what is parsed; nothing else may.
+numbering the new segment, and sliding and printing our window of 60 s. Parsing has to grow with what is parsed; nothing else may. Times
+of so little work say more about caches, which a long playlist empties, and about the machine; so beside them is how many lines of Python
+one reload runs, which no machine changes.
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
+import gc
 import pstats
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from statistics import median
-from typing import TypeVar
+from types import FrameType
+from typing import Any, TypeVar
 
 from hlsrelay.hls.advance import advance
+from hlsrelay.hls.numbering import Step
 from hlsrelay.hls.parse import parse
 from hlsrelay.hls.render import media_playlist
 from hlsrelay.hls.window import Progress, slide
@@ -28,6 +34,9 @@ URL = "https://origin.example/live/index.m3u8"
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 STREAM = Stream("bench", URL, window_s=WINDOW_S)
 PARTS = ("parse", "advance", "slide and print")
+LINES = ("advance, lines", "slide and print, lines")
+FULL = 80
+"""After so many reloads our window is full, and so is what is remembered of what went by."""
 
 T = TypeVar("T")
 
@@ -48,6 +57,26 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
     return result, (time.thread_time_ns() - begun_ns) / 1000
 
 
+def counted(work: Callable[[], object]) -> int:
+    """Return how many lines of Python *work* runs."""
+    lines = 0
+
+    def trace(_frame: FrameType, event: str, _: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return trace
+
+    gc.disable()  # what it calls is not the work's
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+        gc.enable()
+    return lines
+
+
 def snapshot_of(body: bytes) -> Snapshot:
     """Parse a media playlist."""
     found = parse(body, URL)
@@ -56,15 +85,22 @@ def snapshot_of(body: bytes) -> Snapshot:
 
 
 def reloads(count: int, times: int) -> dict[str, float]:
-    """Return the median microseconds of each part of a reload, of a source that lists *count* segments."""
+    """Return the median microseconds of each part of a reload, of a source that lists *count* segments, and the lines of the last one."""
     spent: dict[str, list[float]] = {part: [] for part in PARTS}
+    lines = dict.fromkeys(LINES, 0)
     position: Position | None = None
     progress: Progress | None = None
-    for turn in range(times + 20):
+    for turn in range(times + FULL):
         body = playlist(1000 + turn, count)
         now = T0 + timedelta(seconds=turn * SEGMENT_S)
         snapshot, parse_us = timed(lambda body=body: snapshot_of(body))  # type: ignore[misc]
-        step, advance_us = timed(lambda old=position, new=snapshot, now=now: advance(old, new, STREAM, now))  # type: ignore[misc]
+
+        def numbered(old: Position | None = position, new: Snapshot = snapshot, now: datetime = now) -> Step:
+            return advance(old, new, STREAM, now)
+
+        step, advance_us = timed(numbered)
+        last = turn == times + FULL - 1
+        lines["advance, lines"] = counted(numbered) if last else 0
         position = step.position
         for new in step.fresh:
             file = MediaFile(f"{new.number}.ts", 1_000_000)
@@ -77,10 +113,11 @@ def reloads(count: int, times: int) -> dict[str, float]:
                 return after
 
             progress, slide_us = timed(slid)
-        if turn >= 20 and len(step.fresh) == 1:  # our window is full by now
+            lines["slide and print, lines"] = counted(slid) if last else 0
+        if turn >= FULL and len(step.fresh) == 1:
             for part, us in zip(PARTS, (parse_us, advance_us, slide_us), strict=True):
                 spent[part].append(us)
-    return {part: median(all_us) for part, all_us in spent.items()}
+    return {part: median(all_us) for part, all_us in spent.items()} | lines
 
 
 def profiled(count: int, times: int) -> None:
@@ -103,13 +140,15 @@ def main() -> None:
     if chosen.profile:
         profiled(900, 20)
         return
-    print(f"{'segments':>9}  " + "  ".join(f"{part + ', us':>26}" for part in PARTS))
+    print(f"{'segments':>9}  " + "  ".join(f"{part + ', us':>23}" for part in PARTS) + "".join(f"{part:>24}" for part in LINES))
     base: dict[str, float] = {}
     for count in WINDOWS:
         found = reloads(count, max(20, min(chosen.times, chosen.times * 600 // count)))
         base = base or found
         print(
-            f"{count:>9}  " + "  ".join(f"{found[part]:>16.1f} {'x' + format(found[part] / base[part], '.2f'):>9}" for part in PARTS),
+            f"{count:>9}  "
+            + "  ".join(f"{found[part]:>13.1f} {'x' + format(found[part] / base[part], '.2f'):>9}" for part in PARTS)
+            + "".join(f"{found[part]:>24.0f}" for part in LINES),
             flush=True,
         )
 
