@@ -29,6 +29,11 @@ LATE = {"A-timing"}
 realtime = pytest.mark.xdist_group("realtime")
 
 
+def rules(findings: list[str]) -> set[str]:
+    """Return the rules that findings name."""
+    return {finding.partition(" ")[0] for finding in findings}
+
+
 @realtime
 def test_what_ffmpeg_publishes_into_a_folder_breaks_no_rule(tmp_path: Path) -> None:
     with muxing(tmp_path / "origin", segment_s=1, size="320x180") as source, judged(tmp_path / "origin") as verdict:
@@ -36,7 +41,7 @@ def test_what_ffmpeg_publishes_into_a_folder_breaks_no_rule(tmp_path: Path) -> N
     assert verdict.of("error") == []
     assert verdict.segments >= 11
     assert verdict.removed >= 1
-    assert {line.partition(" ")[0] for line in verdict.of("warning")} - LATE == {"A12"}, "it writes no PROGRAM-DATE-TIME unless it is told to"
+    assert rules(verdict.of("warning")) - LATE == {"A12"}, "it writes no PROGRAM-DATE-TIME unless it is told to"
 
 
 @realtime
@@ -57,7 +62,7 @@ def test_what_the_relay_publishes_breaks_no_rule(tmp_path: Path) -> None:
     assert verdict.segments >= 3 * 8
     assert verdict.removed >= 3
     for one in (verdict, on_disk):
-        assert {line.partition(" ")[0] for line in one.of("warning")} - LATE == set()
+        assert rules(one.of("warning")) - LATE == set()
 
 
 # A bad server --------------------------------------------------------------------------------------------------------------------------
@@ -132,7 +137,7 @@ def test_a_fault_of_a_real_server_is_found_under_its_rule(name: str, recorded: P
         code, verdict, _ = check(f"{url}/live.m3u8")
     errors = verdict.of("error")
     assert code == 1
-    assert {error.partition(" ")[0] for error in errors} - {"A12"} == {rule}, errors
+    assert rules(errors) - {"A12"} == {rule}, errors
 
 
 def test_a_playlist_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
