@@ -19,6 +19,10 @@ class Keys:
         """What SCAN matches all streams with; an operator's plain HSET is a registration."""
         return f"{self._escaped()}stream:*"
 
+    def life(self) -> str:
+        """String: what tells one life of this Redis from the next, where its data is lost between them."""
+        return f"{self.prefix}life"
+
     def vitals(self, incarnation: str) -> str:
         """String with an expiry: what an hlsrelay process tells of its memory and its children (statuses)."""
         return f"{self.prefix}ps:{incarnation}"
@@ -34,6 +38,12 @@ class Keys:
         """Return the id in a key of `stream`."""
         return key[len(self.prefix) + len("stream:") :]
 
+
+FOLLOW = """
+-- KEYS[1] a stream's hash, KEYS[2] life, ARGV[1] a new name: read a stream, and in which life; a Redis without data begins a new one
+redis.call('SET', KEYS[2], ARGV[1], 'NX')
+return {redis.call('GET', KEYS[2]), redis.call('HGETALL', KEYS[1])}
+"""
 
 REPORT = """
 -- KEYS[1] a stream's hash, ARGV field, value, ...: write what the relay knows, unless the operator has deleted the stream

@@ -2,26 +2,34 @@
 
 Commands ask it and wait. A running relay never does: a `Link` reads its stream's hash beside it, hands on the newest good fields,
 and carries reports back, newest first; while Redis is away both simply stand still.
+
+Laws:
+- A stream whose hash is gone was deleted by its operator: its relay ends. But a Redis that has lost all it had (restarted without
+  persistence, flushed) has deleted nothing: who relays a stream writes it back, as the operator last had it, and goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import redis.asyncio
 import redis.exceptions
+import structlog
 
 from hlsrelay.embedded import EmbeddedRedis
 from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, UnknownStream
 from hlsrelay.fields import RELAY_FIELDS, Registered
 from hlsrelay.processes import Children
-from hlsrelay.redis_keys import CHANGE, REGISTER, REPORT, Keys
+from hlsrelay.redis_keys import CHANGE, FOLLOW, REGISTER, REPORT, Keys
 from hlsrelay.settings import Settings
 
 ANSWER_WITHIN_S = 3.0
+
+log = structlog.get_logger()
 
 
 class Registry(Protocol):
@@ -29,6 +37,9 @@ class Registry(Protocol):
 
     async def get(self, stream_id: str) -> Registered | None:
         """Return one stream's fields."""
+
+    async def follow(self, stream_id: str) -> tuple[Registered | None, str]:
+        """Return one stream's fields, and the life of the registry that they are of: another one has lost what the last one had."""
 
     async def all(self) -> list[Registered]:
         """Return every stream, by id."""
@@ -83,6 +94,13 @@ class RedisRegistry:
         """See Registry."""
         fields = await self._asked(lambda: self._redis.hgetall(self._keys.stream(stream_id)))
         return Registered(stream_id, fields) if fields else None
+
+    async def follow(self, stream_id: str) -> tuple[Registered | None, str]:
+        """See Registry."""
+        keys = (self._keys.stream(stream_id), self._keys.life())
+        life, words = await self._asked(lambda: self._redis.eval(FOLLOW, 2, *keys, uuid.uuid4().hex))
+        fields = dict(zip(words[::2], words[1::2], strict=True))
+        return (Registered(stream_id, fields) if fields else None), life
 
     async def all(self) -> list[Registered]:
         """See Registry."""
@@ -153,6 +171,12 @@ class MemoryRegistry:
         self.streams: dict[str, dict[str, str]] = {}
         self.vitals: dict[str, str] = {}
         self.away = False
+        self.lives = 1
+
+    def lose(self) -> None:
+        """Lose all that is registered, as a Redis does that is restarted without persistence."""
+        self.streams.clear()
+        self.lives += 1
 
     def _answering(self) -> None:
         if self.away:
@@ -163,6 +187,10 @@ class MemoryRegistry:
         self._answering()
         fields = self.streams.get(stream_id)
         return Registered(stream_id, dict(fields)) if fields else None
+
+    async def follow(self, stream_id: str) -> tuple[Registered | None, str]:
+        """See Registry."""
+        return await self.get(stream_id), str(self.lives)
 
     async def all(self) -> list[Registered]:
         """See Registry."""
@@ -216,8 +244,11 @@ class Link:
         self._stream_id = stream_id
         self._revive = revive
         self._pending: dict[str, str] = {}
+        self._reported: dict[str, str] = {}
         self._woken = asyncio.Event()
         self.up = True
+        self.restored = 0
+        """So often the stream was written back to a registry that had lost it."""
 
     def report(self, **fields: str) -> None:
         """Have *fields* written soon; a later value of a field replaces one not written yet."""
@@ -230,10 +261,14 @@ class Link:
     async def changes(self) -> AsyncGenerator[Registered | None, None]:
         """Yield the stream's hash whenever the operator changed it, None once it is deleted; carry reports back meanwhile."""
         last: Mapping[str, str] | None = None
+        lived = ""
         while True:
             try:
                 await self.flush()
-                now = await self._registry.get(self._stream_id)
+                now, life = await self._registry.follow(self._stream_id)
+                if now is None and last and life != lived:
+                    now = await self._restored(last)
+                lived = life
                 self.up = True
             except RegistryUnavailable:
                 self.up = False
@@ -250,11 +285,19 @@ class Link:
                     await self._woken.wait()
             self._woken.clear()
 
+    async def _restored(self, wishes: Mapping[str, str]) -> Registered | None:
+        """Write the stream back to a registry that has lost it; what others have written there meanwhile counts for more."""
+        if await self._registry.register(self._stream_id, {**wishes, **self._reported}):
+            self.restored += 1
+            log.warning("stream.restored", stream=self._stream_id, reason="Redis has lost all that it had")
+        return await self._registry.get(self._stream_id)
+
     async def flush(self) -> None:
         """Write what is pending now. Raises RegistryUnavailable, and keeps it then."""
         sending, self._pending = self._pending, {}
         if not sending:
             return
+        self._reported |= sending
         try:
             await self._registry.report(self._stream_id, sending)
         except RegistryUnavailable:

@@ -56,10 +56,10 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server() -> Iterator[RedisServer]:
-    """Run a Redis server of the system's on a unix socket while the block runs."""
+def redis_server(at: Path | None = None) -> Iterator[RedisServer]:
+    """Run a Redis server of the system's, empty, on a unix socket while the block runs; *at*: a folder that another had."""
     with tempfile.TemporaryDirectory(prefix="relay-test-") as name:  # a socket's path is short
-        folder = Path(name)
+        folder = at or Path(name)
         argv = ["redis-server", "--port", "0", "--unixsocket", f"{folder}/s", "--dir", name, "--save", "", "--appendonly", "no"]
         with running(argv, folder / "log"):
             server = RedisServer(folder / "s")

@@ -38,6 +38,7 @@ from tests.acceptance.relay_process import (
     alive,
     environment,
     hlsrelay,
+    redis_server,
     relaying,
     running,
     tagged,
@@ -388,6 +389,35 @@ def test_who_asks_redis_can_be_cancelled_at_any_step(redis: RedisServer) -> None
             await registry.report("nobody", {"state": "running"})
 
     asyncio.run(main())
+
+
+@realtime
+def test_a_redis_that_comes_back_empty_stops_no_stream_and_has_it_again_within_two_seconds(
+    origin: tuple[Path, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, url = origin
+    at = tmp_path_factory.mktemp("r")
+    with muxing(folder, segment_s=1, size="320x180"), ExitStack() as stack:
+        with redis_server(at) as redis:
+            redis.hset(KEY, source=f"{url}/live.m3u8", desired="run", window="30")
+            relay = stack.enter_context(relaying(tmp_path / "data", redis))
+            until(lambda: len(relay.numbers()) >= 3)
+        redis = stack.enter_context(redis_server(at))
+        began_s = time.monotonic()
+        until(lambda: redis.cli("HGET", KEY, "desired") == "run")
+        back_s = time.monotonic() - began_s
+        with capsys.disabled():
+            print(f"\nan empty Redis has its stream again after {back_s:.2f} s")
+        assert back_s < 5.0, "2 s on a machine that has nothing else to do"
+        assert redis.cli("HGET", KEY, "source") == f"{url}/live.m3u8"
+        assert redis.cli("HGET", KEY, "state") == "running"
+        newest = relay.numbers()[-1]
+        until(lambda: relay.numbers()[-1] > newest)
+        assert "#EXT-X-ENDLIST" not in relay.get("source/index.m3u8").text
+        assert cuts(relay) == 0
+        assert redis.cli("DEL", KEY) == "1", "and what its operator deletes stays deleted"
+        assert relay.process.wait(20) == 0
+        assert redis.cli("EXISTS", KEY) == "0"
 
 
 @realtime

@@ -15,6 +15,7 @@ from hlsrelay.errors import ConfigError, RegistryUnavailable, UnknownStream
 from hlsrelay.processes import Children
 from hlsrelay.registry import Link, MemoryRegistry, RedisRegistry, Registry, fetched
 from tests.virtual import elapse, run_virtually
+from tests.waiting import comes_true
 
 FIELDS = {"source": "https://example.com/live.m3u8", "desired": "run"}
 
@@ -95,6 +96,69 @@ def test_a_report_never_brings_a_deleted_stream_back(run: Run) -> None:
         assert not await registry.report("news", {"state": "running"})
         assert await registry.get("news") is None
         assert await registry.all() == []
+
+    run(body)
+
+
+def test_a_deletion_is_of_the_same_life_and_a_loss_begins_another(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        await registry.register("news", FIELDS)
+        found, life = await registry.follow("news")
+        assert found is not None
+        assert found.fields == FIELDS
+        await registry.delete("news")
+        assert await registry.follow("news") == (None, life)
+        await lost(registry)
+        _, next_life = await registry.follow("news")
+        assert next_life != life
+        assert await registry.follow("news") == (None, next_life)
+
+    run(body)
+
+
+async def lost(registry: Registry) -> None:
+    """Have a registry lose all that it has."""
+    if isinstance(registry, MemoryRegistry):
+        registry.lose()
+    else:
+        assert isinstance(registry, RedisRegistry)
+        await registry._redis.flushall()
+
+
+def test_a_stream_that_the_registry_has_lost_is_written_back_as_it_was_and_one_that_was_deleted_is_not(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        await registry.register("news", {**FIELDS, "ladder": "480p"})
+        link = Link(registry, "news")
+        async with aclosing(link.changes()) as changes:
+            assert (await anext(changes)) is not None
+            link.report(state="running", last_sequence="7")
+            await link.flush()
+            await lost(registry)
+            link.report(last_sequence="8")
+            following = asyncio.ensure_future(anext(changes))
+            await comes_true(lambda: link.restored == 1 or following.done())
+            assert not following.done(), "it is as it was: no change"
+            found = await registry.get("news")
+            assert found is not None
+            assert found.fields == {**FIELDS, "ladder": "480p", "state": "running", "last_sequence": "8"}
+            await registry.delete("news")
+            assert await following is None
+
+    run(body)
+
+
+def test_what_was_registered_anew_since_a_loss_counts(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        await registry.register("news", {**FIELDS, "ladder": "480p"})
+        link = Link(registry, "news")
+        async with aclosing(link.changes()) as changes:
+            assert (await anext(changes)) is not None
+            await lost(registry)
+            await registry.register("news", FIELDS)
+            changed = await anext(changes)
+            assert changed is not None
+            assert changed.fields == FIELDS
+            assert link.restored == 0
 
     run(body)
 
