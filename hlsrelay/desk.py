@@ -87,7 +87,7 @@ class Agreement:
     shown: dict[str, datetime] = field(default_factory=dict)
     clock: str = SOURCE
     times: OrderedDict[int, datetime] = field(default_factory=OrderedDict)
-    """What the track *clock* says of the source's last numbers."""
+    """What the track *clock* says of the source's last numbers; until it is there, whichever came first: its times hold for all."""
     moved: Nudges = field(default_factory=Nudges)
 
     @classmethod
@@ -127,7 +127,7 @@ class Agreement:
     def known_to(self, track: str) -> Agreed:
         """Return what numbering a segment of *track* must keep to."""
         lead = max((end for name, end in self.ends.items() if name != track), default=None)
-        return Agreed(self.generation, self.since, lead, {} if track == self.clock else self.times)
+        return Agreed(self.generation, self.since, lead, {} if track == self.clock and track in self.ends else self.times)
 
     def numbered(self, track: str, step: Step) -> None:
         """A track has numbered what its playlist brought; it may have begun a generation."""
@@ -141,7 +141,7 @@ class Agreement:
                 self.cuts.append(at)
             self.joined[track] = one.position.generation
             at = one.position.next_program_date_time
-            if track == self.clock:
+            if track == self.clock or self.clock not in self.ends:
                 self.told(one.segment.sequence, one.program_date_time)
         if step.fresh:
             self.ends[track] = step.position.next_program_date_time

@@ -180,7 +180,9 @@ def _init_name(segment: Segment) -> str:
 def beginning(fresh: tuple[Segment, ...], load: Load) -> datetime:
     """Return when *fresh*, the first of a track that tells no times, begins: as with the other tracks, or so that it ends now."""
     by_lead = (load.agreed.lead or load.now) - length_of(fresh)
-    by_number = load.agreed.times.get(fresh[0].sequence)
+    times = load.agreed.times
+    known = next((index for index, one in enumerate(fresh) if one.sequence in times), None)  # the other may have begun with a later one
+    by_number = None if known is None else times[fresh[known].sequence] - length_of(fresh[:known])
     return by_number if by_number and abs(by_number - by_lead) <= 3 * _half(fresh[0]) else by_lead
 
 

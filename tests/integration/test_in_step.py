@@ -64,6 +64,25 @@ def test_tracks_of_a_good_source_are_in_step(tmp_path: Path, pdt: bool) -> None:
     assert broken == []
 
 
+@pytest.mark.parametrize("late", ["high", "en"])
+@pytest.mark.parametrize("track", ["high", "en"])
+def test_a_moment_has_one_date_though_a_track_lists_less_at_first_or_can_not_be_had(tmp_path: Path, track: str, late: str) -> None:
+    async def play(show: Show) -> None:
+        origin = show.origins[track]
+        origin.first, origin.began_s = origin.first - 1, -3.5  # what it lists is half a second behind: the newest segment is not there yet
+        asked = iter([None, httpx.Response(503)])
+        show.origins[late].fault = lambda request: next(asked, None) if request.url.path.endswith(".m3u8") else None
+        await show.relayed(60)
+
+    show, broken = shown(tmp_path, play, pdt=False)
+    assert broken == []
+    ours = {name: {one.sequence: one.program_date_time for one in show.listed(NAMES[name]).segments} for name in ("high", "en", "low")}
+    for name in ("en", "low"):
+        both = ours["high"].keys() & ours[name].keys()
+        assert len(both) >= 5
+        assert {number: ours[name][number] for number in both} == {number: ours["high"][number] for number in both}
+
+
 @dated
 @pytest.mark.parametrize("track", ["high", "en"])
 def test_a_track_that_stalls_alone_is_filled_up_with_gaps_and_goes_on_where_the_others_are(tmp_path: Path, track: str, pdt: bool) -> None:
