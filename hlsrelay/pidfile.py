@@ -36,7 +36,8 @@ def held(path: Path | None) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            path.unlink()  # while it is locked: who waits for it finds that it is no longer there, and makes a new one
+            if _is_still(path, descriptor):
+                path.unlink()  # while it is locked: who waits for it finds that it is no longer there, and makes a new one
         os.close(descriptor)
 
 

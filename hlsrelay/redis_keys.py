@@ -39,12 +39,6 @@ class Keys:
         return key[len(self.prefix) + len("stream:") :]
 
 
-FOLLOW = """
--- KEYS[1] a stream's hash, KEYS[2] life, ARGV[1] a new name: read a stream, and in which life; a Redis without data begins a new one
-redis.call('SET', KEYS[2], ARGV[1], 'NX')
-return {redis.call('GET', KEYS[2]), redis.call('HGETALL', KEYS[1])}
-"""
-
 REPORT = """
 -- KEYS[1] a stream's hash, ARGV field, value, ...: write what the relay knows, unless the operator has deleted the stream
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end

@@ -24,7 +24,7 @@ from hlsrelay.embedded import EmbeddedRedis
 from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, UnknownStream
 from hlsrelay.fields import RELAY_FIELDS, Registered
 from hlsrelay.processes import Children
-from hlsrelay.redis_keys import CHANGE, FOLLOW, REGISTER, REPORT, Keys
+from hlsrelay.redis_keys import CHANGE, REGISTER, REPORT, Keys
 from hlsrelay.settings import Settings
 
 ANSWER_WITHIN_S = 3.0
@@ -97,10 +97,18 @@ class RedisRegistry:
 
     async def follow(self, stream_id: str) -> tuple[Registered | None, str]:
         """See Registry."""
-        keys = (self._keys.stream(stream_id), self._keys.life())
-        life, words = await self._asked(lambda: self._redis.eval(FOLLOW, 2, *keys, uuid.uuid4().hex))
-        fields = dict(zip(words[::2], words[1::2], strict=True))
-        return (Registered(stream_id, fields) if fields else None), life
+
+        async def read() -> tuple[dict[str, str], str | None]:
+            # No script: on a cluster the keys are in two slots. If all is lost between two of these, the life is another one's.
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.set(self._keys.life(), uuid.uuid4().hex, nx=True)
+            pipeline.hgetall(self._keys.stream(stream_id))
+            pipeline.get(self._keys.life())
+            _, fields, life = await pipeline.execute()
+            return fields, life
+
+        fields, life = await self._asked(read)
+        return (Registered(stream_id, fields) if fields else None), life or ""
 
     async def all(self) -> list[Registered]:
         """See Registry."""

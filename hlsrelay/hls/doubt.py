@@ -99,7 +99,12 @@ def _plays_again(position: Position, known: Seen, load: Load) -> bool:
     """
     if began_anew(position, load):
         return True
-    return position.last_number - known.number > FURTHEST_BEHIND and watched_long(position, load)
+    return position.last_number - known.number > _furthest(position) and watched_long(position, load)
+
+
+def _furthest(position: Position) -> int:
+    """Return how many segments an edge may be behind: one that lists many may be so by as many."""
+    return max(position.listed, FURTHEST_BEHIND)
 
 
 def began_anew(position: Position, load: Load) -> bool:
@@ -122,8 +127,12 @@ def has_played_long(position: Position, load: Load) -> bool:
 
     Players have had nothing for a long time; an edge that is behind would have come to what we have by now.
     """
-    newest = position.candidate.newest if position.candidate else ()
-    if len(newest) < FURTHEST_BEHIND or not is_stuck(position, load, 5):
+    candidate = position.candidate
+    newest = candidate.newest if candidate else ()
+    if candidate is None or len(newest) < FURTHEST_BEHIND or not is_stuck(position, load, 5):
+        return False
+    watched_s = (load.now - candidate.since).total_seconds()
+    if position.listed > FURTHEST_BEHIND and watched_s < position.listed * load.snapshot.target_duration_s:
         return False
     return newest[-1].sequence == load.snapshot.segments[-1].sequence
 

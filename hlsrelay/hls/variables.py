@@ -37,7 +37,7 @@ def substituted(lines: list[str], url: str, imported: Mapping[str, str]) -> Iter
             for source, values in (("IMPORT", imported), ("QUERYPARAM", query)):
                 if (name := got.get(source)) is not None:
                     if name not in values:
-                        raise PlaylistError(f"EXT-X-DEFINE names a variable that isn't there: {name!r}")
+                        raise PlaylistError(f"EXT-X-DEFINE names a variable that isn't there: {name[:40]!r}")
                     variables[name] = values[name]
             yield line
         else:

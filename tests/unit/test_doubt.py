@@ -113,6 +113,19 @@ def test_an_encoder_that_plays_the_same_file_again_is_relayed_again(window: int,
     assert len(history.cuts()) == (after != ran)
 
 
+@pytest.mark.parametrize(("window", "behind"), [(40, 20), (40, 30), (60, 50)])
+def test_an_edge_that_lists_many_may_be_behind_by_as_many_and_repeats_nothing(window: int, behind: int) -> None:
+    history = History()
+    for turn in range(60):
+        history.load(live(*range(200 + turn, 200 + turn + window)), 4 * turn)
+    for turn in range(60, 60 + behind + 8):
+        history.load(live(*range(200 + turn - behind, 200 + turn - behind + window)), 4 * turn)
+    names = [name for name in history.names() if name]
+    assert len(set(names)) == len(names)
+    assert names[-1] == f"{200 + 60 + 7 + window - 1}.ts", "and it comes to where we are"
+    assert history.cuts() == []
+
+
 @pytest.mark.parametrize("window", [1, 3, 6])
 def test_a_loop_that_restarts_under_its_names_in_other_places_is_relayed_again(window: int) -> None:
     """No digest and no name ever tells anything new; but it moves on, and players have had nothing for long."""
