@@ -255,8 +255,6 @@ class Link:
         self._reported: dict[str, str] = {}
         self._woken = asyncio.Event()
         self.up = True
-        self.restored = 0
-        """So often the stream was written back to a registry that had lost it."""
 
     def report(self, **fields: str) -> None:
         """Have *fields* written soon; a later value of a field replaces one not written yet."""
@@ -296,7 +294,6 @@ class Link:
     async def _restored(self, wishes: Mapping[str, str]) -> Registered | None:
         """Write the stream back to a registry that has lost it; what others have written there meanwhile counts for more."""
         if await self._registry.register(self._stream_id, {**wishes, **self._reported}):
-            self.restored += 1
             log.warning("stream.restored", stream=self._stream_id, reason="Redis has lost all that it had")
         return await self._registry.get(self._stream_id)
 

@@ -24,6 +24,7 @@ import httpx
 import m3u8
 
 from tests.acceptance.judged import NOTHING, Judging, accept
+from tests.acceptance.media_checks import sha256
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -150,6 +151,21 @@ def listed(answer: httpx.Response) -> m3u8.M3U8 | None:
     if answer.status_code == 404:
         return None
     return m3u8.loads(answer.raise_for_status().text, uri=str(answer.url))
+
+
+def published(relay: RelayProcess, rendition: str = "source") -> list[tuple[int, str, m3u8.Segment]]:
+    """Return number, digest and entry of every segment that a rendition lists; each must be there."""
+    media = relay.media(rendition)
+    assert media is not None
+    return [
+        (media.media_sequence + index, sha256(relay.get(f"{rendition}/{segment.uri}").raise_for_status().content), segment)
+        for index, segment in enumerate(media.segments)
+    ]
+
+
+def cuts(relay: RelayProcess, rendition: str = "source") -> int:
+    """Return how many DISCONTINUITYs a rendition lists."""
+    return relay.get(f"{rendition}/index.m3u8").text.count("#EXT-X-DISCONTINUITY\n")
 
 
 def alive(pids: set[int]) -> set[int]:
