@@ -2,7 +2,8 @@
 
 Laws, for every history of snapshots (tests drive tens of thousands):
   1. Numbers rise by exactly one from entry to entry, over restarts too: nothing is repeated, nothing steps back.
-  2. A segment of the source is numbered at most once.
+  2. A segment of the source is numbered at most once. (But of an edge that is further behind than any is taken to be, see
+     `doubt.FURTHEST_BEHIND`, what is listed again after so long is relayed again: it is an encoder that plays its file once more.)
   3. Where the source's timeline breaks (its own DISCONTINUITY, a reset, another source), the first entry after it is a DISCONTINUITY.
   4. What the source lost while we watched is a GAP of its own number, as long as the hole is small; a larger one is a DISCONTINUITY.
   5. A stale playlist changes nothing.
@@ -12,9 +13,10 @@ Laws, for every history of snapshots (tests drive tens of thousands):
 the source does not reset, two nodes that never talk give a segment the same number. A playlist that does not fit the generation is
 only a *candidate* for a new one (an edge may be stale, or two origins may alternate): it is believed once it moves on by itself,
 no faster than the clock, while the generation has been silent. What lists names that *passed* by unrelayed, so that no digest can
-tell, has to wait for longer: until players have nothing left. What goes on from a playlist in doubt is in doubt too. Where names and
-numbers can't tell (the same number under another path, a restarted encoder that uses its names again, another origin of the same
-programme), the Step asks for the digest of a listed segment's content.
+tell, has to wait for longer: until players have nothing left; and what may be an edge that counts up to ours, until it has come there.
+What goes on from a playlist in doubt is in doubt too. Where names and numbers can't tell (the same number under another path, a
+restarted encoder that uses its names again, another origin of the same programme), the Step asks for the digest of a listed
+segment's content.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ generation was silent; where it lists what went by unrelayed, so that no digest 
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import timedelta
 
@@ -20,11 +21,13 @@ STUCK_TARGET_DURATIONS = 3.5
 """What looks like a stale edge, and nothing tells that it is none, is believed after this long: players have nothing left by then."""
 FURTHEST_BEHIND = 16
 """No edge is more segments behind than this, or than the window holds."""
+WINDOWS_BEHIND = 4
+"""Of what was listed before we relayed, no edge is more windows behind than this: an encoder may restart at a number just below ours."""
 
 
 def passed_by(position: Position, load: Load) -> bool:
     """Return whether some of what is listed went by before, as far as names tell, or numbers of just before our generation began."""
-    if 0 < position.past_sequence - load.snapshot.segments[-1].sequence <= FURTHEST_BEHIND:
+    if 0 < position.past_sequence - load.snapshot.segments[-1].sequence <= _furthest(position):
         return True
     seen: dict[str, list[Seen]] = {}
     for one in (*position.passed, *(one for one in position.recent if not one.digest)):
@@ -38,6 +41,8 @@ def all_passed(position: Position, load: Load) -> bool:
 
     All that it lists went by before, and is more than an encoder that started anew after our newest segment has had the time for.
     """
+    if _counts_to_ours(position, load):
+        return True
     # What went by long before our newest was listed by no edge that is behind now: a name that is used in rounds.
     lately = position.seen_sequence - 2 * FURTHEST_BEHIND
     passed = [one.identity.rpartition("/")[2] for one in position.passed if one.sequence >= lately]
@@ -56,6 +61,36 @@ def all_passed(position: Position, load: Load) -> bool:
     if all(numbered.get(one.sequence, file_name(one)) == file_name(one) for one in segments[-REMEMBERED:]):  # they are our numbers
         soon = soon or 0 < position.seen_sequence - newest.sequence <= FURTHEST_BEHIND
     return soon and all(file_name(one) in names for one in segments[-FURTHEST_BEHIND:])
+
+
+def _counts_to_ours(position: Position, load: Load) -> bool:
+    """Return whether numbers and names may be those that ours had just before: an edge that is behind, maybe since before we relayed."""
+    candidate, segments = position.candidate, load.snapshot.segments
+    furthest = min(_furthest(position), WINDOWS_BEHIND * position.listed)
+    if candidate is None or not position.recent or not 0 < position.seen_sequence - segments[-1].sequence <= furthest:
+        return False
+    grown = len(segments) - candidate.length
+    if grown > 1 or (grown == 1 and segments[0].sequence == candidate.first):  # from nothing
+        return False
+    last, ours = position.recent[-1], (*position.passed, *position.recent)
+    pattern = _pattern(last.sequence, last.identity.rpartition("/")[2])
+    told, newest = max((one.written for one in ours if one.written), default=None), segments[-1].time
+    if told and newest and newest > told:
+        return False
+    names = {one.sequence: one.identity.rpartition("/")[2] for one in ours}
+    numbers = {name: sequence for sequence, name in names.items()}
+    listed = [(one.sequence, file_name(one)) for one in segments[-REMEMBERED:]]
+    return all(
+        names.get(sequence, name) == name and numbers.get(name, sequence) == sequence and _pattern(sequence, name) == pattern
+        for sequence, name in listed
+    )
+
+
+def _pattern(sequence: int, name: str) -> str:
+    """Return what is common to the names of one encoder, as far as one tells: all but what counts in it."""
+    runs = [(each.start(), each.end()) for each in re.finditer(r"\d+", name.rpartition(".")[0] or name)]
+    counting = next((run for run in runs if name[slice(*run)].lstrip("0") == str(sequence or "")), runs[-1] if runs else None)
+    return f"{name[: counting[0]]}#{name[counting[1] :]}" if counting else name
 
 
 def _had_time(position: Position, load: Load) -> bool:

@@ -113,17 +113,36 @@ def test_an_encoder_that_plays_the_same_file_again_is_relayed_again(window: int,
     assert len(history.cuts()) == (after != ran)
 
 
-@pytest.mark.parametrize(("window", "behind"), [(40, 20), (40, 30), (60, 50)])
-def test_an_edge_that_lists_many_may_be_behind_by_as_many_and_repeats_nothing(window: int, behind: int) -> None:
+@pytest.mark.parametrize("played", [1, 6, 20, 60])
+@pytest.mark.parametrize(("window", "behind"), [(1, 4), (3, 12), (6, 8), (6, 16), (40, 20), (40, 30), (60, 50)])
+def test_an_edge_may_be_behind_by_as_much_as_it_lists_or_from_before_we_relayed_and_repeats_nothing(
+    window: int, behind: int, played: int
+) -> None:
     history = History()
-    for turn in range(60):
+    for turn in range(played):
         history.load(live(*range(200 + turn, 200 + turn + window)), 4 * turn)
-    for turn in range(60, 60 + behind + 8):
+    for turn in range(played, played + behind + 8):
         history.load(live(*range(200 + turn - behind, 200 + turn - behind + window)), 4 * turn)
     names = [name for name in history.names() if name]
     assert len(set(names)) == len(names)
-    assert names[-1] == f"{200 + 60 + 7 + window - 1}.ts", "and it comes to where we are"
+    assert names[-1] == f"{200 + played + 7 + window - 1}.ts", "and it comes to where we are"
     assert history.cuts() == []
+
+
+@pytest.mark.parametrize(("name", "window", "after"), [("other", 1, 4), ("other", 6, 3), ("", 6, 3), ("", 1, 4), ("", 3, 4)])
+def test_an_encoder_that_restarts_at_a_number_just_below_ours_is_no_edge_if_its_names_or_its_window_tell(
+    name: str, window: int, after: int
+) -> None:
+    history = History()
+    for last in range(100, 108):
+        history.load(live(*range(max(100, last + 1 - window), last + 1)), 4 * last)
+    history.holds = lambda name: f"new {name}"
+    brought = []
+    for last in range(90, 110):
+        listed = (Listed(n, f"{name}{n}.ts") for n in range(max(90, last + 1 - window), last + 1))
+        brought.append(len(history.load(live(*listed), 4 * (108 + last - 90)).fresh))
+    assert brought.index(max(brought)) == after
+    assert len(history.cuts()) == 1
 
 
 @pytest.mark.parametrize("window", [1, 3, 6])
