@@ -6,8 +6,8 @@ VBV and key frames, two threads for each encoder, and the hls muxer. CPU time is
 Latency is from a complete segment to rungs that passed their check; it depends on what else the machine does: the load is printed with it.
 
 Bits cost CPU time, and a side that spends more of them looks better. So theirs is made in each pass once more, with the bitrates that ours
-measured. `--quality` adds VMAF, each rung beside the source scaled to the rung's size; theirs is read off at exactly our bitrate on the
-line through its two points.
+measured. `--instructions` counts what the ffmpegs of one pass execute, which no noise of a machine changes. `--quality` adds VMAF, each
+rung beside the source scaled to its size; theirs is read off at exactly our bitrate on the line through its two points.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from statistics import median
 import imageio_ffmpeg
 
 from bench.content import FRAME_RATE, SEGMENT_S, make_source
+from bench.instructions import counted, installed
 from bench.quality import Packets, packets_of, read_off, vmaf
 from hlsrelay.codecs import BUFSIZE, MAXRATE
 from hlsrelay.embedded import embedded_ffmpeg_path, ffmpeg_path
@@ -39,7 +40,7 @@ from hlsrelay.media.probe import MediaInfo, probe
 from hlsrelay.model import Codec, Rung
 from hlsrelay.offers import Offers
 from hlsrelay.processes import Children, Limits
-from hlsrelay.recipe import EncodeJob, width_for
+from hlsrelay.recipe import EncodeJob, before, command, width_for
 
 LADDER = parse_ladder("720p,480p,360p")
 SLOTS = 1
@@ -194,6 +195,36 @@ def long_lived_argv(ffmpeg: Path, task: Task, whole: Path, folder: Path, kbps: M
     return argv
 
 
+async def instructions_rows(ffmpeg: Path, task: Task, folder: Path, kbps: Mapping[str, float]) -> list[Row]:
+    """Return how many instructions the ffmpegs of both sides execute, Valgrind's slow way; *kbps*: theirs at our bitrates."""
+    valgrind, offers = installed(), Offers(ffmpeg, Children())
+    encoders = await offers.encoders([Codec.H264])
+    folder.mkdir(exist_ok=True)
+    whole = folder / "whole.ts"
+    whole.write_bytes(b"".join(segment.read_bytes() for segment in task.segments))
+
+    async def ours() -> int:
+        total = 0
+        for number, source in enumerate(task.segments):
+            job = _job(task, number, _probed(source), task.files(folder))
+            argv = command(job, ffmpeg, before(job), encoders, side_by_side=offers.side_by_side)
+            total += await counted(ran, valgrind, argv, folder / "ours.cachegrind")
+        return total
+
+    async def theirs(name: str, kbps: Mapping[str, float]) -> int:
+        into = folder / name
+        into.mkdir(exist_ok=True)
+        return await counted(ran, valgrind, long_lived_argv(ffmpeg, task, whole, into, kbps), folder / f"{name}.cachegrind")
+
+    mine, named, alike = await asyncio.gather(ours(), theirs("named", {}), theirs("alike", kbps))
+    pictures = sum(video.frame_count for video in (_probed(segment).video for segment in task.segments) if video)
+    per_minute = 60 * FRAME_RATE / pictures / 1e9
+    return [
+        Row("G instructions per source-minute", mine * per_minute, named * per_minute),
+        Row("G instructions, theirs at ours", mine * per_minute, alike * per_minute),
+    ]
+
+
 async def ran(argv: Sequence[str], children: Children | None = None) -> None:
     """Run *argv* to its end, niced as a job is. Raises SystemExit if it fails."""
     finished = await (children or Children()).run(argv, purpose="bench", deadline_s=DEADLINE_S, limits=Limits(niceness=NICENESS))
@@ -249,13 +280,14 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-async def measured(ffmpeg: Path, task: Task, folder: Path, passes: int, *, quality: bool) -> list[Row]:
+async def measured(ffmpeg: Path, task: Task, folder: Path, passes: int, *, quality: bool = False, instructions: bool = False) -> list[Row]:
     """Return the rows of a whole run: *passes* of each side in turns with the same *ffmpeg*, their files in *folder*."""
     ours: list[Pass] = []
     theirs: list[Pass] = []
     alike: list[Pass] = []
     made: dict[str, Packets] = {}
     base: dict[str, Packets] = {}
+    asked: dict[str, float] = {}
     for _ in range(passes):
         ours.append(await per_segment(ffmpeg, task, folder / "ours"))
         theirs.append(await long_lived(ffmpeg, task, folder / "theirs"))
@@ -265,7 +297,8 @@ async def measured(ffmpeg: Path, task: Task, folder: Path, passes: int, *, quali
         # theirs misses what it is asked for as it did the first time
         asked = {rung.name: rung.video_kbps * made[rung.name].kbps / base[rung.name].kbps for rung in task.ladder}
         alike.append(await long_lived(ffmpeg, task, folder / "again", asked))
-    rows = speed_rows(ours, theirs, alike, made[task.ladder[0].name].pictures / FRAME_RATE)
+    rows = await instructions_rows(ffmpeg, task, folder / "counted", asked) if instructions else []
+    rows += speed_rows(ours, theirs, alike, made[task.ladder[0].name].pictures / FRAME_RATE)
     for rung in task.ladder:
         rows += rate_rows(rung, made[rung.name], base[rung.name])
     if quality:
@@ -298,6 +331,7 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=60, help="how much of the content")
     options.add_argument("--passes", type=int, default=3, help="of each side, in turns")
     options.add_argument("--quality", action="store_true", help="VMAF too: some minutes more")
+    options.add_argument("--instructions", action="store_true", help="count what the ffmpegs execute too: half an hour more for 36 s")
     options.add_argument("--clip", type=Path, help="a video file to measure with instead of the made scenes")
     options.add_argument("--ffmpeg", type=Path, help="the ffmpeg of both sides; the relay's own choice unless told")
     options.add_argument("--folder", type=Path, help="keep the segments there, and use those that are there")
@@ -310,7 +344,9 @@ def main() -> None:
         drawing = Path(imageio_ffmpeg.get_ffmpeg_exe())
         segments = asyncio.run(make_source(ran, drawing, folder / "source", chosen.seconds, chosen.clip))
         ffmpeg = chosen.ffmpeg or asyncio.run(shipped())
-        rows = asyncio.run(measured(ffmpeg, Task(tuple(segments)), folder, chosen.passes, quality=chosen.quality))
+        rows = asyncio.run(
+            measured(ffmpeg, Task(tuple(segments)), folder, chosen.passes, quality=chosen.quality, instructions=chosen.instructions)
+        )
     load = f"load {before:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores"
     print(f"{ffmpeg}\n{chosen.clip or 'made scenes'}, {chosen.seconds:g} s, {chosen.passes} passes each, {load}\n{table(rows)}")
     if chosen.json:

@@ -175,6 +175,7 @@ def has_played_long(position: Position, load: Load) -> bool:
 def believed(position: Position, load: Load) -> Step:
     """Begin a generation with a playlist that is believed at last, behind what of it was relayed under other names, as digests tell."""
     relayed = {one.digest for one in (*position.older, *position.recent) if one.digest}
+    names = {one.identity.rpartition("/")[2] for one in (*position.older, *position.recent) if one.digest}
     segments = load.snapshot.segments
     while segments:
         step = begun(position, segments, load, "source_reset")
@@ -185,9 +186,11 @@ def believed(position: Position, load: Load) -> Step:
         told = load.digest(first) if first else None
         if first is None or told is None:
             return Step(position, repairs=("playlist_in_doubt",), question=first)
-        if told not in relayed:
+        # What can't be had, and is named as what was relayed, may be just that.
+        doubtful = any(file_name(one) in names for one in fresh[: fresh.index(first)])
+        if told not in relayed and not doubtful:
             return step
-        segments = segments[1 + first.sequence - segments[0].sequence :]
+        segments = segments[(told in relayed) + first.sequence - segments[0].sequence :]
     return Step(position, repairs=("stale_playlist",))
 
 

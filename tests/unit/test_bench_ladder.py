@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 
 from bench.content import FRAME_RATE, SCENES, SEGMENT_S, scenes_graph
+from bench.instructions import counted, summary
 from bench.ladder import Pass, Row, rate_rows, speed_rows, table
 from bench.quality import Packets, read_off
 from hlsrelay.codecs import BUFSIZE, MAXRATE
@@ -76,3 +81,24 @@ def test_scenes_come_round_until_there_are_enough_and_none_is_cut_where_a_segmen
     assert all(abs(end / SEGMENT_S - round(end / SEGMENT_S)) > 0.05 for end in ends[:-1])
     assert "concat=n=2" in scenes_graph(SCENES[0][0] + 1)
     assert f"concat=n={len(SCENES) + 1}" in scenes_graph(ends[-1] + 1)
+
+
+CACHEGRIND = "desc: I1 cache: 32768 B\ncmd: ffmpeg\nevents: Ir\nfl=a.c\nfn=main\n10 500\nfl=b.c\nfn=summary\n3 1700\nsummary: 2200\n"
+
+
+def test_instructions_are_those_of_all_functions(tmp_path: Path) -> None:
+    asked: list[Sequence[str]] = []
+
+    async def run(argv: Sequence[str]) -> None:
+        asked.append(argv)
+        (tmp_path / "told").write_text(CACHEGRIND)
+
+    assert asyncio.run(counted(run, Path("/usr/bin/valgrind"), ["ffmpeg", "-i", "a.ts"], tmp_path / "told")) == 2200
+    assert asked[0][0] == "/usr/bin/valgrind"
+    assert asked[0][-3:] == ["ffmpeg", "-i", "a.ts"]
+
+
+@pytest.mark.parametrize("told", ["", "events: Ir\nfn=main\n1 2\n", CACHEGRIND.replace("events: Ir", "events: Ir Dr")])
+def test_a_count_that_was_cut_short_or_is_of_something_else_is_none(told: str) -> None:
+    with pytest.raises(ValueError, match="cachegrind"):
+        summary(told)

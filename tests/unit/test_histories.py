@@ -34,6 +34,7 @@ def test_nothing_is_repeated_steps_back_or_is_cut_unmarked_whatever_the_source_d
     search()
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("window", [1, 6, 60])
 def test_a_source_that_keeps_its_timeline_is_relayed_without_a_discontinuity(window: int) -> None:
     @settings(PROFILE, max_examples=40 * TIMES)

@@ -225,6 +225,10 @@ TOLD = {
     "times of just before what went by unrelayed": Told(
         Habits(6, names="run", pdt="all", other_shift=0),
         "end 0 1, hole 0 0, outage 1 88, hole 6 1, stale 8 2"),
+    "the name of our newest, whose content can't be had just then, after an outage": Told(
+        Habits(60, durations=_MIXED, other_names=False, other_shift=0),
+        "switch 0 92, loads 0 95, wrong 0 57, wrong 0 62, outage 3 32, outage 5 91, renumber 0 0, loads 0 72, wrong 0 0, flap 3 59, "
+        "flap 5 0, outage 1 41, loads 0 0, loads 0 0, loads 0 0, loads 0 0", failing_fetches=3),
 }
 """What once broke a law, by what tells."""
 # fmt: on
