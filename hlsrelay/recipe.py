@@ -44,11 +44,11 @@ class Sound:
 class EncodeJob:
     """Make *rungs* (none above the source) of the complete file *source*, TS or fMP4, each into its file of *outputs*, to be overwritten.
 
-    *previous* is the segment before, whole; with it also segments can be encoded that don't stand alone (see `needs_previous`). *init* is
-    the init section of both, for fMP4. An fMP4 rung's output is one whole MP4 (see media.fragment.parted). *target_duration_s* tells how
-    soon it is wanted (see `scheduling`; inf: whenever), as does whether it is of those that a stream *begins* with; *threads* how many each
-    decoder and encoder has at most. *first_sample* is its audio's, as `media.grid` counts; *sounds*: audio that is not copied, by its
-    kbit/s.
+    *previous* is the segment before, whole; with it also segments can be encoded that don't stand alone (see `needs_previous`), and with
+    *earlier*, those before that, also where decoding can't begin in *previous*. *init* is the init section of all, for fMP4. An fMP4 rung's
+    output is one whole MP4 (see media.fragment.parted). *target_duration_s* tells how soon it is wanted (see `scheduling`; inf: whenever),
+    as does whether it is of those that a stream *begins* with; *threads* how many each decoder and encoder has at most. *first_sample* is
+    its audio's, as `media.grid` counts; *sounds*: audio that is not copied, by its kbit/s.
     """
 
     stream_id: str
@@ -65,6 +65,7 @@ class EncodeJob:
     threads: int = 2
     first_sample: int | None = None
     sounds: Mapping[int, Sound] = field(default_factory=dict)
+    earlier: tuple[Path, ...] = ()
 
 
 def container_of(rung: Rung, source: Container) -> Container:
@@ -152,21 +153,28 @@ _FMP4_MUX = [
 def _inputs(job: EncodeJob) -> list[str]:
     """Return what is read: one forced demuxer, local files. Input 0 has the pictures; the sound is in the last one."""
     preroll = _preroll(job)
+    before = (*job.earlier, preroll) if preroll else ()
     reads = ["-max_pixels", "8912896"]  # 4K: an 8K bomb is refused before it is decoded
     reads += ["-codec_whitelist", "h264,hevc,mpeg2video,av1,libdav1d,aac,aac_latm,mp3,mp2,ac3,eac3"]
     # Not enough alone, ffmpeg opened local files through a playlist all the same, so the demuxer is forced too.
     reads += ["-protocol_whitelist", "file,pipe,concat" if preroll or job.init else "file,pipe"]
     reads += ["-probesize", "10M", "-analyzeduration", "10M"]
     if job.init is None:
-        return [*reads, "-copyts", "-f", "mpegts", "-i", f"concat:{preroll}|{job.source}" if preroll else f"file:{job.source}"]
-    reads += ["-ignore_editlist", "1", "-f", "mp4", "-i"]  # edit lists move the sound 45 ms
-    argv = ["-copyts", *reads, f"concat:{job.init}|{preroll}|{job.source}" if preroll else f"concat:{job.init}|{job.source}"]
-    return [*argv, *reads, f"concat:{job.init}|{job.source}"] if preroll and job.info.sounds else argv
+        return [*reads, "-copyts", "-f", "mpegts", "-i", _concat(*before, job.source) if preroll else f"file:{job.source}"]
+    # ffmpeg would show other moments than the fragments tell, and the rungs have the source's own edit lists again (media.fragment).
+    reads += ["-ignore_editlist", "1", "-f", "mp4", "-i"]
+    argv = ["-copyts", *reads, _concat(job.init, *before, job.source)]
+    return [*argv, *reads, _concat(job.init, job.source)] if preroll and job.info.sounds else argv
+
+
+def _concat(*paths: Path) -> str:
+    return f"concat:{'|'.join(map(str, paths))}"
 
 
 def _preroll(job: EncodeJob) -> Path | None:
     """Return the segment to decode first, None if there is no need or none to be had."""
-    usable = job.previous is not None and "|" not in f"{job.previous}{job.source}"  # which is what concat: separates by
+    names = "".join(map(str, (*job.earlier, job.previous, job.source)))
+    usable = job.previous is not None and "|" not in names  # which is what concat: separates by
     return job.previous if usable and needs_previous(job.info) else None
 
 

@@ -16,7 +16,7 @@ from hlsrelay.ladder import fitting
 from hlsrelay.media.decrypt import can_decrypt, decrypted
 from hlsrelay.media.fragment import parted, without_negative_offsets
 from hlsrelay.media.grid import first_sample
-from hlsrelay.media.probe import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, probe
+from hlsrelay.media.probe import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, VideoInfo, probe
 from hlsrelay.model import (
     SOURCE,
     Entry,
@@ -32,8 +32,10 @@ from hlsrelay.scheduling import AT_ONCE
 
 LARGEST_TIME_STAMP_STEP_S = 1.0
 """A larger step between two segments is no encoder's rounding: the time stamps begin anew."""
-KEPT_PLAIN = 24
-"""Segments kept for the encoder: more than can be under way, and the one before each."""
+KEPT_PLAIN = 32
+"""Segments kept for the encoder: more than can be under way, and those before each."""
+MOST_BEFORE = 12
+"""Segments before one, back to where decoding can begin: a GOP that is longer is not made rungs of."""
 
 
 class Transcoding:
@@ -44,7 +46,9 @@ class Transcoding:
         self._name = desk.track.name
         self._alone = desk.alone
         self._traits = Traits()
-        self._previous: tuple[int, Path] | None = None
+        self._before: list[tuple[int, Path, bool]] = []
+        """Number and file of the last segments, and whether decoding can begin in them; the last one in which it can comes first."""
+        self._shape: VideoInfo | None = None
         self._ended_90k: tuple[int, int] | None = None
         self._fitting: tuple[Rung, ...] = ()
         self._plain: deque[Path] = deque()
@@ -87,13 +91,14 @@ class Transcoding:
         if wanted and info and info.container in (Container.TS, Container.FMP4):
             rungs = self._fitting = fitting(wanted, info.video.height if info.video else None)
             # Calls begin in the segments' order, and nothing above waits: what was noted last is the segment before.
-            number, before = self._previous or (-1, None)
-            previous = before if number == made.number - 1 and not made.discontinuity else None
-            self._previous = (made.number, source)
+            before = self._to_decode_before(made, source, info.video)
             sample = self._first_sample(info.audio, anew=made.discontinuity)
-            ready, encoded, inits = await self._rungs(made, rungs, source, previous, info, item.init, sample)
-            files |= ready
-            failed = encoded.failed
+            if before is None:
+                failed = {rung.name: "it begins within a GOP whose beginning is not to be had" for rung in rungs}
+            else:
+                ready, encoded, inits = await self._rungs(made, rungs, source, before, info, item.init, sample)
+                files |= ready
+                failed = encoded.failed
         elif wanted and info is None and self._fitting:  # one segment that can't be read: a GAP in each rung, the ladder stays
             rungs, failed = self._fitting, {rung.name: "the segment can't be read" for rung in self._fitting}
         elif wanted:
@@ -126,6 +131,17 @@ class Transcoding:
         jump = (info.video.first_pts_90k - before[1] + PTS_MODULUS // 2) % PTS_MODULUS - PTS_MODULUS // 2
         return abs(jump) > LARGEST_TIME_STAMP_STEP_S * 90_000
 
+    def _to_decode_before(self, made: Numbered, source: Path, video: VideoInfo | None) -> tuple[Path, ...] | None:
+        """Return the segments before one, from the last on in which decoding can begin; None where it can nowhere, not in itself either.
+
+        Called for every segment, in their order.
+        """
+        if not self._before or self._before[-1][0] != made.number - 1 or made.discontinuity:
+            self._before = []
+        before, enters = self._before, video is None or video.random_access
+        self._before = [*([] if enters else before), (made.number, source, enters)][-MOST_BEFORE:]
+        return tuple(path for _, path, _ in before) if enters or any(one for _, _, one in before) else None
+
     def _first_sample(self, audio: AudioInfo | None, *, anew: bool) -> int:
         """Return which sample the segment's sound begins with; *anew*: its time stamps begin anew. Called for every segment."""
         if audio is None:
@@ -146,7 +162,7 @@ class Transcoding:
                 if not can_decrypt(clip.keys) or not clip.secrets:
                     return path, None
                 data = decrypted(data, clip.keys[0], clip.secrets[0])
-            info = probe(data, clip.init)
+            info = self._shaped(probe(data, clip.init))
             if info.container is Container.FMP4 and info.video is None and info.audio is None:
                 return path, None  # an init section that nobody here can read
             for_encoder = without_negative_offsets(data) if keeps and info.container is Container.FMP4 else data
@@ -158,6 +174,18 @@ class Transcoding:
             return path, None  # noise, or tables without media: what the source is hasn't changed by that
         self._traits = _traits(info)
         return path, info
+
+    def _shaped(self, info: MediaInfo) -> MediaInfo:
+        """Return *info* with the shape of the pictures before it, where it is cut so that no sequence header is in it."""
+        video, shape = info.video, self._shape
+        if video is None:
+            return info
+        if video.height:
+            self._shape = video
+        elif shape is not None:
+            known = {name: getattr(shape, name) for name in ("codecs", "width", "height", "sar", "interlaced")}
+            return replace(info, video=replace(video, **known))
+        return info
 
     def _kept(self, plain: bytes, name: str) -> Path:
         """Write a file in the clear to where the encoder finds it, and forget the oldest."""
@@ -183,7 +211,7 @@ class Transcoding:
         made: Numbered,
         rungs: tuple[Rung, ...],
         source: Path,
-        previous: Path | None,
+        before: tuple[Path, ...],
         info: MediaInfo,
         init: bytes | None,
         sample: int,
@@ -203,7 +231,8 @@ class Transcoding:
                 stream_id=made.stream.id,
                 number=made.number,
                 source=source,
-                previous=previous,
+                previous=before[-1] if before else None,
+                earlier=before[:-1],
                 info=info,
                 duration_s=made.duration_s,
                 outputs=temps,
@@ -213,7 +242,7 @@ class Transcoding:
                 begins=begins,
                 first_sample=sample,
             )
-            with storage.reading(source, previous, job.init):
+            with storage.reading(source, *before, job.init):
                 encoded = await self._tools.encoder.encode(job)
             for rung in rungs:
                 if (output := encoded.outputs.get(rung.name)) is not None:

@@ -56,6 +56,7 @@ class _Samples:
     first_bytes: tuple[int, int] = (0, 0)
     begin: int = 0  # decode time of the first
     end: int = 0  # decode time after the last
+    random_access: bool = False  # one of them is a sync sample
     absolute: bool = False  # found by their place in the whole file
 
 
@@ -382,11 +383,13 @@ def _trun(walk: Walk, data: bytes, trun: Box, samples: _Samples, defaults: _Defa
         raise MediaError("an MP4 fragment's sample table is cut")
     rows: Iterator[tuple[int, ...]] = iter([()] * count) if not names else form.iter_unpack(data[fields.at : fields.at + form.size * count])
     time = samples.end
-    for row in rows:
+    for index, row in enumerate(rows):
         sample = dict(zip(names, row, strict=True))
+        told = first_flags if index == 0 and first_flags is not None else sample.get("flags", defaults.flags)
+        samples.random_access = samples.random_access or not told & _NON_SYNC
         if not samples.times:
             samples.begin = time
-            samples.first_flags = first_flags if first_flags is not None else sample.get("flags", defaults.flags)
+            samples.first_flags = told
             begin = defaults.base + offset
             samples.first_bytes = (begin, begin + sample.get("size", defaults.size))
         samples.times.append(time + sample.get("shift", 0))
@@ -428,6 +431,7 @@ def _video(data: bytes, track: _Track, samples: _Samples) -> VideoInfo:
         sar=track.sar,
         timescale=track.timescale,
         interlaced=track.interlaced,
+        random_access=samples.random_access,
     )
 
 

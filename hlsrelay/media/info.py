@@ -32,7 +32,8 @@ class VideoInfo:
 
     *width* and *height* are what is shown (cropping done), 0 where the bytes don't tell; *sar* is the shape of a pixel, None if not known.
     *codecs* is None for a codec that has no RFC 6381 string here. *starts_with_idr*: the first access unit, in file order, is an IDR.
-    *timescale*: the container counts time in so many ticks a second. *interlaced*: the pictures may be.
+    *timescale*: the container counts time in so many ticks a second. *interlaced*: the pictures may be. *random_access*: decoding can begin
+    somewhere in it, at its first picture or at a later one.
     """
 
     codecs: str | None
@@ -47,6 +48,7 @@ class VideoInfo:
     sar: tuple[int, int] | None = (1, 1)
     timescale: int = 90_000
     interlaced: bool = False
+    random_access: bool = True
 
 
 @dataclass(frozen=True, slots=True)

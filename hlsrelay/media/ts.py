@@ -37,6 +37,7 @@ _MOST_STARTS_BETWEEN = 64  # tables and PES of others, between a PAT and the pic
 _MOST_BYTES_BETWEEN = 256 * PACKET
 _LONGEST_PICTURE_HEAD = 4096  # what comes before a picture's first slice: parameter sets, captions
 _NEXT_HEADS = 32  # further access units in which a sequence header is looked for
+_MOST_ENTERED = 2_000  # access units of which it is asked whether decoding can begin there
 _NOT_SYNC = re.compile(rb"[^\x47]")
 _STARTS = re.compile(rb"[\x40-\x7f\xc0-\xff]")  # payload_unit_start_indicator, in the byte after the sync byte
 _FIVE_SYNCS = re.compile(rb"\x47(?=(?:.{187}\x47){4})", re.DOTALL)
@@ -327,8 +328,7 @@ def _access(data: bytes, runs: list[_Run], at: int, codec: str, head: bytes) -> 
     access = h264.access(codec, _elementary(head)) or h264.access(codec, _elementary(_unit(data, runs, at, _LONGEST_PICTURE_HEAD)))
     if access in (None, h264.Access.OTHER):
         # Recovery points are told by SEI, which nobody here reads, and by random_access_indicator (2.4.3.5).
-        told = data[at + 3] & 0x20 and data[at + 4] and data[at + 5] & 0x40
-        access = h264.Access.RANDOM if told else h264.Access.OTHER
+        access = h264.Access.RANDOM if _is_random_access(data, at) else h264.Access.OTHER
     return access
 
 
@@ -383,7 +383,8 @@ def _video(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> V
         return None
     head = h264.read_head(track.codec, _elementary(_unit(data, runs, units[0], _HEAD_BYTES)))
     picture = head.picture
-    for at in units[1:_NEXT_HEADS]:
+    # A segment that is cut between two key pictures has its sequence header wherever the next of them is.
+    for at in (*units[1:_NEXT_HEADS], *[at for at in units[_NEXT_HEADS:] if _is_random_access(data, at)][:_NEXT_HEADS]):
         if picture is not None:
             break
         picture = h264.read_head(track.codec, _elementary(_unit(data, runs, at, 1024))).picture
@@ -400,7 +401,17 @@ def _video(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> V
         pts=pts,
         sar=picture.sar,
         interlaced=picture.interlaced,
+        random_access=bool(head.idr) or any(_enters(data, runs, at, track.codec) for at in units[:_MOST_ENTERED]),
     )
+
+
+def _enters(data: bytes, runs: list[_Run], at: int, codec: str) -> bool:
+    return _access(data, runs, at, codec, _payload(data, at)) in (h264.Access.IDR, h264.Access.RANDOM)
+
+
+def _is_random_access(data: bytes, at: int) -> bool:
+    """Return whether the packet at *at* has its random_access_indicator set (2.4.3.5)."""
+    return bool(data[at + 3] & 0x20 and data[at + 4] and data[at + 5] & 0x40)
 
 
 def _audio(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> AudioInfo | None:
