@@ -80,20 +80,24 @@ class Downloading:
         self._beside = _Beside(desk)
         self._digests = desk.digests
         self._lengths = _Lengths(desk.tools.clock)
+        self._since = 0
 
     async def __call__(self, item: Numbered | Turn) -> Clip | Turn:
         if isinstance(item, Turn):
             return item
+        if item.discontinuity:  # calls begin in the items' order
+            self._since = item.number
         segment = item.segment
         if segment.gap:
             return Clip(item, lost="a gap of the source")
         if item.slice and not item.slice.path:
             return Clip(item, lost="too long, and it could not be had to be cut")
         until_s = self._tools.clock.monotonic_s() + max(self.DEADLINE_TARGET_DURATIONS * item.target_duration_s, self.SHORTEST_DEADLINE_S)
+        need = _Need(item, self._since, until_s)
         try:
-            keys = await self._beside.keys(segment.keys, item, "key", until_s)
-            init_keys = await self._beside.keys(segment.init.keys, item, "initkey", until_s) if segment.init else ()
-            init = await self._beside.init(segment.init, item.number, until_s) if segment.init else None
+            keys = await self._beside.keys(segment.keys, need, "key")
+            init_keys = await self._beside.keys(segment.init.keys, need, "initkey") if segment.init else ()
+            init = await self._beside.init(segment.init, need) if segment.init else None
             plain_init = _plain(init, init_keys) if init else None
             temp = self._tools.storage.temp(f"{self._name}-{item.number}")
             with _Growing(self._tools.storage, temp) as file:
@@ -170,6 +174,15 @@ class _Extra:
 
 
 @dataclass(frozen=True, slots=True)
+class _Need:
+    """Which segment needs something beside itself, the number of the last DISCONTINUITY up to it, and until when it can wait."""
+
+    item: Numbered
+    since: int
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Given:
     """A key as players of ours get it, and its file where we serve it."""
 
@@ -180,6 +193,7 @@ class _Given:
 class _Beside:
     """Fetches what segments need beside themselves, once each, and publishes it in the track's folder.
 
+    After a DISCONTINUITY it is fetched again: encoders that restart write other content under the same URI.
     The same content keeps its file, whatever URI the source gives it next: tokens rotate, and a MAP or a KEY that is new by its name
     alone would make players begin anew. A file that none of the last entries lists may have left the playlist, and the disk.
     """
@@ -191,7 +205,8 @@ class _Beside:
     def __init__(self, desk: Desk) -> None:
         self._tools = desk.tools
         self._name = desk.track.name
-        self._had: OrderedDict[InitSection, asyncio.Task[_Extra]] = OrderedDict()
+        self._had: OrderedDict[tuple[int, InitSection], asyncio.Task[_Extra]] = OrderedDict()
+        """By the number of the last DISCONTINUITY, and what was asked for."""
         self._files: dict[str, tuple[bytes, int]] = {}
         """What is in which file, and the newest number that lists it."""
         for entry in desk.progress.entries[-FEWEST_ENTRIES:] if desk.progress else ():
@@ -207,45 +222,45 @@ class _Beside:
                 body, before = self._files[uri]
                 self._files[uri] = body, max(before, number)
 
-    async def init(self, section: InitSection, number: int, until_s: float) -> _Extra:
+    async def init(self, section: InitSection, need: _Need) -> _Extra:
         """Return an init section. Raises SegmentLost."""
-        return await self._once(replace(section, keys=()), number, f"init-{number}.mp4", until_s)
+        return await self._once(replace(section, keys=()), need, f"init-{need.item.number}.mp4")
 
-    async def keys(self, keys: tuple[Key, ...], item: Numbered, prefix: str, until_s: float) -> tuple[_Given, ...]:
+    async def keys(self, keys: tuple[Key, ...], need: _Need, prefix: str) -> tuple[_Given, ...]:
         """Return *keys* as players of ours get them. Raises SegmentLost.
 
         Only identity keys have a format that is known to us; keys of DRM systems are theirs to hand out.
         """
         given = []
         for index, key in enumerate(keys):
-            ours = item.stream.keys is KeyPolicy.PROXY and key.keyformat == "identity"
+            ours = need.item.stream.keys is KeyPolicy.PROXY and key.keyformat == "identity"
             if not ours or not key.uri or not key.uri.startswith(("http:", "https:")):
                 given.append(_Given(key))
                 continue
-            name = f"{prefix}-{item.number}-{index}.key"
-            file = await self._once(InitSection(key.uri), item.number, name, until_s, key)
+            file = await self._once(InitSection(key.uri), need, f"{prefix}-{need.item.number}-{index}.key", key)
             ours_said = tuple((said, f'"{file.uri}"' if said == "URI" else value) for said, value in key.attributes)  # no token of theirs
             given.append(_Given(replace(key, uri=file.uri, attributes=ours_said), file))
         return tuple(given)
 
-    async def _once(self, section: InitSection, number: int, name: str, until_s: float, key: Key | None = None) -> _Extra:
+    async def _once(self, section: InitSection, need: _Need, name: str, key: Key | None = None) -> _Extra:
         """Return the file, fetched where it is not had or may be gone."""
-        task = self._had.get(section)
+        number, what = need.item.number, (need.since, section)
+        task = self._had.get(what)
         if task is not None and task.done() and (task.cancelled() or task.exception() or not self._stays(task.result().uri, number)):
             task = None
         if task is None:
-            task = self._had[section] = asyncio.ensure_future(self._fetched(section, number, name, until_s, key))
+            task = self._had[what] = asyncio.ensure_future(self._fetched(section, need, name, key))
             while len(self._had) > self.MOST:
                 self._had.popitem(last=False)
-        self._had.move_to_end(section)
+        self._had.move_to_end(what)
         return await asyncio.shield(task)
 
     def _stays(self, uri: str, number: int) -> bool:
         """Return whether a file is still listed by the time that the entry *number* is."""
         return uri in self._files and number - self._files[uri][1] < FEWEST_ENTRIES
 
-    async def _fetched(self, section: InitSection, number: int, name: str, until_s: float, key: Key | None) -> _Extra:
-        body = bytearray()
+    async def _fetched(self, section: InitSection, need: _Need, name: str, key: Key | None) -> _Extra:
+        body, number = bytearray(), need.item.number
         length, what, limit = (KEY_BYTES.get(key.method), "key", KEY_LIMIT_BYTES) if key else (None, "init section", INIT_LIMIT_BYTES)
 
         def restart() -> Callable[[bytes], object]:
@@ -253,7 +268,7 @@ class _Beside:
             return body.extend
 
         for attempt in range(1, self.WRONG_KEYS + 1):
-            left_s = max(0.0, until_s - self._tools.clock.monotonic_s())
+            left_s = max(0.0, need.until_s - self._tools.clock.monotonic_s())
             try:
                 await self._tools.upstream.fetch(section.uri, section.byterange, restart, left_s, most_bytes=limit)
             except SegmentLost as error:

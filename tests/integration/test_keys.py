@@ -21,7 +21,7 @@ from hlsrelay.media.decrypt import decrypted
 from hlsrelay.media.info import MediaError
 from hlsrelay.model import SOURCE, Key, KeyPolicy, Position, Presentation, Snapshot
 from hlsrelay.transcoding import KEPT_PLAIN
-from tests.integration.relaying import Watching, relayed, scenario
+from tests.integration.relaying import Watching, later, relayed, scenario
 from tests.origin import Origin
 from tests.playlists import T0
 from tests.unit.test_media_probe import PAT, PMT, packet, picture
@@ -280,6 +280,59 @@ def test_an_init_section_is_there_again_after_segments_were_lost_for_long(tmp_pa
 
     watch = scenario(tmp_path, play, announcing(lambda _: ['#EXT-X-MAP:URI="i.mp4"'], served))
     assert len(watch.gaps()) > 30
+
+
+@pytest.mark.parametrize("what", ["init", "key"])
+@pytest.mark.parametrize("how", ["reset", "DISCONTINUITY"])
+def test_an_encoder_that_restarts_has_another_init_section_and_key_at_the_same_uri(what: str, how: str, tmp_path: Path) -> None:
+    origin, cut = Origin(), [10**6]
+    tag = '#EXT-X-MAP:URI="i.mp4"' if what == "init" else '#EXT-X-KEY:METHOD=AES-128,URI="k",IV=0x9'
+
+    def body(restarted: bool) -> bytes:
+        return (b"after" if restarted else b"before").ljust(16, b".")
+
+    def served(name: str) -> httpx.Response | None:
+        return httpx.Response(200, content=body(now_s() >= 40)) if name in ("i.mp4", "k") else None
+
+    def restart() -> None:
+        if how == "reset":
+            origin.restart("b")
+        else:
+            cut[0] = origin.newest() + 1
+
+    async def play(watch: Watching) -> None:
+        watch.operator.stream = replace(watch.operator.stream, window_s=60.0)
+        later(40, restart)
+        await relayed(watch, 85)
+        (number,) = watch.cuts()
+        for segment in listed(watch).segments:
+            uri = segment.init.uri if segment.init else str(segment.keys[0].uri)
+            assert watch.storage.read("source/" + uri.rpartition("/")[2]) == body(segment.sequence >= number)
+        assert {one.sequence >= number for one in listed(watch).segments} == {False, True}
+
+    def lines(number: int) -> list[str]:
+        return ["#EXT-X-DISCONTINUITY", tag] if number == cut[0] else [tag]
+
+    assert scenario(tmp_path, play, announcing(lines, served, origin)).gaps() == []
+
+
+def test_an_init_section_that_is_the_same_after_a_discontinuity_keeps_its_file(tmp_path: Path) -> None:
+    """The playlist counts no discontinuities that slid out, and of some loads it brings both sides of one."""
+
+    async def play(watch: Watching) -> None:
+        watch.operator.stream = replace(watch.operator.stream, window_s=60.0)
+        await relayed(watch, 120)
+        assert len({segment.init for segment in listed(watch).segments}) == 1
+        assert text_of(watch).count("#EXT-X-MAP") == 1
+        assert len(list((watch.storage.folder / "source").glob("init-*"))) == 1
+        assert watch.origin.requests.count("i.mp4") == len(watch.cuts()) + 1
+
+    def lines(number: int) -> list[str]:
+        return ['#EXT-X-MAP:URI="i.mp4"', *(["#EXT-X-DISCONTINUITY"] if number % 4 == 1 else [])]
+
+    watch = scenario(tmp_path, play, announcing(lines, lambda name: None))
+    assert watch.gaps() == []
+    assert len(watch.cuts()) > 5
 
 
 def test_a_session_key_never_leads_players_past_us() -> None:
