@@ -92,7 +92,8 @@ async def loaded(desk: Desk) -> AsyncGenerator[Look, None]:
                 look = Look(stream, await desk.tools.upstream.load(name))
             except TrackGone as error:
                 desk.choice.survey_again()
-                look = Look(stream, error=str(error))
+                yield Look(stream, error=str(error))
+                return  # there is nothing to catch up with, and each survey that is asked for makes the next load due
             except UpstreamError as error:
                 look = Look(stream, error=str(error))
         if look.snapshot is None:

@@ -12,6 +12,7 @@ import pytest
 
 from hlsrelay.clock import Nudges
 from hlsrelay.judge import Judge, Severity
+from hlsrelay.relay import Tick
 from hlsrelay.storage import LocalStorage
 from tests.integration.relaying import Operator
 from tests.integration.test_presentation import MASTER, NAMES, Show
@@ -256,3 +257,30 @@ def test_a_source_that_lacks_a_track_all_at_once_is_surveyed_again(tmp_path: Pat
     assert show.listed("subtitles-de").segments[-1].gap
     assert all(show.whole(track) for track in ("high", "low", "en"))
     assert broken == []
+
+
+def test_a_track_that_is_gone_while_it_is_behind_the_others_is_given_up_at_once(tmp_path: Path) -> None:
+    """BANDWIDTH is measured anew with each load, and the track's name with it."""
+    expired = iter([httpx.Response(404)])
+
+    def change(show: Show) -> None:
+        show.master = MASTER.replace("900000", "907431")
+        show.origins["low"].fault = lambda request: next(expired, None) if request.url.path.endswith(".m3u8") else None
+
+    async def play(show: Show) -> None:
+        show.origins["low"].began_s = 0.2
+        show.ticks = Bounded()
+        later(58, lambda: change(show))
+        await show.relayed(100)
+        assert not any(segment.gap for segment in show.listed("v360p-907k").segments)
+
+    show, _ = shown(tmp_path, play, pdt=True)
+    assert sum("no track 'v360p-900k'" in tick.turn.error for tick in show.ticks if tick.turn) == 1
+
+
+class Bounded(list[Tick]):
+    """Ticks of a few minutes at most: time that stands still is noticed."""
+
+    def append(self, tick: Tick) -> None:
+        assert len(self) < 1000, "time stands still"
+        super().append(tick)
