@@ -276,14 +276,21 @@ class Choice:
 
     def primary_seen(self, newest: str | None) -> None:
         """Take a look at the primary into account."""
-        stream = self._tools.control.stream
-        patience_s, well_s = stall_s(stream, self.target_duration_s), hold_s(stream, self.target_duration_s)
-        self._take(primary_seen(self.standing, newest, patience_s, well_s, self._tools.clock.monotonic_s()))
+        self._take(self._once_seen(newest))
+
+    def takes_back(self, newest: str) -> bool:
+        """Return whether this look at the primary would take it back."""
+        return self._once_seen(newest).index == 0
 
     def survey_again(self) -> None:
         """The source is not what was surveyed any more."""
         self.surveys += 1
         self._tools.nudges.nudge()
+
+    def _once_seen(self, newest: str | None) -> Standing:
+        stream = self._tools.control.stream
+        patience_s, well_s = stall_s(stream, self.target_duration_s), hold_s(stream, self.target_duration_s)
+        return primary_seen(self.standing, newest, patience_s, well_s, self._tools.clock.monotonic_s())
 
     def _take(self, standing: Standing) -> None:
         moved = self._standing is not None and standing.current != self._standing.current

@@ -82,6 +82,11 @@ class Downloading:
         self._lengths = _Lengths(desk.tools.clock)
         self._since = 0
 
+    @classmethod
+    def deadline_s(cls, target_duration_s: float) -> float:
+        """Return how long a segment may take."""
+        return max(cls.DEADLINE_TARGET_DURATIONS * target_duration_s, cls.SHORTEST_DEADLINE_S)
+
     async def __call__(self, item: Numbered | Turn) -> Clip | Turn:
         if isinstance(item, Turn):
             return item
@@ -92,7 +97,7 @@ class Downloading:
             return Clip(item, lost="a gap of the source")
         if item.slice and not item.slice.path:
             return Clip(item, lost="too long, and it could not be had to be cut")
-        until_s = self._tools.clock.monotonic_s() + max(self.DEADLINE_TARGET_DURATIONS * item.target_duration_s, self.SHORTEST_DEADLINE_S)
+        until_s = self._tools.clock.monotonic_s() + self.deadline_s(item.target_duration_s)
         need = _Need(item, self._since, until_s)
         try:
             keys = await self._beside.keys(segment.keys, need, "key")
@@ -135,7 +140,7 @@ class Downloading:
         meter = self._lengths.meter(expected_s)
 
         def missing() -> str:
-            if not segment.keys and (page := _text_page(file.head)):
+            if not segment.keys and (page := text_page(file.head)):
                 return page
             if segment.byterange:
                 return ""  # as long as the playlist says, to the byte
@@ -227,14 +232,10 @@ class _Beside:
         return await self._once(replace(section, keys=()), need, f"init-{need.item.number}.mp4")
 
     async def keys(self, keys: tuple[Key, ...], need: _Need, prefix: str) -> tuple[_Given, ...]:
-        """Return *keys* as players of ours get them. Raises SegmentLost.
-
-        Only identity keys have a format that is known to us; keys of DRM systems are theirs to hand out.
-        """
+        """Return *keys* as players of ours get them. Raises SegmentLost."""
         given = []
         for index, key in enumerate(keys):
-            ours = need.item.stream.keys is KeyPolicy.PROXY and key.keyformat == "identity"
-            if not ours or not key.uri or not key.uri.startswith(("http:", "https:")):
+            if not key.uri or not served_by_us(key, need.item.stream.keys):
                 given.append(_Given(key))
                 continue
             file = await self._once(InitSection(key.uri), need, f"{prefix}-{need.item.number}-{index}.key", key)
@@ -286,6 +287,14 @@ class _Beside:
         self._tools.storage.write(f"{self._name}/{name}", had)
         self._files[name] = had, number
         return _Extra(name, had)
+
+
+def served_by_us(key: Key, policy: KeyPolicy) -> bool:
+    """Return whether players get *key* from us.
+
+    Only identity keys have a format that is known to us; keys of DRM systems are theirs to hand out.
+    """
+    return policy is KeyPolicy.PROXY and key.keyformat == "identity" and (key.uri or "").startswith(("http:", "https:"))
 
 
 def _plain(init: _Extra, keys: tuple[_Given, ...]) -> bytes | None:
@@ -410,7 +419,7 @@ def _container(head: bytes) -> Container:
         return Container.UNKNOWN
 
 
-def _text_page(head: bytes) -> str:
+def text_page(head: bytes) -> str:
     """Return what shows that this is no media; empty where it may be."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text[:1] not in (b"<", b"{", b"#") or _container(head) is not Container.UNKNOWN:

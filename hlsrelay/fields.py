@@ -17,7 +17,8 @@ OPERATOR_FIELDS: Mapping[str, str] = {
     "source": "URL of the live HLS playlist to relay, multivariant or media (needed)",
     "backup": "further URLs of the same programme, blanks between, to fail over to in this order (default: none)",
     "stall": "seconds without anything new after which the next source is taken, 1 to 3600 (default: 3 target durations, at least 5)",
-    "hold": "seconds that the primary must have been well before it is taken back, 1 to 86400 (default: 10 target durations, at least 30)",
+    "hold": "seconds that the primary must have been well before it is taken back, 1 to 86400 (default: 10 target durations, at least 30); "
+    "doubled, up to an hour, each time that it fails again within an hour",
     "headers": 'HTTP headers, as a JSON object such as {"Referer": "https://example.com/"}: User-Agent, Referer, Origin and Accept… '
     "for every host that is asked, all others for the source's own scheme, host and port only (default: none)",
     "proxy": "HTTP proxy to reach the source through, such as http://user:password@10.0.0.1:3128 (default: none)",

@@ -33,6 +33,7 @@ from hlsrelay.model import (
     Snapshot,
     Turn,
 )
+from hlsrelay.sampling import newest_had
 
 END_HOLD_TARGET_DURATIONS = 3
 """An encoder that restarts may write ENDLIST and go on: players wait this long before they give up, so ours is held back as long."""
@@ -113,11 +114,13 @@ async def watched_primary(choice: Choice, tools: Tools) -> AsyncGenerator[None, 
             return
         try:
             await tools.spare.survey(stream)
-            newest = (await tools.spare.load(SOURCE)).segments[-1]
+            snapshot = await tools.spare.load(SOURCE)
         except (UpstreamError, ConfigError):
             choice.primary_seen(None)
-        else:
-            choice.primary_seen(f"{newest.sequence} {identity(newest)}")
+            continue
+        newest = f"{snapshot.segments[-1].sequence} {identity(snapshot.segments[-1])}"
+        well = not choice.takes_back(newest) or await newest_had(tools.spare, snapshot, stream.keys, tools.clock)
+        choice.primary_seen(newest if well else None)
     yield
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.integration.relaying import Watching, relayed, scenario
@@ -67,6 +68,64 @@ def test_a_primary_that_comes_and_goes_never_makes_us_flap(tmp_path: Path) -> No
     watch = scenario(tmp_path, play)
     assert len(watch.cuts()) <= 2
     assert watch.numbers() == list(range(103, 103 + len(watch.numbers())))
+
+
+@pytest.mark.parametrize(
+    ("lacks", "answer", "tag"),
+    [
+        (".ts", httpx.Response(403), ""),
+        (".ts", httpx.Response(200, text="<p>please try again</p>"), ""),
+        (".mp4", httpx.Response(403), '#EXT-X-MAP:URI="i.mp4"'),
+        (".key", httpx.Response(403), '#EXT-X-KEY:METHOD=AES-128,URI="k.key"'),
+        (".key", httpx.Response(200, text="no"), '#EXT-X-KEY:METHOD=AES-128,URI="k.key"'),
+        ("", None, "#EXT-X-GAP"),
+    ],
+    ids=["segments", "a page for segments", "init section", "key", "a page for the key", "only gaps"],
+)
+def test_a_primary_whose_playlist_goes_on_is_not_taken_back_before_what_it_lists_can_be_had(
+    tmp_path: Path, lacks: str, answer: httpx.Response | None, tag: str
+) -> None:
+    origin = Origin()
+
+    def fault(request: httpx.Request) -> httpx.Response | None:
+        path, now_s = request.url.path, asyncio.get_running_loop().time()
+        if 40 <= now_s < 80:
+            return httpx.Response(503)
+        if path.endswith(".m3u8"):
+            tags = tag if "GAP" not in tag or 80 <= now_s < 200 else ""
+            return httpx.Response(200, text=origin.playlist().text().replace("#EXTINF", f"{tags}\n#EXTINF"))
+        if answer and path.endswith(lacks) and 80 <= now_s < 200:
+            return answer
+        return httpx.Response(200, content=b"0123456789abcdef") if path.endswith(".key") else None
+
+    async def play(watch: Watching) -> None:
+        backup = backed(watch)
+        origin.fault = fault
+        await relayed(watch, 200, backup)
+        assert len(watch.cuts()) == 1
+        await relayed(watch, 270, backup)
+        assert len(watch.cuts()) == 2
+
+    assert scenario(tmp_path, play, origin).gaps() == []
+
+
+def test_a_primary_that_is_well_until_it_is_taken_back_is_taken_back_more_and_more_rarely(tmp_path: Path) -> None:
+    origin, asked_s = Origin(), [0.0]
+
+    def fault(request: httpx.Request) -> httpx.Response | None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s < 40 or not request.url.path.endswith(".ts"):
+            return None
+        before_s, asked_s[0] = asked_s[0], now_s
+        return httpx.Response(403) if now_s - before_s < 20 else None  # it breaks down where more than one is asked for
+
+    async def play(watch: Watching) -> None:
+        origin.fault = fault
+        await relayed(watch, 600, backed(watch))
+
+    watch = scenario(tmp_path, play, origin)
+    relayed_from = [tick.turn.stream.source for tick in watch.ticks if tick.turn]
+    assert 2 <= sum(before != URL and now == URL for before, now in pairwise(relayed_from)) <= 4  # after 30, 60, 120 and 240 seconds
 
 
 def test_without_a_backup_a_silent_source_is_waited_for(tmp_path: Path) -> None:

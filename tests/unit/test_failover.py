@@ -65,6 +65,35 @@ def test_a_primary_that_is_well_is_taken_back() -> None:
     assert standing.index == 0
 
 
+def returns(standing: Standing, relayed_s: float, silent_s: float = 12.0) -> tuple[float, Standing]:
+    """Let the primary be well until it is taken back, and silent once it was relayed for *relayed_s*; returns what it was held for."""
+    began_s = now_s = standing.progressed_s
+    while standing.index:
+        now_s += 4.0
+        standing = primary_seen(progressed(standing, now_s), str(now_s), 12.0, 40.0, now_s)
+    held_s = now_s - began_s
+    standing = progressed(standing, now_s + relayed_s)
+    return held_s, considered(standing, silent_s, now_s + relayed_s + silent_s)
+
+
+def test_a_return_that_does_not_last_doubles_the_hold_time_up_to_an_hour_and_one_that_does_makes_it_the_usual_one_again() -> None:
+    standing = considered(wanted(None, STREAM, 0.0), 12.0, 12.0)
+    held: list[float] = []
+    for relayed_s in (*[100.0] * 9, 3600.0, 100.0, 100.0):
+        held_s, standing = returns(standing, relayed_s)
+        held.append(held_s)
+    usual, first_two_looks = 40.0, 8.0
+    expected = [usual * factor for factor in (1, 2, 4, 8, 16, 32, 64)] + [3600.0] * 3 + [usual, 2 * usual]
+    assert held == [one + first_two_looks for one in expected]
+
+
+def test_a_primary_that_is_relayed_again_because_the_backups_are_silent_too_has_not_failed_a_return() -> None:
+    standing = wanted(None, STREAM, 0.0)
+    for now_s in range(12, 12 * 31, 12):
+        standing = considered(standing, 12.0, float(now_s))
+    assert (standing.index, standing.failed) == (0, 0)
+
+
 # Histories of three sources, each well or not from turn to turn, relayed as hlsrelay.desk does: looked at, left, taken back.
 
 PATIENCE_S = 12.0

@@ -14,7 +14,7 @@ codecs phase
 / clock metrics settings log addresses notify proc memory
 / orphans pidfile pipes processes embedded transport recipe sound offers
 / upstream encoder storage ledger registry demand
-/ relay house stages cutting downloading transcoding desk joints
+/ relay house stages cutting downloading sampling transcoding desk joints
 / worker web places checking probing
 / site vitals
 / demo_origin operate commands cli __main__
@@ -114,6 +114,7 @@ def _beside_allowed(here: str, there: str) -> bool:
         "joints",
         "cutting",
         "downloading",
+        "sampling",
         "transcoding",
         "stages",
         "house",
