@@ -161,8 +161,7 @@ def _inputs(job: EncodeJob) -> list[str]:
     reads += ["-probesize", "10M", "-analyzeduration", "10M"]
     if job.init is None:
         return [*reads, "-copyts", "-f", "mpegts", "-i", _concat(*before, job.source) if preroll else f"file:{job.source}"]
-    # ffmpeg would show other moments than the fragments tell, and the rungs have the source's own edit lists again (media.fragment).
-    reads += ["-ignore_editlist", "1", "-f", "mp4", "-i"]
+    reads += ["-ignore_editlist", "1", "-f", "mp4", "-i"]  # they would move the sound; the rung gets them too (media.edits)
     argv = ["-copyts", *reads, _concat(job.init, *before, job.source)]
     return [*argv, *reads, _concat(job.init, job.source)] if preroll and job.info.sounds else argv
 

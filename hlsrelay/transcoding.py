@@ -14,6 +14,7 @@ from hlsrelay.encoder import Encoded
 from hlsrelay.errors import EncodeError
 from hlsrelay.ladder import fitting
 from hlsrelay.media.decrypt import can_decrypt, decrypted
+from hlsrelay.media.edits import with_edits
 from hlsrelay.media.fragment import parted, without_negative_offsets
 from hlsrelay.media.grid import first_sample
 from hlsrelay.media.probe import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, VideoInfo, probe
@@ -249,6 +250,7 @@ class Transcoding:
                     name, init_uri = f"{made.number}.{_suffix(rung, info)}", None
                     if container_of(rung, info.container) is Container.FMP4:
                         head, media = parted(temps[rung.name].read_bytes())
+                        head = with_edits(head, init or b"", info) if job.init else head
                         temps[rung.name].write_bytes(media)
                         # By its content: jobs that end out of order, and a successor, name it alike without a word between them.
                         init_uri = f"init-{hashlib.sha256(head).hexdigest()[:16]}.mp4"

@@ -213,6 +213,13 @@ class Fields:
         return value
 
 
+def after_dates(data: bytes, box: Box) -> Fields:
+    """Return what follows the two dates, of 32 or 64 bits, with which `mvhd`, `tkhd` and `mdhd` begin."""
+    fields = Fields(data, box.body, box.end)
+    fields.take(16 if fields.take(4) >> 24 else 8)
+    return fields
+
+
 def _moov(walk: Walk, data: bytes, moov: Box) -> dict[int, _Track]:
     tracks: dict[int, _Track] = {}
     for box in walk.boxes(data, moov.body, moov.end):
@@ -237,13 +244,7 @@ def _trak(walk: Walk, data: bytes, trak: Box) -> _Track | None:
     hdlr = walk.path(data, trak, b"mdia", b"hdlr")
     if tkhd is None or mdhd is None or hdlr is None:
         return None
-    fields = Fields(data, tkhd.body, tkhd.end)
-    wide = 16 if fields.take(4) >> 24 else 8  # two dates, of 32 or 64 bits
-    fields.take(wide)
-    number = fields.take(4)
-    fields = Fields(data, mdhd.body, mdhd.end)
-    fields.take(16 if fields.take(4) >> 24 else 8)
-    timescale = fields.take(4)
+    number, timescale = (after_dates(data, box).take(4) for box in (tkhd, mdhd))
     if not timescale:
         raise MediaError("an MP4 track without a time scale")
     track = _Track(number, data[hdlr.body + 8 : hdlr.body + 12], timescale)

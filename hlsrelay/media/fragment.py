@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hlsrelay.media.fmp4 import Fields, Walk, signed
+from hlsrelay.media.fmp4 import Fields, Walk, after_dates, signed
 from hlsrelay.media.info import PTS_MODULUS, MediaError
 
 _BEFORE_FRAGMENTS = (b"ftyp", b"moov")
@@ -139,19 +139,13 @@ def _settle_init(walk: Walk, init: bytearray) -> dict[int, int]:
             stsd = walk.path(body, trak, b"mdia", b"minf", b"stbl", b"stsd")
             if trak.kind != b"trak" or tkhd is None or mdhd is None or stsd is None:
                 continue
-            number, scale = (_after_dates(body, box.body, box.end) for box in (tkhd, mdhd))
+            number, scale = (after_dates(body, box).take(4) for box in (tkhd, mdhd))
             scales[number] = scale
             for entry in walk.boxes(body, stsd.body + 8, stsd.end):
                 found = body.find(b"esds", entry.body, entry.end)
                 if found >= 0:
                     _forget_bitrates(init, found + 8, entry.end)  # behind its version and flags
     return scales
-
-
-def _after_dates(body: bytes, at: int, end: int) -> int:
-    fields = Fields(body, at, end)
-    fields.take(16 if fields.take(4) >> 24 else 8)
-    return fields.take(4)
 
 
 def _forget_bitrates(init: bytearray, at: int, end: int) -> None:

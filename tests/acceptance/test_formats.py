@@ -47,6 +47,8 @@ class Kind:
     offset_s: float = 10.0
     fmp4: tuple[str, ...] | None = None
     """Words to ffmpeg's MP4 muxer; None: the source is TS."""
+    edit_lists: bool = False
+    """Made by ffmpeg's HLS muxer as it does by default: edit lists put pictures and sound where they belong."""
     off_grid: bool = False
     """Cut where no key frame is."""
     ladder: str = "small:90:100,tiny:64:60"
@@ -108,6 +110,10 @@ def make(folder: Path, kind: Kind) -> Source:
     argv += ["-output_ts_offset", f"{kind.offset_s:.3f}"]
     if kind.fmp4 is None:
         return Source(_cut_ts(folder, kind, argv))
+    if kind.edit_lists:
+        how = ["-f", "hls", "-hls_time", "1", "-hls_list_size", "0", "-hls_segment_type", "fmp4", "-hls_fmp4_init_filename", "init.mp4"]
+        output(*argv, *how, "-hls_segment_filename", str(folder / "source%d.m4s"), str(folder / "live.m3u8"))
+        return Source(sorted(folder.glob("source*.m4s")), folder / "init.mp4")
     flags = "+".join(["", "empty_moov", "default_base_moof", "frag_discont", *kind.fmp4, *([] if kind.off_grid else ["frag_keyframe"])])
     whole = folder / "whole.mp4"
     how = ["-movflags", f"{flags}+delay_moov", "-use_editlist", "0", "-avoid_negative_ts", "disabled"]

@@ -23,7 +23,7 @@ from hlsrelay.relay import entered
 from tests.integration.relaying import Watching, relayed, scenario
 from tests.integration.test_keys import SECRET, announcing, encrypted_with
 from tests.origin import Origin
-from tests.unit.test_fragment import SECOND, fragment, init, visual
+from tests.unit.test_fragment import SECOND, edits, fragment, init, movie, visual
 
 INIT = init()
 ONE, OTHER = init(visual(1, timescale=SECOND)), init(visual(1, timescale=SECOND), visual(2))
@@ -92,6 +92,20 @@ def test_a_rung_of_fmp4_lists_one_init_section_over_restarts_and_keeps_it(tmp_pa
         assert "RESOLUTION=160x90" in (watch.storage.read("index.m3u8") or b"").decode()
 
     assert scenario(tmp_path, play, announcing(lambda _: ['#EXT-X-MAP:URI="i.mp4"'], init_served, Origin(content=content))).gaps() == []
+
+
+def test_a_rung_of_fmp4_shows_its_media_when_the_source_s_edit_lists_say(tmp_path: Path) -> None:
+    edited = movie(48_000, visual(1, edts=edits((3200, -1), (0, 1024))))
+    response = httpx.Response(200, content=edited)
+
+    async def play(watch: Watching) -> None:
+        ladder_of_fmp4(watch, lambda _: movie(1000, visual(1)))
+        await relayed(watch, 60)
+        [name] = set(look(watch))
+        assert watch.storage.read(f"small/{name}") == edited
+
+    served = announcing(lambda _: ['#EXT-X-MAP:URI="i.mp4"'], lambda name: response if name == "i.mp4" else None, Origin(content=content))
+    assert scenario(tmp_path, play, served).gaps() == []
 
 
 def test_an_init_section_that_comes_back_is_there_and_one_that_is_listed_no_more_is_not(

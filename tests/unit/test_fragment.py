@@ -12,23 +12,38 @@ from tests.unit.cut_by_hand import box, numbers
 SECOND = 90_000
 
 
-def visual(number: int, config: bytes = b"", *, kind: bytes = b"avc1", timescale: int = SECOND) -> bytes:
+def visual(number: int, config: bytes = b"", *, kind: bytes = b"avc1", timescale: int = SECOND, edts: bytes = b"") -> bytes:
     entry = box(kind, bytes(24), (160).to_bytes(2), (90).to_bytes(2), bytes(50), config)
     stbl = box(b"stbl", box(b"stsd", numbers(0, 1), entry))
     media = box(b"mdhd", numbers(0, 0, 0, timescale, 0)) + box(b"hdlr", numbers(0, 0), b"vide", bytes(12)) + box(b"minf", stbl)
-    return box(b"trak", box(b"tkhd", numbers(0, 0, 0, number, 0)), box(b"mdia", media))
+    return box(b"trak", box(b"tkhd", numbers(0, 0, 0, number, 0)), edts, box(b"mdia", media))
 
 
-def sound(number: int, bitrate: int) -> bytes:
+def sound(number: int, bitrate: int, *, timescale: int = 48_000, edts: bytes = b"") -> bytes:
     decoder = b"\x04\x80\x80\x80\x12" + b"\x40\x15\x00\x00\x00" + numbers(bitrate, bitrate) + b"\x05\x80\x80\x80\x02\x11\x90"
     esds = box(b"esds", numbers(0), b"\x03\x80\x80\x80\x1d" + b"\x00\x02\x00" + decoder)
     stbl = box(b"stbl", box(b"stsd", numbers(0, 1), box(b"mp4a", bytes(28), esds)))
-    media = box(b"mdhd", numbers(0, 0, 0, 48_000, 0)) + box(b"hdlr", numbers(0, 0), b"soun", bytes(12)) + box(b"minf", stbl)
-    return box(b"trak", box(b"tkhd", numbers(0, 0, 0, number, 0)), box(b"mdia", media))
+    media = box(b"mdhd", numbers(0, 0, 0, timescale, 0)) + box(b"hdlr", numbers(0, 0), b"soun", bytes(12)) + box(b"minf", stbl)
+    return box(b"trak", box(b"tkhd", numbers(0, 0, 0, number, 0)), edts, box(b"mdia", media))
 
 
 def init(*tracks: bytes) -> bytes:
     return box(b"ftyp", b"iso5") + box(b"moov", *(tracks or (visual(1),)))
+
+
+def edits(*rows: tuple[int, int], version: int = 0) -> bytes:
+    """An edit list of durations, in the movie's time scale, and media times, in the track's; those below 0 are empty."""
+    size = 8 if version else 4
+    return box(b"edts", box(b"elst", numbers(version << 24, len(rows)), *(_edit(row, size) for row in rows)))
+
+
+def _edit(row: tuple[int, int], size: int) -> bytes:
+    return row[0].to_bytes(size) + signed(row[1], size) + numbers(0x10000)
+
+
+def movie(timescale: int, *tracks: bytes) -> bytes:
+    """An init section that says what the movie counts in."""
+    return init(box(b"mvhd", numbers(0, 0, 0, timescale, 0), b"the rest"), *tracks)
 
 
 def signed(value: int, size: int) -> bytes:
