@@ -252,9 +252,19 @@ def _trak(walk: Walk, data: bytes, trak: Box) -> _Track | None:
     entry = next(walk.boxes(data, stsd.body + 8, stsd.end), None) if stsd else None
     if entry is not None and track.handler == b"vide":
         _visual_entry(walk, data, entry, track)
+        if _turned(data, tkhd):
+            track.width, track.height = track.height, track.width
+            track.sar = track.sar and (track.sar[1], track.sar[0])
     elif entry is not None and track.handler == b"soun":
         _sound_entry(walk, data, entry, track)
     return track
+
+
+def _turned(data: bytes, tkhd: Box) -> bool:
+    """Return whether the display matrix (8.3.2) lays pictures on their side."""
+    at = after_dates(data, tkhd).at + (32 if data[tkhd.body] else 28)
+    a, b, c, d = (any(data[at + place : at + place + 4]) for place in (0, 4, 12, 16))
+    return at + 20 <= tkhd.end and b and c and not (a or d)
 
 
 def _inside(entry: Box, skip: int) -> Box:
@@ -374,9 +384,7 @@ def _trun(walk: Walk, data: bytes, trun: Box, samples: _Samples, defaults: _Defa
     walk.samples_left -= count
     if walk.samples_left < 0:
         raise MediaError("an MP4 fragment of too many samples")
-    offset = fields.take(4) if flags & 0x001 else 0
-    if offset >= 1 << 31:
-        offset -= 1 << 32
+    offset = signed(fields.take(4), 32) if flags & 0x001 else 0
     first_flags = fields.take(4) if flags & 0x004 else None
     names = [name for bit, name in ((0x100, "duration"), (0x200, "size"), (0x400, "flags"), (0x800, "shift")) if flags & bit]
     form = struct.Struct(">" + "".join("i" if name == "shift" and head >> 24 else "I" for name in names))

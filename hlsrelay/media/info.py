@@ -30,7 +30,7 @@ class Container(StrEnum):
 class VideoInfo:
     """The first video track. *pts* is in presentation order, each value mod 2^33; *frame_count* also counts frames without one.
 
-    *width* and *height* are what is shown (cropping done), 0 where the bytes don't tell; *sar* is the shape of a pixel, None if not known.
+    *width* and *height* are what is shown (cropped, upright), 0 where the bytes don't tell; *sar* is the shape of a pixel, None if unknown.
     *codecs* is None for a codec that has no RFC 6381 string here. *starts_with_idr*: the first access unit, in file order, is an IDR.
     *timescale*: the container counts time in so many ticks a second. *interlaced*: the pictures may be. *random_access*: decoding can begin
     somewhere in it, at its first picture or at a later one.

@@ -267,6 +267,35 @@ def plays_through(ffmpeg: Path, jobs: list[EncodeJob], inits: dict[str, set[byte
         assert words_of_a_decoder(ffmpeg, "mpegts", switching, folder) == ""
 
 
+def grays(path: Path) -> list[int]:
+    """Return the first picture as a player shows it, the brightness of 9 by 16 points."""
+    words = ["-frames:v", "1", "-vf", "scale=9:16:flags=area,format=gray", "-f", "rawvideo", str(path.with_suffix(".gray"))]
+    output(CHECKING, "-v", "error", "-nostdin", "-y", "-f", "mp4", "-i", str(path), *words)
+    return list(path.with_suffix(".gray").read_bytes())
+
+
+@pytest.mark.parametrize("program", ffmpegs())
+@pytest.mark.parametrize("matrix", [(0, 1, 0, -1, 0), (0, -1, 0, 1, 0), (0, 1, 0, 1, 0)])
+def test_pictures_that_lie_on_their_side_keep_their_shape_and_are_shown_upright(
+    matrix: tuple[int, ...], program: str, tmp_path: Path
+) -> None:
+    source = make(tmp_path, Kind(size="320x180", audio=(), fmp4=()))
+    assert source.init
+    head = bytearray(source.init.read_bytes())
+    at = head.index(b"tkhd") + 44
+    head[at : at + 20] = b"".join((value << 16).to_bytes(4, signed=True) for value in matrix)
+    source.init.write_bytes(head)
+    [job, *_] = jobs_for(source, "small:160:200", tmp_path)
+    [result] = encode(ffmpegs()[program], job)
+    made, given = tmp_path / "made.mp4", tmp_path / "given.mp4"
+    made.write_bytes(b"".join(parted(job.outputs["small"].read_bytes())))
+    given.write_bytes(source.init.read_bytes() + job.source.read_bytes())
+    for info, size in ((job.info, (180, 320)), (result.outputs["small"], (90, 160))):
+        assert info.video
+        assert (info.video.width, info.video.height) == size
+    assert sum(abs(one - other) for one, other in zip(grays(made), grays(given), strict=True)) < 4 * 9 * 16
+
+
 def offered(ffmpeg: Path, codec: Codec, *preferred: str) -> tuple[str | None, list[str]]:
     """Return the name of the encoder that is chosen, and the events that are logged."""
 

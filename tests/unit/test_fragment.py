@@ -12,11 +12,13 @@ from tests.unit.cut_by_hand import box, numbers
 SECOND = 90_000
 
 
-def visual(number: int, config: bytes = b"", *, kind: bytes = b"avc1", timescale: int = SECOND, edts: bytes = b"") -> bytes:
+def visual(
+    number: int, config: bytes = b"", *, kind: bytes = b"avc1", timescale: int = SECOND, edts: bytes = b"", tkhd: bytes = b""
+) -> bytes:
     entry = box(kind, bytes(24), (160).to_bytes(2), (90).to_bytes(2), bytes(50), config)
     stbl = box(b"stbl", box(b"stsd", numbers(0, 1), entry))
     media = box(b"mdhd", numbers(0, 0, 0, timescale, 0)) + box(b"hdlr", numbers(0, 0), b"vide", bytes(12)) + box(b"minf", stbl)
-    return box(b"trak", box(b"tkhd", numbers(0, 0, 0, number, 0)), edts, box(b"mdia", media))
+    return box(b"trak", tkhd or box(b"tkhd", numbers(0, 0, 0, number, 0)), edts, box(b"mdia", media))
 
 
 def sound(number: int, bitrate: int, *, timescale: int = 48_000, edts: bytes = b"") -> bytes:
@@ -130,3 +132,32 @@ def test_av1_is_named_by_its_configuration_record(record: str, codecs: str) -> N
     video = probe(fragment(SECOND, None), head).video
     assert video is not None
     assert video.codecs == codecs
+
+
+UPRIGHT, UPSIDE_DOWN = (1 << 16, 0, 0, 0, 1 << 16), (-1 << 16, 0, 0, 0, -1 << 16)
+CLOCKWISE, COUNTER_CLOCKWISE, MIRRORED = (0, 1 << 16, 0, -1 << 16, 0), (0, -1 << 16, 0, 1 << 16, 0), (0, 1 << 16, 0, 1 << 16, 0)
+CUT = CLOCKWISE[:4]
+WIDE_PIXELS = bytes.fromhex("6742c00dda05825b041000000300100000030320f142aa")  # 352x288, each pixel 16:11
+
+
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize(
+    ("matrix", "turned"),
+    [
+        (UPRIGHT, False),
+        (UPSIDE_DOWN, False),
+        (CLOCKWISE, True),
+        (COUNTER_CLOCKWISE, True),
+        (MIRRORED, True),
+        ((0,) * 5, False),
+        ((1 << 15, 1 << 15, 0, -1 << 15, 1 << 15), False),
+        (CUT, False),
+    ],
+)
+def test_pictures_that_lie_on_their_side_are_told_as_they_are_shown(matrix: tuple[int, ...], turned: bool, version: int) -> None:
+    dates, duration = bytes(16 if version else 8), bytes(8 if version else 4)
+    fields = numbers(version << 24) + dates + numbers(1, 0) + duration + bytes(16) + b"".join(signed(value, 4) for value in matrix)
+    config = box(b"avcC", b"\x01\x42\xc0\x0d\xff\xe1", len(WIDE_PIXELS).to_bytes(2), WIDE_PIXELS)
+    video = probe(fragment(SECOND, None), init(visual(1, config, tkhd=box(b"tkhd", fields)))).video
+    assert video is not None
+    assert (video.width, video.height, video.sar) == ((288, 352, (11, 16)) if turned else (352, 288, (16, 11)))
