@@ -28,6 +28,7 @@ from datetime import datetime, timedelta
 from hlsrelay.hls.doubt import (
     FURTHEST_BEHIND,
     believed,
+    counts_to_ours,
     fell_back,
     has_played_long,
     is_stuck,
@@ -383,7 +384,7 @@ def _put_in_doubt(position: Position, load: Load) -> Step:
     ours = max((one.program_date_time for one in position.recent if one.program_date_time), default=None)
     if newest.time is not None and ours is not None and newest.time <= ours and near(newest.time, ours, load.stream):
         return Step(watching(position, load, known=False)[0], repairs=("stale_playlist",))
-    position, moved_on = watching(position, load, known=False)
+    position, moved_on = watching(position, load, known=counts_to_ours(position, load))
     if not moved_on:
         return Step(position, repairs=("playlist_in_doubt",))
     segments, names = load.snapshot.segments, {one.identity.rpartition("/")[2]: one for one in position.older if one.digest}

@@ -41,7 +41,7 @@ def all_passed(position: Position, load: Load) -> bool:
 
     All that it lists went by before, and is more than an encoder that started anew after our newest segment has had the time for.
     """
-    if _counts_to_ours(position, load):
+    if counts_to_ours(position, load):
         return True
     # What went by long before our newest was listed by no edge that is behind now: a name that is used in rounds.
     lately = position.seen_sequence - 2 * FURTHEST_BEHIND
@@ -63,14 +63,14 @@ def all_passed(position: Position, load: Load) -> bool:
     return soon and all(file_name(one) in names for one in segments[-FURTHEST_BEHIND:])
 
 
-def _counts_to_ours(position: Position, load: Load) -> bool:
+def counts_to_ours(position: Position, load: Load) -> bool:
     """Return whether numbers and names may be those that ours had just before: an edge that is behind, maybe since before we relayed."""
     candidate, segments = position.candidate, load.snapshot.segments
     furthest = min(_furthest(position), WINDOWS_BEHIND * position.listed)
-    if candidate is None or not position.recent or not 0 < position.seen_sequence - segments[-1].sequence <= furthest:
+    if not position.recent or not 0 < position.seen_sequence - segments[-1].sequence <= furthest:
         return False
-    grown = len(segments) - candidate.length
-    if grown > 1 or (grown == 1 and segments[0].sequence == candidate.first):  # from nothing
+    grown = len(segments) - candidate.length if candidate else 0
+    if grown > 1 or (candidate and grown == 1 and segments[0].sequence == candidate.first):  # from nothing
         return False
     last, ours = position.recent[-1], (*position.passed, *position.recent)
     pattern = _pattern(last.sequence, last.identity.rpartition("/")[2])
