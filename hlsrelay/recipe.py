@@ -18,7 +18,6 @@ from pathlib import Path
 from hlsrelay.codecs import FIRST_CHOICE, Target, VideoEncoder, candidates
 from hlsrelay.media.info import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, VideoInfo
 from hlsrelay.media.probe import probe
-from hlsrelay.media.ts import last_audio_pts
 from hlsrelay.model import Codec, Rung
 
 _RATES = tuple(Fraction(n) for n in (10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120)) + tuple(
@@ -181,7 +180,8 @@ def _preroll(job: EncodeJob) -> Path | None:
 class Before:
     """What the segment before has that this one, decoded behind it, must not have again.
 
-    *sounds* is the PTS of the last sound that it has begun, by audio track; *pictures* are those shown only after this one's first.
+    *sounds* is the PTS from which on sound is this one's, by audio track: it has all frames before whole; *pictures* are those shown only
+    after this one's first.
     """
 
     sounds: Mapping[int | None, int] = field(default_factory=dict)
@@ -192,21 +192,28 @@ MOST_SHOWN_LATER = 16
 """As many as pictures can be out of order (ITU-T H.264 A.3.1); more, and the time stamps begin anew."""
 
 
+SLACK_90K = 450
+"""5 ms, less than the shortest frame of sound: time stamps inside a PES are reckoned, and rounded."""
+
+
 def before(job: EncodeJob) -> Before:
     """Look into the segment before, where it is to be read too."""
     previous = _preroll(job)
     if previous is None:
         return Before()
     try:
-        data = previous.read_bytes()
-        found = {audio.id: last_audio_pts(data, audio.id) for audio in job.info.sounds if audio.straddles}
-        shown = probe(data, job.init.read_bytes() if job.init else None).video
+        ahead = probe(previous.read_bytes(), job.init.read_bytes() if job.init else None)
     except (MediaError, OSError):
         return Before()
     later: list[int] = []
-    if shown is not None and job.info.video is not None:
-        later = [pts for pts in shown.pts if (pts - job.info.video.first_pts_90k) % PTS_MODULUS < PTS_MODULUS // 2]
-    sounds = {track: pts for track, pts in found.items() if pts is not None}
+    if ahead.video is not None and job.info.video is not None:
+        later = [pts for pts in ahead.video.pts if (pts - job.info.video.first_pts_90k) % PTS_MODULUS < PTS_MODULUS // 2]
+    straddling = {audio.id for audio in job.info.sounds if audio.straddles}
+    sounds = {
+        audio.id: (audio.last_pts_90k + (-SLACK_90K if audio.cut else SLACK_90K)) % PTS_MODULUS
+        for audio in ahead.sounds
+        if audio.id in straddling and audio.last_pts_90k is not None
+    }
     return Before(sounds, tuple(later) if len(later) <= MOST_SHOWN_LATER else ())
 
 
@@ -220,8 +227,8 @@ def _is_before(start_90k: int, timescale: int = 90_000) -> str:
     return f"gte(mod({_pts_90k(timescale)}{slack_90k}-{start_90k}+{2 * PTS_MODULUS},{PTS_MODULUS}),{PTS_MODULUS // 2})"
 
 
-def _is_at(pts_90k: int, timescale: int) -> str:
-    return f"lt(mod({_pts_90k(timescale)}+1-{pts_90k}+{2 * PTS_MODULUS},{PTS_MODULUS}),2)"
+def _is_at(pts_90k: int, timescale: int = 90_000, slack_90k: int = 1) -> str:
+    return f"lt(mod({_pts_90k(timescale)}+{slack_90k}-{pts_90k}+{2 * PTS_MODULUS},{PTS_MODULUS}),{2 * slack_90k})"
 
 
 def _audio(job: EncodeJob, rung: Rung, before: Before, sounds_from: int) -> list[str]:
@@ -239,17 +246,21 @@ def _audio(job: EncodeJob, rung: Rung, before: Before, sounds_from: int) -> list
     unpacked = job.init is None and in_fmp4
     for index, audio in enumerate(job.info.sounds):
         argv += ["-map", f"{1 if separate else 0}:{'a:0' if audio.id is None else f'i:{audio.id}'}"]
-        filters = [_audio_filter(audio, before.sounds.get(audio.id))] if _preroll(job) is not None and not separate else []
+        filters = _audio_filters(audio, before if _preroll(job) is not None and not separate else None)
         if unpacked and (audio.codecs or "").startswith("mp4a.40.") and audio.codecs != "mp4a.40.34":
             filters.append("aac_adtstoasc")  # ffmpeg does that by itself, but not with delay_moov
         argv += [f"-bsf:a:{index}", ",".join(filters)] if filters else []
     return [*argv, "-c:a", "copy"] if argv else []
 
 
-def _audio_filter(audio: AudioInfo, last_before_90k: int | None) -> str:
-    slack_90k = 450  # 5 ms, less than half the shortest frame: time stamps inside a PES are reckoned, and rounded
-    start_90k = last_before_90k + slack_90k if last_before_90k is not None else (audio.first_pts_90k or 0) - slack_90k
-    return f"noise=drop='{_is_before(start_90k % PTS_MODULUS)}'"
+def _audio_filters(audio: AudioInfo, before: Before | None) -> list[str]:
+    """Return the filters that leave what is the segment's own: all frames that end in it, those of *before*, if read, excepted."""
+    others = []
+    if before is not None:
+        others.append(_is_before(before.sounds.get(audio.id, ((audio.first_pts_90k or 0) - SLACK_90K) % PTS_MODULUS)))
+    if audio.cut and audio.last_pts_90k is not None:  # by itself no decoder takes it; the next job makes it whole
+        others.append(_is_at(audio.last_pts_90k, slack_90k=SLACK_90K))
+    return [f"noise=drop='{'+'.join(others)}'"] if others else []
 
 
 def _filters(video: VideoInfo, rungs: list[Rung], encoders: Mapping[Codec, VideoEncoder], before: Before | None) -> str:

@@ -1,4 +1,4 @@
-"""Audio frames that carry their own header: AAC in ADTS, MPEG audio, AC-3; and the ID3 tags before packed audio (RFC 8216 3.4)."""
+"""Audio frames that carry their own header: AAC in ADTS, MPEG audio, AC-3, E-AC-3; and the ID3 tags before packed audio (RFC 8216 3.4)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ _BITRATE_KBPS = {  # ISO/IEC 11172-3 2.4.2.3 and 13818-3: by (MPEG-1?, layer)
 _SAMPLE_RATES = (44_100, 48_000, 32_000)
 _HALVINGS = {3: 0, 2: 1, 0: 2}  # MPEG-1, MPEG-2, MPEG-2.5
 _ADTS_HERTZ = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350)
+_AC3_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)  # ETSI TS 102 366 4.4.1.4
+_AC3_BLOCK_SAMPLES = 256
+_EAC3_BLOCKS = (1, 2, 3, 6)  # by numblkscod (ETSI TS 102 366 annex E)
+_EAC3_DEPENDENT = 1
+_HEADER_BYTES = 7  # tell a frame's length and samples, whichever kind it is
+_MOST_FRAMES = 2_000  # of a PES: more than half a minute of sound
 _MOST_TAGS = 16
 
 
@@ -79,11 +85,53 @@ def samples(frame: bytes) -> int | None:
 
 
 def length_and_90k(frame: bytes) -> tuple[int, float] | None:
-    """Return for the frame of AAC in ADTS or of MPEG audio that begins *frame* its length in bytes, and in ticks of the 90 kHz clock."""
-    rate, count = hertz(frame), samples(frame)
-    known = mpeg_audio(frame)
-    length = adts_length(frame) if adts_codecs(frame) else known[1] if known else 0
-    return (length, count * 90_000 / rate) if rate and count and length >= 7 else None
+    """Return the length, in bytes and in ticks of the 90 kHz clock, of the frame of AAC in ADTS, MPEG audio, AC-3 or E-AC-3 at the start.
+
+    A dependent substream of E-AC-3 belongs to the frame before it: it takes no time of its own. None for what is none of these.
+    """
+    rate = hertz(frame)
+    if adts_codecs(frame):
+        length, count = adts_length(frame), samples(frame)
+    elif known := mpeg_audio(frame):
+        length, count = known[1], samples(frame)
+    else:
+        length, count = _ac3_length_and_samples(frame)
+    return (length, count * 90_000 / rate) if rate and count is not None and length >= _HEADER_BYTES else None
+
+
+def last_frame(frames: bytes) -> tuple[float, bool]:
+    """Return how much later than the first one the last of *frames* begins, in ticks of the 90 kHz clock, and whether its end is not there.
+
+    They are counted up to where something else begins. A dependent substream is part of the frame that it belongs to.
+    """
+    at, begins_90k, next_90k = 0, 0.0, 0.0
+    for _ in range(_MOST_FRAMES):
+        known = length_and_90k(frames[at : at + _HEADER_BYTES])
+        if known is None:
+            break
+        length, ticks = known
+        if ticks:
+            begins_90k, next_90k = next_90k, next_90k + ticks
+        at += length
+    if at > len(frames):
+        return begins_90k, True
+    if 0 < len(frames) - at < _HEADER_BYTES or not frames:  # of the next one not even the header is there
+        return next_90k, True
+    return begins_90k, False
+
+
+def _ac3_length_and_samples(frame: bytes) -> tuple[int, int]:
+    codecs = ac3_codecs(frame)
+    if codecs == "ac-3":
+        kbps = _AC3_KBPS[(frame[4] & 63) >> 1]
+        # In words of 16 bits; at 44.1 kHz every other frame is one longer, to come to the bitrate on average.
+        words = (2 * kbps, kbps * 320 // 147 + (frame[4] & 1), 3 * kbps)[frame[4] >> 6]
+        return 2 * words, 6 * _AC3_BLOCK_SAMPLES
+    if codecs == "ec-3":
+        words = (int.from_bytes(frame[2:4]) & 0x7FF) + 1
+        blocks = 0 if frame[2] >> 6 == _EAC3_DEPENDENT else _EAC3_BLOCKS[frame[4] >> 4 & 3]
+        return 2 * words, blocks * _AC3_BLOCK_SAMPLES
+    return 0, 0
 
 
 def ac3_codecs(frame: bytes) -> str | None:

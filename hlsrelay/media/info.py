@@ -57,8 +57,8 @@ class AudioInfo:
 
     *straddles*: the segment begins in the middle of an audio PES, the head of which is in the segment before. *id*: its PID or track ID;
     None: there is but one. *coding* is aac, latm (AAC that is not in ADTS), mp3, mp2, mp1, ac-3, ec-3, dts or opus, empty where nobody
-    told. *last_pts_90k* is that of the last frame that begins in the segment, or of the last PES where frames are not told apart.
-    *frame_samples* are those of a frame.
+    told. *last_pts_90k* is that of the last frame that begins in the segment, or of the last PES where frames are not told apart; *cut*:
+    the end of that frame is not in the segment. *frame_samples* are those of a frame.
     """
 
     codecs: str | None
@@ -69,6 +69,7 @@ class AudioInfo:
     hertz: int | None = None
     last_pts_90k: int | None = None
     frame_samples: int | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hlsrelay.media import h264
-from hlsrelay.media.adts import adts_codecs, hertz, length_and_90k, mpeg_audio, samples
+from hlsrelay.media.adts import adts_codecs, hertz, last_frame, mpeg_audio, samples
 from hlsrelay.media.info import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, VideoInfo, frame_rate_of, in_presentation_order
 
 PACKET = 188
@@ -21,6 +21,7 @@ _ADTS, _MPEG_AUDIO = "adts", "mpeg"  # their own headers tell which one
 _LATM, _DTS, _OPUS = "latm", "dts", "opus"
 _AUDIO = {0x03: _MPEG_AUDIO, 0x04: _MPEG_AUDIO, 0x0F: _ADTS, 0xCF: _ADTS, 0x11: _LATM}
 _AUDIO |= {0x81: "ac-3", 0xC1: "ac-3", 0x87: "ec-3", 0xC2: "ec-3", 0x8A: _DTS}
+_TELL_LENGTHS = frozenset((_ADTS, _MPEG_AUDIO, "ac-3", "ec-3"))  # in each frame's header
 _AUDIO_DESCRIPTORS = {0x6A: "ac-3", 0x7A: "ec-3", 0x7B: _DTS}  # DVB: in private PES (ETSI EN 300 468)
 _REGISTRATION = 0x05
 _CODECS = {_LATM: "mp4a.40.2", _DTS: "dtsc", _OPUS: "Opus"}
@@ -135,36 +136,6 @@ def units(data: bytes, init: bytes | None = None) -> list[Unit]:
             dts = _stamp(head, 14) if head[7] & 0x40 and len(head) >= 19 else pts  # 2.4.3.7: what has no DTS is decoded when it is shown
             found.append(Unit(at if tables is None else tables, tables is not None, pts, dts, access))
     return found
-
-
-def last_audio_pts(data: bytes, pid: int | None = None) -> int | None:
-    """Return the PTS of the last audio frame that begins in the transport stream *data*, by its last PES; None if it can't be told.
-
-    *pid* names the audio track; None: the first one.
-
-    For AAC in ADTS and MPEG audio frames inside the PES are counted; of other codecs the PES's own PTS is returned. Raises MediaError.
-    """
-    runs = _runs(data)
-    starts = _starts(data, runs)
-    _, sounds = _program(data, runs, starts) or (None, ())
-    audio = next((track for track in sounds if pid in (None, track.pid)), None)
-    return _last_audio_pts(data, runs, starts, audio) if audio else None
-
-
-def _last_audio_pts(data: bytes, runs: list[_Run], starts: list[int], audio: _Track) -> int | None:
-    own = (at for at in reversed(starts) if _pid(data, at) == audio.pid)
-    at = next((at for at in own if _pes_pts(_payload(data, at)) is not None), None)
-    if at is None:
-        return None
-    unit = _unit(data, runs, at, _MOST_PES_BYTES)
-    pts = _pes_pts(unit) or 0
-    frames = _elementary(unit)
-    cursor, ticks, duration = 0, 0.0, 0.0
-    while audio.codec in (_ADTS, _MPEG_AUDIO) and (known := length_and_90k(frames[cursor : cursor + 7])):
-        ticks += duration  # of the one before: the first one begins at the PTS itself
-        length, duration = known
-        cursor += length
-    return (pts + round(ticks)) % PTS_MODULUS
 
 
 def first_tables(data: bytes, packets: int) -> bytes:
@@ -421,6 +392,7 @@ def _audio(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> A
             if pts is not None:
                 frame = _elementary(_unit(data, runs, at, 1024))
                 codecs = _audio_codecs(track.codec, frame)
+                last_pts, cut = _last_audio(data, runs, starts, track)
                 return AudioInfo(
                     codecs,
                     pts,
@@ -429,9 +401,34 @@ def _audio(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> A
                     coding={_ADTS: "aac", _MPEG_AUDIO: _CODING.get(codecs or "", "")}.get(track.codec, track.codec),
                     hertz=hertz(frame),
                     frame_samples=samples(frame),
-                    last_pts_90k=_last_audio_pts(data, runs, starts, track),
+                    last_pts_90k=last_pts,
+                    cut=cut,
                 )
     return None
+
+
+def _last_audio(data: bytes, runs: list[_Run], starts: list[int], audio: _Track) -> tuple[int | None, bool]:
+    """Return the PTS of the last frame that begins in *data*, None if that can't be told, and whether the end of that frame is not there.
+
+    Of codecs whose frames don't tell their length the PTS is that of the last PES, as if it were whole.
+    """
+    own = [at for at in starts if _pid(data, at) == audio.pid]
+    last = next((index for index in reversed(range(len(own))) if _pes_pts(_payload(data, own[index])) is not None), None)
+    if last is None:
+        return None, False
+    pts = _pes_pts(_payload(data, own[last])) or 0
+    if audio.codec not in _TELL_LENGTHS:
+        return pts, False
+    found = bytearray()
+    room = _MOST_PES_BYTES
+    for at in own[last:]:  # a PES may go on without a time stamp (2.7.4)
+        unit = _unit(data, runs, at, room)
+        found += _elementary(unit)
+        room -= len(unit)
+        if room <= 0:
+            break
+    since_90k, cut = last_frame(bytes(found))
+    return (pts + round(since_90k)) % PTS_MODULUS, cut and room > 0
 
 
 def _straddles(data: bytes, runs: list[_Run], pid: int, first_start: int) -> bool:

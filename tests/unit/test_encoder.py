@@ -14,7 +14,9 @@ from hlsrelay.ladder import parse_ladder
 from hlsrelay.media.grid import Cut
 from hlsrelay.media.info import AudioInfo, Container, MediaInfo, VideoInfo
 from hlsrelay.recipe import Before, EncodeJob, Sound, audio_kbps, command, frame_rate, needs_previous, width_for
+from hlsrelay.recipe import before as read_before
 from hlsrelay.sound import on_ffmpegs_clock, sound_command, sounds
+from tests.unit.test_media_probe import FRAME, pes, segment
 
 FFMPEG = Path("ffmpeg")
 VIDEO = VideoInfo("avc1.640028", 1920, 1080, 3, 9000, 15000, 30.0, True, (9000, 12000, 15000))
@@ -87,9 +89,24 @@ def test_the_segment_before_is_read_only_where_it_is_needed() -> None:
         assert "select='not(gte(mod(pts-9000+17179869184,8589934592),4294967296))'" in pairs(argv, "-filter_complex")[0]
         assert pairs(argv, "-bsf:a:0") == ["noise=drop='gte(mod(pts-7550+17179869184,8589934592),4294967296)'"] * 3
     assert pairs(command(job(info=info, previous=before), FFMPEG, Before({None: 7000})), "-bsf:a:0")[0].startswith(
-        "noise=drop='gte(mod(pts-7450+"
+        "noise=drop='gte(mod(pts-7000+"
     )
     assert pairs(command(job(info=info, previous=Path("a|b.ts")), FFMPEG), "-i") == ["file:in.ts"]
+
+
+def test_a_frame_of_sound_that_goes_on_in_the_segment_after_is_left_to_the_rungs_of_that_one(tmp_path: Path) -> None:
+    cut = MediaInfo(Container.TS, VIDEO, replace(AUDIO, last_pts_90k=15_000, cut=True))
+    leaves = "lt(mod(pts+450-15000+17179869184,8589934592),900)"
+    assert pairs(command(job(info=cut), FFMPEG), "-bsf:a:0") == [f"noise=drop='{leaves}'"] * 3
+    both = replace(cut, audio=replace(AUDIO, straddles=True, last_pts_90k=15_000, cut=True))
+    again = "gte(mod(pts-7550+17179869184,8589934592),4294967296)"
+    assert pairs(command(job(info=both, previous=Path("before.ts")), FFMPEG), "-bsf:a:0") == [f"noise=drop='{again}+{leaves}'"] * 3
+
+    previous = tmp_path / "before.ts"
+    after = replace(both, audio=replace(AUDIO, straddles=True, id=0x101))
+    for end, begins in ((b"", 90_000 + 1920 + 450), (FRAME[:9], 90_000 + 2 * 1920 - 450), (FRAME[:2], 90_000 + 2 * 1920 - 450)):
+        previous.write_bytes(segment(pes(0x101, 90_000, FRAME * 2 + end)))
+        assert read_before(job(info=after, previous=previous)).sounds == {0x101: begins}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlsrelay.media.adts import adts_codecs, adts_frames, hertz, length_and_90k, mpeg_audio
+from hlsrelay.media.adts import adts_codecs, adts_frames, hertz, last_frame, length_and_90k, mpeg_audio
 from hlsrelay.media.h264 import parse_hevc_sps, parse_sps
 from hlsrelay.media.info import frame_rate_of, in_presentation_order
 from hlsrelay.media.probe import PTS_MODULUS, Container, MediaError, probe
@@ -24,6 +24,8 @@ PAT = bytes.fromhex("474000100000b00d0001c100000001f0002ab104b2")
 PMT = bytes.fromhex("475000100002b0170001c10000e100f0001be100f0000fe101f0002f44b99b")
 SPS = bytes.fromhex("67640028acd9405005bb011000000300100000030320f1831960")  # 1280x720, High, level 4.0
 PPS = bytes.fromhex("68ebe3cb22c0")
+FRAME = bytes.fromhex("fff14c8001bffc") + b"\0" * 6  # AAC in ADTS, 48 kHz
+SHORTEST = bytes.fromhex("fff14c8000fffc")  # nothing but a header
 
 
 def packet(head: bytes) -> bytes:
@@ -45,7 +47,7 @@ def picture(pts: int, *, idr: bool = False) -> bytes:
 
 
 def sound(pts: int) -> bytes:
-    return pes(0x101, pts % PTS_MODULUS, bytes.fromhex("fff14c8001bffc") + b"\0" * 6)
+    return pes(0x101, pts % PTS_MODULUS, FRAME)
 
 
 def segment(*packets: bytes) -> bytes:
@@ -143,6 +145,32 @@ def test_sound_tells_how_it_is_coded_its_rate_and_when_its_last_frame_begins() -
     assert (audio.coding, audio.hertz, audio.last_pts_90k) == ("aac", 48_000, PTS_MODULUS - 1)
 
 
+def stamped_not(packet: bytes) -> bytes:
+    """Return the packet of a PES without its time stamp."""
+    at = packet.index(b"\0\0\1\xe0")
+    return packet[: at + 7] + b"\0" + packet[at + 8 : at + 9] + b"\xff" * 5 + packet[at + 14 :]
+
+
+@pytest.mark.parametrize(
+    ("packets", "last_90k", "cut"),
+    [
+        ((pes(0x101, 3000, FRAME * 3),), 3000 + 2 * 1920, False),
+        ((pes(0x101, 3000, FRAME * 3 + FRAME[:-1]),), 3000 + 3 * 1920, True),
+        ((pes(0x101, 3000, FRAME * 3 + FRAME[:1]),), 3000 + 3 * 1920, True),
+        ((pes(0x101, 3000, FRAME), pes(0x101, 4920, FRAME[:9])), 4920, True),
+        ((pes(0x101, 3000, FRAME), pes(0x101, 4920, b"")), 4920, True),
+        ((pes(0x101, PTS_MODULUS - 1920, FRAME * 2 + FRAME[:9]),), 1920, True),
+        ((pes(0x101, 3000, FRAME), stamped_not(pes(0x101, 0, FRAME)), stamped_not(pes(0x101, 0, FRAME[:8]))), 3000 + 2 * 1920, True),
+        ((pes(0x101, 3000, FRAME * 2 + b"\xff" * 20),), 3000 + 1920, False),
+    ],
+    ids=["whole", "its end", "its header", "all but its head", "all", "over the wrap", "no time stamp", "what is no frame"],
+)
+def test_the_frame_of_which_the_end_comes_in_the_next_segment_is_told(packets: tuple[bytes, ...], last_90k: int, cut: bool) -> None:
+    audio = probe(segment(*packets)).audio
+    assert audio is not None
+    assert (audio.last_pts_90k, audio.cut) == (last_90k, cut)
+
+
 @pytest.mark.parametrize(
     ("kind", "descriptor", "coding", "codecs"),
     [
@@ -228,6 +256,25 @@ def test_mpeg_audio_frames_tell_layer_and_length() -> None:
     assert hertz(b"\x0b\x77\0\0\xc0\x80") is None
 
 
+def test_ac3_and_eac3_frames_tell_their_length() -> None:
+    assert length_and_90k(bytes.fromhex("0b770000144000")) == (768, 2880)  # 192 kbit/s, 48 kHz
+    assert length_and_90k(bytes.fromhex("0b770000544000")) == (834, 1536 * 90_000 / 44_100)  # 192 kbit/s, 44.1 kHz, the short one
+    assert length_and_90k(bytes.fromhex("0b770000554000")) == (836, 1536 * 90_000 / 44_100)  # and the long one
+    assert length_and_90k(bytes.fromhex("0b770000a44000")) == (3840, 4320)  # 640 kbit/s, 32 kHz
+    assert length_and_90k(bytes.fromhex("0b770000264000")) is None  # there is no such bitrate
+    assert length_and_90k(bytes.fromhex("0b7702ff348000")) == (1536, 2880)  # E-AC-3, 6 blocks
+    assert length_and_90k(bytes.fromhex("0b7700bf048000")) == (384, 480)  # 1 block
+    assert length_and_90k(bytes.fromhex("0b7742ff348000")) == (1536, 0)  # a dependent substream
+    assert length_and_90k(bytes.fromhex("0b770000348000")) is None  # shorter than its header
+
+
+def test_a_dependent_substream_that_is_cut_cuts_the_frame_it_belongs_to() -> None:
+    frame, dependent = (bytes.fromhex(head) + b"\0" * 17 for head in ("0b77000b348000", "0b77400b348000"))
+    assert last_frame((frame + dependent) * 2) == (2880, False)
+    assert last_frame((frame + dependent) * 2 + frame[:-1]) == (2 * 2880, True)
+    assert last_frame((frame + dependent) * 3 + frame + dependent[:-1]) == (3 * 2880, True)
+
+
 def test_adts_frames_end_where_something_else_begins_or_one_is_cut() -> None:
     frame = bytes.fromhex("fff14c80019ffc") + b"\0" * 5
     assert adts_frames(frame * 3 + frame[:-1]) == [frame] * 3
@@ -259,11 +306,12 @@ def test_a_big_segment_is_read_without_holding_up_everybody_else() -> None:
         (packet(b"\x47\x1f\xff\x10") * 5 + b"\0") * 4_000,
         segment(*[pes(0x100, 0, b"\0\0\1" * 50)] * 20_000),
         packet(PAT) + packet(PMT) * 20_000,
+        segment(pes(0x101, 0, b""), *(b"\x47\x01\x01\x10" + (SHORTEST * 10_000)[at : at + 184] for at in range(0, 69_920, 184))),
         b"ID3\4\0\0\0\0\0\0" * 100_000,
         b"\0\0\0\x08free" * 500_000,
         b"\0\0\0\x08moof" * 500_000,
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_bytes_that_mean_harm_are_done_with_soon(data: bytes) -> None:
     assert _seconds(data) < 1
