@@ -4,6 +4,7 @@ Laws:
 - What counts is what can't be given back: a cgroup's usage without the pages of files, the machine's without what it calls available.
   A relay writes and serves files all day; with their cache counted it would soon be at its limit for ever.
 - The scarcest counts: our cgroup, each one around it that has a limit, and the machine.
+- A cgroup's limit is what comes first of memory.high, from which on the kernel slows everything in it, pass-through too, and memory.max.
 - It is short from the threshold on, and eases EASES_PERCENT below it: on one line both, it would be news every second.
 """
 
@@ -56,22 +57,24 @@ def _cgroups(proc: Path, root: Path) -> list[float | None]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            base, names = root, ("memory.current", "memory.max", "active_file", "inactive_file")
+            base, current, files = root, "memory.current", ("active_file", "inactive_file")
+            limits = ["memory.high", "memory.max"]
         elif "memory" in controllers.split(","):
-            names = ("memory.usage_in_bytes", "memory.limit_in_bytes", "total_active_file", "total_inactive_file")
-            base = root / "memory"
+            base, current, files = root / "memory", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")
+            limits = ["memory.limit_in_bytes"]
         else:
             continue
         folder = base / path.strip("/")  # in a container the mount may begin at our own cgroup: then only what is around it is there
         while folder.is_relative_to(base):
-            found.append(_cgroup(folder, *names))
+            found.append(_cgroup(folder, current, limits, files))
             folder = folder.parent
     return found
 
 
-def _cgroup(folder: Path, current: str, most: str, *of_files: str) -> float | None:
-    used, limit = _number(folder / current), _number(folder / most)
-    if used is None or not limit or limit >= _UNLIMITED_BYTES:
+def _cgroup(folder: Path, current: str, limits: list[str], of_files: tuple[str, ...]) -> float | None:
+    used = _number(folder / current)
+    limit = min((most for name in limits if (most := _number(folder / name)) and most < _UNLIMITED_BYTES), default=None)
+    if used is None or limit is None:
         return None
     files = sum(_number(folder / "memory.stat", rf"(?m)^{name} (\d+)$") or 0 for name in of_files)
     return 100.0 * max(0, used - files) / limit

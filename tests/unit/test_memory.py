@@ -23,11 +23,12 @@ def percent(tmp_path: Path, files: Mapping[str, str]) -> float | None:
     return used_percent(tmp_path / "proc", tmp_path / "cgroup")
 
 
-def v2(folder: str, current: int, most: str, files: int = 0) -> dict[str, str]:
+def v2(folder: str, current: int, most: str, files: int = 0, high: str = "max") -> dict[str, str]:
     stat = f"anon 5\nfile 77\nactive_file {files}\ninactive_file {files}\n"
     return {
         f"cgroup/{folder}memory.current": f"{current}\n",
         f"cgroup/{folder}memory.max": f"{most}\n",
+        f"cgroup/{folder}memory.high": f"{high}\n",
         f"cgroup/{folder}memory.stat": stat,
     }
 
@@ -57,6 +58,11 @@ def test_no_limit_is_none(tmp_path: Path) -> None:
     assert percent(tmp_path, {"proc/self/cgroup": V2} | v2("pod/relay/", 900, "max")) is None
     at = "cgroup/memory/pod/relay/memory."
     assert percent(tmp_path, {"proc/self/cgroup": V1, f"{at}usage_in_bytes": "900\n", f"{at}limit_in_bytes": NO_LIMIT}) is None
+
+
+@pytest.mark.parametrize(("high", "most", "used"), [("1000", "2000", 90), ("1000", "max", 90), ("2000", "1000", 90), ("max", "1500", 60)])
+def test_the_limit_from_which_on_the_kernel_slows_us_counts_as_well(high: str, most: str, used: float, tmp_path: Path) -> None:
+    assert percent(tmp_path, {"proc/self/cgroup": V2} | v2("pod/relay/", 900, most, high=high)) == pytest.approx(used)
 
 
 def test_the_scarcest_of_machine_cgroup_and_those_around_it_counts(tmp_path: Path) -> None:
