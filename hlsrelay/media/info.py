@@ -95,10 +95,11 @@ def in_presentation_order(pts: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(pts, key=lambda value: (value - origin) % PTS_MODULUS))
 
 
-def frame_rate_of(pts: tuple[int, ...]) -> float | None:
+def frame_rate_of(pts: tuple[int, ...], frames: int | None = None) -> float | None:
     """Return frames per second over *pts* in presentation order; None when fewer than two moments are known.
 
-    Not the VUI's figure: encoders write all kinds of things there.
+    *frames* is how many there are from the first of these moments to the last, where some have none. Not the VUI's figure: encoders write
+    all kinds of things there.
     """
     span = (pts[-1] - pts[0]) % PTS_MODULUS if pts else 0
-    return (len(pts) - 1) * 90_000 / span if span else None
+    return ((frames or len(pts)) - 1) * 90_000 / span if span else None

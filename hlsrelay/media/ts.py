@@ -367,7 +367,7 @@ def _video(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> V
         frame_count=len(units),
         first_pts_90k=pts[0],
         last_pts_90k=pts[-1],
-        frame_rate=frame_rate_of(pts),
+        frame_rate=frame_rate_of(pts, _from_first_to_last(stamps)),
         starts_with_idr=bool(head.idr),
         pts=pts,
         sar=picture.sar,
@@ -383,6 +383,12 @@ def _enters(data: bytes, runs: list[_Run], at: int, codec: str) -> bool:
 def _is_random_access(data: bytes, at: int) -> bool:
     """Return whether the packet at *at* has its random_access_indicator set (2.4.3.5)."""
     return bool(data[at + 3] & 0x20 and data[at + 4] and data[at + 5] & 0x40)
+
+
+def _from_first_to_last(stamps: list[int | None]) -> int:
+    """Return how many pictures there are from the first that has a time stamp to the last: not each one needs to (2.7.4)."""
+    stamped = [index for index, value in enumerate(stamps) if value is not None]
+    return stamped[-1] - stamped[0] + 1
 
 
 def _audio(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> AudioInfo | None:

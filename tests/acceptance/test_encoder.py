@@ -216,6 +216,30 @@ def test_every_rung_shows_its_pictures_and_plays_its_sound_exactly_when_the_sour
         assert {width for width, _, _ in sizes} == {320}  # 352 x 288 shown as 16:9
 
 
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_a_source_need_not_say_of_every_picture_when_it_shows(b_frames: int, ffmpeg: Path, tmp_path: Path) -> None:
+    segment = make(tmp_path, Kind(audio_hertz=None, extra=("-x264-params", f"bframes={b_frames}")))[1]
+    told = read(segment).video
+    body, begun = bytearray(segment.read_bytes()), 0
+    for at in range(0, len(body), 188):
+        if body[at + 1 : at + 3] == b"\x41\x00":
+            pes = at + 4 + (1 + body[at + 4] if body[at + 3] & 0x20 else 0)
+            begun += 1
+            if begun % 2 == 0:
+                body[pes + 7] &= 0x3F  # neither PTS nor DTS ...
+                body[pes + 9 : pes + 9 + body[pes + 8]] = b"\xff" * body[pes + 8]  # ... but stuffing
+    segment.write_bytes(body)
+    job = job_for(segment, 1, "tiny:120:150")
+    assert told
+    assert job.info.video
+    assert len(job.info.video.pts) == len(told.pts) / 2
+    assert job.info.video.frame_rate == pytest.approx(30, rel=0.04)
+    [result] = encode(ffmpeg, job)
+    made = result.outputs["tiny"].video
+    assert made
+    assert made.pts == told.pts
+
+
 def audio_packets(path: Path) -> list[tuple[int, str]]:
     """Return PTS and digest of every packet of the first audio track."""
     argv = ["ffprobe", "-v", "error", "-f", "mpegts", "-select_streams", "a:0", "-show_data_hash", "md5"]

@@ -290,6 +290,13 @@ def test_one_picture_has_no_frame_rate() -> None:
     assert in_presentation_order([]) == ()
 
 
+def test_pictures_without_a_time_stamp_count_for_the_frame_rate() -> None:
+    every_other = (picture(3000 * n, idr=not n) if n % 2 == 0 else stamped_not(picture(0)) for n in range(12))
+    video = probe(segment(stamped_not(picture(0)), *every_other)).video
+    assert video is not None
+    assert (video.frame_count, len(video.pts), video.frame_rate) == (13, 6, 30)
+
+
 def test_a_big_segment_is_read_without_holding_up_everybody_else() -> None:
     filler = bytes((0x47, 0x01, 0x00, 0x10)) + b"\x55" * 184
     big = segment(*(picture(n * 3000, idr=not n) + filler * 70 + sound(n * 3000) for n in range(180)))
