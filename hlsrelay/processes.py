@@ -6,7 +6,7 @@ Laws:
 - Whoever starts a child leaves `run` or `spawn` only when the child is gone, cancelled or not: at most 4.5 s after it is told to stop.
 - What its process group leaves behind is killed with it, while the group's number can't yet be anybody else's.
 - One that reports its progress is stopped when it is hung (`progress` says when that is).
-- Every end is one log event, `child.ended`: the reason, how it ended, and what it cost.
+- Every end is one log event, `child.ended`: the reason, how it ended, and what it cost. Below `info` is only what is done and went well.
 
 A grandchild that makes a session of its own escapes all this but `orphans.sweep`. Without setpriv (not Linux) a kill -9 of ours leaves
 children running until the next start sweeps them. The event loop must run in the main thread: the kernel's parent-death signal comes

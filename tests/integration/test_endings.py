@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from hlsrelay import proc, processes, progress
 from hlsrelay.errors import ChildError
-from hlsrelay.processes import MEMORY, Children, Limits, Stdout
+from hlsrelay.processes import MEMORY, OVERLOADED, Children, Limits, Stdout
 from hlsrelay.progress import Progress
 from tests.integration import test_processes
 from tests.integration.test_processes import IGNORES_TERM, Body, first_line, python
@@ -187,12 +187,20 @@ async def _closed(children: Children) -> None:
         await task
 
 
-async def _shed(children: Children) -> None:
+async def _given_up(children: Children, reason: str) -> None:
     task = asyncio.create_task(children.run(["sleep", "600"], purpose="test", deadline_s=600))
     await comes_true(lambda: bool(children.running()))
-    task.cancel(MEMORY)
+    task.cancel(reason)
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def _shed(children: Children) -> None:
+    await _given_up(children, MEMORY)
+
+
+async def _overdue(children: Children) -> None:
+    await _given_up(children, OVERLOADED)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +212,7 @@ async def _shed(children: Children) -> None:
         (_failed, "no longer wanted", "info"),
         (_closed, "shutdown", "info"),
         (_shed, "memory", "warning"),
+        (_overdue, "overload", "warning"),
     ],
 )
 def test_the_end_of_a_child_that_was_stopped_is_one_event_with_the_reason(
@@ -214,6 +223,17 @@ def test_the_end_of_a_child_that_was_stopped_is_one_event_with_the_reason(
 ) -> None:
     end = told(lambda: run(body))
     assert (end["reason"], end["log_level"], end["signal"]) == (reason, level, "SIGTERM")
+
+
+def test_the_end_of_a_child_that_was_stopped_is_told_also_where_it_ends_well(run: Callable[[Body], None]) -> None:
+    code = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nprint('ready', flush=True)\nsignal.pause()"
+
+    async def body(children: Children) -> None:
+        async with children.spawn(python(code), purpose="test", stdout=Stdout.LINES) as child:
+            assert await anext(child.lines()) == "ready"
+
+    end = told(lambda: run(body))
+    assert (end["reason"], end["log_level"], end["exit_code"]) == ("no longer wanted", "info", 0)
 
 
 def test_a_child_that_fills_the_disk_is_stopped_by_its_limit(run: Callable[[Body], None], tmp_path: Path) -> None:
