@@ -254,11 +254,15 @@ def _audio(job: EncodeJob, rung: Rung, before: Before, sounds_from: int) -> list
 
 
 def _audio_filters(audio: AudioInfo, before: Before | None) -> list[str]:
-    """Return the filters that leave what is the segment's own: all frames that end in it, those of *before*, if read, excepted."""
+    """Return the filters that leave what is the segment's own: all frames that end in it, those of *before*, if read, excepted.
+
+    A frame that is cut stays where it is all there is: without it the track would be missing.
+    """
     others = []
     if before is not None:
         others.append(_is_before(before.sounds.get(audio.id, ((audio.first_pts_90k or 0) - SLACK_90K) % PTS_MODULUS)))
-    if audio.cut and audio.last_pts_90k is not None:  # by itself no decoder takes it; the next job makes it whole
+    alone = before is None and audio.last_pts_90k == audio.first_pts_90k
+    if audio.cut and audio.last_pts_90k is not None and not alone:  # by itself no decoder takes it; the next job makes it whole
         others.append(_is_at(audio.last_pts_90k, slack_90k=SLACK_90K))
     return [f"noise=drop='{'+'.join(others)}'"] if others else []
 

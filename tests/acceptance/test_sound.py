@@ -236,8 +236,9 @@ def test_sound_that_the_source_lost_is_silence_and_what_follows_is_where_it_was(
     assert max(apart[until + 2048 :]) < LOUD / 30
 
 
-def test_sound_whose_pes_goes_over_the_cut_has_no_seam_either(ffmpeg: Path, tmp_path: Path) -> None:
-    segments = make(tmp_path, Kind("aac"), 3)
+@pytest.mark.parametrize("codec", ["aac", "ac3"])
+def test_sound_whose_pes_goes_over_the_cut_has_no_seam_either(codec: str, ffmpeg: Path, tmp_path: Path) -> None:
+    segments = make(tmp_path, Kind(codec), 3)
     whole = joined(segments, tmp_path / "whole.all")
     for before, after in pairwise(segments):
         packets = [before.read_bytes()[at : at + 188] for at in range(0, before.stat().st_size, 188)]

@@ -102,6 +102,9 @@ def test_a_frame_of_sound_that_goes_on_in_the_segment_after_is_left_to_the_rungs
     again = "gte(mod(pts-7550+17179869184,8589934592),4294967296)"
     assert pairs(command(job(info=both, previous=Path("before.ts")), FFMPEG), "-bsf:a:0") == [f"noise=drop='{again}+{leaves}'"] * 3
 
+    alone = replace(cut, audio=replace(AUDIO, last_pts_90k=AUDIO.first_pts_90k, cut=True))
+    assert pairs(command(job(info=alone), FFMPEG), "-bsf:a:0") == []  # without it the rungs would have no sound, and not count
+
     previous = tmp_path / "before.ts"
     after = replace(both, audio=replace(AUDIO, straddles=True, id=0x101))
     for end, begins in ((b"", 90_000 + 1920 + 450), (FRAME[:9], 90_000 + 2 * 1920 - 450), (FRAME[:2], 90_000 + 2 * 1920 - 450)):
