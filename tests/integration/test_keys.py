@@ -253,11 +253,11 @@ def test_what_was_decrypted_for_the_encoder_does_not_pile_up(ladder: str, tmp_pa
     def served(name: str) -> httpx.Response | None:
         if name == "k":
             return httpx.Response(200, content=SECRET)
-        return httpx.Response(404) if name.endswith(".ts") and 150 < now_s() < 230 else None
+        return httpx.Response(404) if name.endswith(".ts") and 180 < now_s() < 260 else None
 
     async def play(watch: Watching) -> None:
         watch.operator.stream = replace(watch.operator.stream, ladder=parse_ladder(ladder))
-        for until_s in (110, 330):
+        for until_s in (140, 360):
             await relayed(watch, until_s)
             kept = list(watch.storage.temp("").glob("plain*"))
             assert len(kept) == (KEPT_PLAIN if ladder else 0)
