@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -33,8 +33,8 @@ from hlsrelay.storage import LocalStorage
 class Source(Protocol):
     """What the stages need of the upstream."""
 
-    async def survey(self, stream: Stream) -> Presentation:
-        """Return what the source presents. Raises UpstreamError, ConfigError."""
+    async def survey(self, stream: Stream, known: Iterable[Track] = ()) -> Presentation:
+        """Return what the source presents, tracks *known* from before under their names. Raises UpstreamError, ConfigError."""
 
     async def load(self, name: str) -> Snapshot:
         """Return the media playlist of a surveyed track. Raises UpstreamError."""

@@ -11,9 +11,10 @@ from itertools import takewhile
 from hlsrelay.clock import Clock, Pacer
 from hlsrelay.desk import Agreement, Choice, Desk, Tools
 from hlsrelay.hls.render import multivariant_playlist
+from hlsrelay.hls.tracks import telling
 from hlsrelay.hls.window import Progress, expired, followed, known_paths, withdrawn
 from hlsrelay.ledger import LocalLedger
-from hlsrelay.model import SOURCE, Entry, Made, Presentation, Stream
+from hlsrelay.model import SOURCE, Entry, Made, Presentation, Stream, Track
 from hlsrelay.stages import publish, swept
 from hlsrelay.storage import MULTIVARIANT, LocalStorage
 
@@ -49,12 +50,19 @@ class House:
         if main := self._published.get(SOURCE):
             self.choice = Choice(tools, last=main.position.source)
 
+    def known(self) -> list[Track]:
+        """Return the tracks that are published, those that the source no longer has too: players have their names."""
+        return [Track(name, progress.kind, (), progress.attributes) for name, progress in self._published.items()]
+
     def furnished(self, presentation: Presentation, stream: Stream) -> list[Desk]:
         """Return what each track's pipeline works with; tracks of before that are not among them follow the main one."""
         main = self._published.get(SOURCE)
         names = {track.name for track in presentation.tracks}
         agreement = Agreement.resumed(self._published, names)
         self._presentation, self._stream = presentation, stream
+        for track in presentation.tracks:
+            if track.name in self._published:
+                self._published[track.name] = replace(self._published[track.name], attributes=telling(track))
         self._first_shown_s = None
         last = main.entries[-1].number if main and main.entries else -1
         self._followed = {name: self._followed.get(name, last) for name in self._published if name not in names}

@@ -8,10 +8,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from hlsrelay.clock import Pacer
-from hlsrelay.desk import Choice, Desk, Tools
+from hlsrelay.desk import Desk, Tools
 from hlsrelay.downloading import Downloading
 from hlsrelay.errors import ConfigError, UpstreamError
 from hlsrelay.hls.numbering import noted
+from hlsrelay.hls.tracks import telling
 from hlsrelay.hls.window import Progress, slide
 from hlsrelay.house import House
 from hlsrelay.joints import in_order, merged
@@ -45,7 +46,7 @@ async def relay(tools: Tools, encodes_ahead: int = ENCODES_AHEAD) -> AsyncGenera
     Closing it at any point leaves a playable stream that a successor goes on from.
     """
     house = House(tools)
-    async with aclosing(surveyed(tools, house.choice)) as surveys:
+    async with aclosing(surveyed(tools, house)) as surveys:
         async for presentation, stream, error in surveys:
             if presentation is None:
                 house.choice.considered()
@@ -61,15 +62,15 @@ async def relay(tools: Tools, encodes_ahead: int = ENCODES_AHEAD) -> AsyncGenera
     house.closed()
 
 
-async def surveyed(tools: Tools, choice: Choice) -> AsyncGenerator[tuple[Presentation | None, Stream, str], None]:
+async def surveyed(tools: Tools, house: House) -> AsyncGenerator[tuple[Presentation | None, Stream, str], None]:
     """Yield what the source presents, or why that is unknown; again once that is dealt with, until the operator wants a stop."""
     pacer = Pacer(tools.clock, tools.nudges)
     async for _ in pacer:
-        stream = choice.stream
+        stream = house.choice.stream
         if stream.desired is Desired.STOP:
             return
         try:
-            presentation = await tools.upstream.survey(stream)
+            presentation = await tools.upstream.survey(stream, house.known())
         except (UpstreamError, ConfigError) as error:
             yield None, stream, str(error)
         else:
@@ -120,6 +121,7 @@ def entered(progress: Progress | None, made: Made, desk: Desk) -> Progress:
         count = agreement.first_count(name, new)
         target_s, kind = agreement.target_duration_s, desk.track.kind
         progress = Progress(new.position, target_s, name, kind, discontinuity_sequence=count, i_frames_only=new.i_frames_only)
+        progress = replace(progress, attributes=telling(desk.track))
     elif progress.position.withdrawn:
         progress = replace(progress, discontinuity_sequence=agreement.count_again(name, new, progress.discontinuity_sequence))
     elif at and agreement.breaks_off(name, at, entry.duration_s):

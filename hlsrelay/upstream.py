@@ -7,7 +7,7 @@ The only module, beside `transport`, that imports httpx. Timeouts of the HTTP li
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Self
@@ -68,6 +68,7 @@ class Upstream:
         self._client: httpx.AsyncClient | None = None
         self._stream: Stream | None = None
         self._variables: dict[str, str] = {}
+        self._known: dict[str, Track] = {}
         self._tracks: dict[str, Track] = {}
         self._turns: dict[str, int] = {}
         self._last: dict[str, tuple[bytes, str, Snapshot]] = {}
@@ -78,13 +79,15 @@ class Upstream:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def survey(self, stream: Stream) -> Presentation:
+    async def survey(self, stream: Stream, known: Iterable[Track] = ()) -> Presentation:
         """Return what the stream's source presents, and of a multivariant one the part that is wanted. Raises UpstreamError, ConfigError.
 
-        Requests carry the stream's headers, go through its proxy, and share one cookie jar, anew for another source.
+        What is among the tracks *known* from before keeps its name. Requests carry the stream's headers, go through its proxy, and share
+        one cookie jar, anew for another source.
         """
         if self._stream is None or wires(stream) != wires(self._stream):
             await self.aclose()
+        self._known = {track.name: track for track in known}
         return await self._surveyed(stream, PLAYLIST_DEADLINE_S)
 
     async def _surveyed(self, stream: Stream, deadline_s: float) -> Presentation:
@@ -95,7 +98,7 @@ class Upstream:
         if isinstance(playlist, Snapshot):
             found = media_playlist_alone(source)
         else:
-            found = chosen(playlist, stream.variants)
+            found = chosen(playlist, stream.variants, (self._known | self._tracks).values())
             self._variables = variables_of(body, url)
         self._tracks = {track.name: track for track in found.tracks}
         return found
@@ -200,7 +203,7 @@ class Upstream:
         """Close all connections and forget what was learnt; the next load starts anew."""
         client, self._client = self._client, None
         self._stream = None
-        self._variables, self._tracks, self._turns, self._last = {}, {}, {}, {}
+        self._variables, self._known, self._tracks, self._turns, self._last = {}, {}, {}, {}, {}
         if client is not None:
             await client.aclose()
 

@@ -53,6 +53,8 @@ class Progress:
     """Which of their IDs were used for what, lately: none is used again."""
     listed_us: int | None = None
     """How long the entries last together, to the microsecond as EXTINF tells it; None: nobody has counted."""
+    attributes: tuple[tuple[str, str], ...] = ()
+    """What the track is recognised by when its source is surveyed again."""
     format: int = 1
 
     @property

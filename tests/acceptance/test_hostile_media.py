@@ -9,7 +9,7 @@ import shlex
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -115,7 +115,7 @@ class Shelf:
         self.media = list(media.values())
         self.listed = 1
 
-    async def survey(self, stream: Stream) -> Presentation:
+    async def survey(self, stream: Stream, known: Iterable[Track] = ()) -> Presentation:
         return Presentation((Track(SOURCE, Kind.VARIANT, (URL,)),))
 
     async def load(self, name: str) -> Snapshot:

@@ -160,6 +160,41 @@ def test_a_restart_goes_on_in_every_track(tmp_path: Path) -> None:
     assert shown.discontinuity_sequences() == {0}
 
 
+def measured_anew(show: Show) -> None:
+    show.master = MASTER.replace("900000", "907431").replace("2500000", "2431000")
+
+
+def test_a_restart_goes_on_in_every_track_of_a_source_that_measures_its_bandwidth(tmp_path: Path) -> None:
+    async def play(show: Show) -> None:
+        await show.relayed(40)
+        measured_anew(show)
+        await show.relayed(80)
+
+    shown = show(tmp_path, play)
+    assert set(shown.storage.ledgers()) == set(NAMES.values())
+    assert shown.discontinuity_sequences() == {0}
+    assert all(shown.whole(track) for track in NAMES)
+
+
+def test_a_child_that_expires_is_had_again_though_the_source_measured_another_bandwidth(tmp_path: Path) -> None:
+    async def play(show: Show) -> None:
+        expired = iter([True])
+        low = show.origins["low"]
+
+        def expire() -> None:
+            measured_anew(show)
+            low.fault = lambda asked: httpx.Response(403) if asked.url.path.endswith(".m3u8") and next(expired, False) else None
+
+        asyncio.get_running_loop().call_later(40, expire)
+        await show.relayed(80)
+
+    shown = show(tmp_path, play)
+    assert set(shown.storage.ledgers()) == set(NAMES.values())
+    assert any("source_surveyed_again" in tick.turn.repairs for tick in shown.ticks if tick.turn)
+    assert shown.discontinuity_sequences() == {0}
+    assert all(shown.whole(track) for track in NAMES)
+
+
 def test_a_track_that_never_answers_is_left_out_and_no_variant_names_its_group(tmp_path: Path) -> None:
     async def play(show: Show) -> None:
         show.origins["de"].fault = lambda _: httpx.Response(404)
