@@ -41,6 +41,7 @@ class _Presentation:
     where: str
     first: dict[str, Variant] = field(default_factory=dict)
     last: dict[str, Variant] = field(default_factory=dict)
+    variables: tuple[tuple[str, str], ...] = ()
     loaded_s: float = 0.0
     body: bytes = b""
     said: set[tuple[str, Complaint]] = field(default_factory=set)
@@ -106,7 +107,8 @@ class Judge:
             presentation.loaded_s = at_s
             self._against_media(presentation, at_s)
             return
-        reading = read(body, base or where)
+        imported = {name: value for one in self._presentations.values() if where in one.last for name, value in one.variables}
+        reading = read(body, base or where, imported)
         if not reading.whole and where in self._whole:
             self._say(where, [error("A3", "cut off: the last line has no end", repr(body[-40:].decode(errors="replace")))], at_s)
             return
@@ -166,7 +168,7 @@ class Judge:
         self._say(presentation.where, variants.stated(playlist), at_s)
         presentation.last = {variant.uri: variant for variant in playlist.variants}
         presentation.first = presentation.last | presentation.first
-        presentation.loaded_s, presentation.body = at_s, body
+        presentation.loaded_s, presentation.body, presentation.variables = at_s, body, playlist.variables
         self._against_media(presentation, at_s)
 
     def _compare(self, where: str, at_s: float) -> None:

@@ -29,7 +29,8 @@ class Resource:
 class Listed:
     """A media segment as a playlist lists it. *era* is its discontinuity sequence number, *when_s* its date in Unix time,
     *keys* and *init* are those in force, *init_keys* those that were when the MAP was written (RFC 8216 4.3.2.4); the attributes of a key
-    are as written, but for its URI, which is absolute and without quotes. *others* are its title and tags that nothing here reads."""
+    are as written, but for its URI, which is absolute and without quotes. *others* are its title and tags that nothing here reads.
+    *written* is its URI before variables are put in."""
 
     sequence: int
     written: str
@@ -84,9 +85,10 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Multivariant:
-    """A multivariant playlist as written."""
+    """A multivariant playlist as written; *variables* are those that its media playlists may import."""
 
     variants: tuple[Variant, ...]
+    variables: tuple[tuple[str, str], ...] = ()
 
 
 def unquoted(value: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import urljoin
 
+from hlsrelay.judge.define import Variables
 from hlsrelay.judge.findings import Complaint, error, note, warning
 from hlsrelay.judge.listed import Attributes, Listed, MediaPlaylist, Multivariant, Resource, Span, Variant, unquoted
 from hlsrelay.judge.low_latency import Parts, promised
@@ -27,6 +29,7 @@ _WORD: _Form = (r'[^",\s]+', "a word without quotes")
 _QUOTED_ATTRIBUTES = (
     "URI", "KEYFORMAT", "KEYFORMATVERSIONS", "BYTERANGE", "CODECS", "AUDIO", "VIDEO", "SUBTITLES", "GROUP-ID", "NAME", "LANGUAGE",
     "ASSOC-LANGUAGE", "ID", "CLASS", "START-DATE", "END-DATE", "INSTREAM-ID", "CHARACTERISTICS", "CHANNELS",
+    "VALUE", "IMPORT", "QUERYPARAM",
 )  # fmt: skip
 _FORMS: dict[str, _Form] = {
     **dict.fromkeys(_QUOTED_ATTRIBUTES, _QUOTED),
@@ -75,8 +78,8 @@ class Read:
     whole: bool = True
 
 
-def read(body: bytes, base: str) -> Read:
-    """Read the playlist *body*, whose URIs are relative to *base*."""
+def read(body: bytes, base: str, imported: Mapping[str, str] | None = None) -> Read:
+    """Read the playlist *body*, whose URIs are relative to *base*; *imported* are variables that EXT-X-DEFINE may import."""
     found: list[Complaint] = []
     if not body:
         return Read(None, (error("A3", "the playlist is empty: a reader saw it before it was written"),))
@@ -98,7 +101,7 @@ def read(body: bytes, base: str) -> Read:
     if lines[:1] != ["#EXTM3U"]:
         found.append(error("A1", "the first line is not #EXTM3U", repr("".join(lines[:1])[:40])))
         return Read(None, tuple(found))
-    reader = _Reader(base, found)
+    reader = _Reader(base, found, Variables(base, imported or {}, found=found))
     for line in lines:
         reader.line(line)
     return Read(reader.playlist(), tuple(found), whole)
@@ -108,6 +111,7 @@ def read(body: bytes, base: str) -> Read:
 class _Reader:
     base: str
     found: list[Complaint]
+    variables: Variables
     tags: set[str] = field(default_factory=set)
     version: int = 1
     needs: int = 1
@@ -159,7 +163,7 @@ class _Reader:
         if many and one:
             self.found.append(error("A1", "tags of a multivariant and of a media playlist in one", f"{min(many)}, {min(one)}"))
         if self.variants or (many and not one):
-            return Multivariant(tuple(self.variants))
+            return Multivariant(tuple(self.variants), tuple(self.variables.values.items()))
         if "EXT-X-TARGETDURATION" not in self.tags:
             self.found.append(error("A2", "no EXT-X-TARGETDURATION"))
         control, part_inf = (self.latest.get(name, {}) for name in ("EXT-X-SERVER-CONTROL", "EXT-X-PART-INF"))
@@ -185,6 +189,8 @@ class _Reader:
             self.found.append(error("A1", f"{name} appears twice"))
         self.tags.add(name)
         self._need(_NEEDS.get(name, 1), name)
+        if name in _LISTS and name != "EXT-X-DEFINE":
+            value = self.variables.put_into(value)
         attributes = self.latest[name] = self._attributes(name, value) if name in _LISTS else {}
         match name:
             case "EXT-X-VERSION":
@@ -218,6 +224,9 @@ class _Reader:
                 self._key(attributes)
             case "EXT-X-MAP":
                 self._map(attributes)
+            case "EXT-X-DEFINE":
+                self._need(11 if "QUERYPARAM" in attributes else 1, "QUERYPARAM")
+                self.variables.define(attributes)
             case "EXT-X-PART":
                 self.parts.add(attributes)
             case "EXT-X-DATERANGE":
@@ -225,11 +234,14 @@ class _Reader:
             case "EXT-X-STREAM-INF":
                 self.inf = attributes
             case "EXT-X-MEDIA":
-                if unquoted(attributes.get("INSTREAM-ID", "")).startswith("SERVICE"):
-                    self._need(7, "INSTREAM-ID SERVICE")
-                if "URI" in attributes:
-                    uri, group = urljoin(self.base, unquoted(attributes["URI"])), unquoted(attributes.get("GROUP-ID", ""))
-                    self.variants.append(Variant(uri, None, attributes.get("TYPE", ""), group))
+                self._media(attributes)
+
+    def _media(self, attributes: Attributes) -> None:
+        if unquoted(attributes.get("INSTREAM-ID", "")).startswith("SERVICE"):
+            self._need(7, "INSTREAM-ID SERVICE")
+        if "URI" in attributes:
+            uri, group = urljoin(self.base, unquoted(attributes["URI"])), unquoted(attributes.get("GROUP-ID", ""))
+            self.variants.append(Variant(uri, None, attributes.get("TYPE", ""), group))
 
     def _other(self, name: str, value: str) -> None:
         if name in _OF_THE_WHOLE:
@@ -241,13 +253,13 @@ class _Reader:
         if re.search(r"\s", line):
             self.found.append(error("A1", "white space in a URI line", repr(line[:60])))
         if self.inf is not None:
-            self.variants.append(Variant(urljoin(self.base, line), self.inf))
+            self.variants.append(Variant(urljoin(self.base, self.variables.put_into(line)), self.inf))
             self.inf = None
             return
         if self.duration_s is None:
             self.found.append(error("A1", "a URI without EXTINF", repr(line[:60])))
             return
-        uri = urljoin(self.base, line)
+        uri = urljoin(self.base, self.variables.put_into(line))
         span = self._placed(uri)
         sequence = self.media_sequence + len(self.segments)
         era = self.discontinuity_sequence + self.cuts

@@ -45,6 +45,15 @@ from tests.unit.judging import (
     with_parts,
 )
 
+
+def _defining(define: str, needs: str = "8", head: tuple[str, ...] = ()) -> Version:
+    return version(10, head=(define, *head), version=needs)
+
+
+def _naming(define: str) -> Version:
+    return with_item(10, Item(10, "{$a}.ts"), head=(define,), version="8")
+
+
 FAULTS: dict[str, tuple[Fault, str, Severity]] = {
     # 1: the text
     "a byte order mark": (only(b"\xef\xbb\xbf" + GOOD.text().encode()), "A1", E),
@@ -57,6 +66,11 @@ FAULTS: dict[str, tuple[Fault, str, Severity]] = {
     "no type": (only(GOOD, headers={"content-encoding": "gzip"}), "A1", E),
     "a type that is not registered": (only(GOOD, headers={**HEADERS, "content-type": "application/x-mpegURL"}), "A1", W),
     "a tag twice": (only(version(10, head=("#EXT-X-VERSION:3",))), "A1", E),
+    "a variable that nobody defines": (only(_naming('#EXT-X-DEFINE:NAME="b",VALUE="x"')), "A1", E),
+    "a variable that is imported from nowhere": (only(_defining('#EXT-X-DEFINE:IMPORT="a"')), "A1", E),
+    "a variable that the URL does not have": (only(_defining('#EXT-X-DEFINE:QUERYPARAM="a"', "11")), "A1", E),
+    "a variable twice": (only(_defining('#EXT-X-DEFINE:NAME="a",VALUE="x"', head=('#EXT-X-DEFINE:NAME="a",VALUE="y"',))), "A1", E),
+    "a DEFINE without VALUE": (only(_defining('#EXT-X-DEFINE:NAME="a"')), "A1", E),
     "an EXTINF without a comma": (only(GOOD.text().replace("4.000,", "4.000")), "A1", E),
     "a negative EXTINF": (only(with_item(10, Item(10, extinf="-4.000"))), "A1", E),
     "a URI without EXTINF": (only(version(10, tail=("17.ts",))), "A1", E),

@@ -103,6 +103,24 @@ def test_keys_maps_and_byte_ranges_that_are_repeated_at_the_head_are_fine() -> N
     assert Watch().load(*(listed(first) for first in range(10, 16))).told() == []
 
 
+def test_variables_are_put_in_where_they_are_named() -> None:
+    defines = ('#EXT-X-DEFINE:NAME="p",VALUE="seg"', '#EXT-X-DEFINE:IMPORT="host"', '#EXT-X-DEFINE:QUERYPARAM="token"')
+    head = (*defines, '#EXT-X-MAP:URI="{$host}/init.mp4"')
+    low = LOW + "?token=a%2Fb"
+    variants = '#EXTM3U\n#EXT-X-VERSION:8\n#EXT-X-DEFINE:NAME="host",VALUE="https://cdn.example"\n#EXT-X-DEFINE:NAME="l",VALUE="low"\n'
+    watch = Watch().load(
+        variants + master().removeprefix("#EXTM3U\n").replace("low/index.m3u8", "{$l}/index.m3u8?token=a%2Fb"), where=MASTER
+    )
+    for first in range(10, 14):
+        listed = tuple(Item(number, f"{{$host}}/{{$p}}/{number}.ts?{{$token}}") for number in range(first, first + LISTED))
+        watch.load(Version(listed, head, version="11"), where=low)
+    assert watch.told() == []
+    newest = watch.judge.fresh(low)[-1]
+    assert newest.resource.uri == f"https://cdn.example/seg/{newest.sequence}.ts?a/b"
+    assert newest.init
+    assert newest.init.uri == "https://cdn.example/init.mp4"
+
+
 def test_a_range_that_ended_on_the_next_of_its_class_may_go() -> None:
     following = ON_NEXT.replace('"show"', '"next"').replace(at(60).isoformat(), at(80).isoformat())
     assert Watch().load(*(version(first, head=(ON_NEXT, following)) for first in (18, 19)), version(20, head=(following,))).told() == []
@@ -279,6 +297,13 @@ def test_no_bytes_make_the_judge_fall(body: bytes) -> None:
 
 
 _LINES = st.sampled_from([*GOOD.text().splitlines(), KEY, MAP, AT_60, "#EXT-X-BYTERANGE:9", "#EXT-X-ENDLIST", "#EXT-X-GAP", "a b", ""])
+
+
+def test_variables_that_grow_without_end_are_put_in_no_more() -> None:
+    head = ('#EXT-X-DEFINE:NAME="a",VALUE="' + "x" * 1000 + '"',)
+    watch = Watch().load(Version((Item(10, "{$a}" * 6000 + ".ts"), *items(11, {})), head, version="8"))
+    assert watch.told() == [("A1", E)]
+    assert len(watch.judge.fresh(HIGH)[0].resource.uri) < 5 << 20
 
 
 @given(st.lists(st.lists(_LINES, max_size=20), max_size=4))
