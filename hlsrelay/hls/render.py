@@ -90,7 +90,7 @@ def _company(variant: Track, tracks: list[Track], published: Mapping[str, Progre
             for track in tracks
             if group and track.kind is kind and track.attribute("GROUP-ID") == group and published[track.name].renditions
         ]
-        peak_bps += max((one.peak_bps for one in found), default=0)
+        peak_bps += max(map(_peak_bps, found), default=0)
         average_bps += max((_average_bps(one) for one in found), default=0)
         codecs += [one.traits.codecs for one in found]
     known = tuple(codec for each in codecs if each for codec in each.split(","))
@@ -101,13 +101,17 @@ def _average_bps(rendition: Rendition) -> int:
     return math.ceil(rendition.total_bits / rendition.total_s) if rendition.total_s else 0
 
 
+def _peak_bps(rendition: Rendition) -> int:
+    """BANDWIDTH, which is never below AVERAGE-BANDWIDTH: segments too short to be half a target duration have no peak yet."""
+    return max(rendition.peak_bps, _average_bps(rendition))
+
+
 def _attributes(attributes: Mapping[str, str]) -> str:
     return ",".join(f"{name}={value}" for name, value in attributes.items())
 
 
 def _stream_inf(track: Track, rendition: Rendition, company: _Company, groups: Groups) -> str:
     traits = rendition.traits
-    average_bps = _average_bps(rendition)
     said = {name: value for name, value in track.attributes if name not in ("BANDWIDTH", "AVERAGE-BANDWIDTH")}
     beside = company.codecs
     if rendition.name != track.name:  # a rung: a picture of its own, the variant's renditions
@@ -116,8 +120,8 @@ def _stream_inf(track: Track, rendition: Rendition, company: _Company, groups: G
     # All of them or none: players take what CODECS does not name for what is not there.
     codecs = ",".join(dict.fromkeys((*traits.codecs.split(","), *beside))) if traits.codecs and beside is not None else ""
     attributes = {
-        "BANDWIDTH": str(max(rendition.peak_bps, average_bps) + company.peak_bps),
-        "AVERAGE-BANDWIDTH": str(average_bps + company.average_bps),
+        "BANDWIDTH": str(_peak_bps(rendition) + company.peak_bps),
+        "AVERAGE-BANDWIDTH": str(_average_bps(rendition) + company.average_bps),
         "CODECS": f'"{codecs}"' if codecs else "",
         "RESOLUTION": f"{traits.width}x{traits.height}" if traits.width and traits.height else "",
         "FRAME-RATE": f"{traits.frame_rate:.3f}" if traits.frame_rate else "",
@@ -126,7 +130,7 @@ def _stream_inf(track: Track, rendition: Rendition, company: _Company, groups: G
 
 
 def _i_frame_stream_inf(track: Track, progress: Progress, groups: Groups) -> str:
-    measured_bps = max((one.peak_bps for one in progress.renditions), default=0)
+    measured_bps = max(map(_peak_bps, progress.renditions), default=0)
     said = _in_groups(dict(track.attributes), groups)
     return _attributes({"BANDWIDTH": str(measured_bps), **said, "URI": f'"{track.name}/index.m3u8"'})
 

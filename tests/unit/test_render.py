@@ -52,6 +52,17 @@ def test_codecs_are_left_out_where_not_all_of_them_are_known() -> None:
     assert codecs(AUDIO, Traits()) == ["", "avc1.64001e,mp4a.40.2"]
 
 
+def test_the_peak_of_segments_that_are_shorter_than_half_a_target_duration_is_their_average() -> None:
+    lines = MASTER.format("") + '#EXT-X-I-FRAME-STREAM-INF:BANDWIDTH=1,RESOLUTION=1280x720,URI="i.m3u8"\n'
+    found = parse(lines.replace("BANDWIDTH=1,RES", "RES").encode(), URL)
+    assert isinstance(found, Presentation)
+    kinds = {SOURCE: Kind.VARIANT, "audio-en": Kind.AUDIO, "iframes-720p": Kind.I_FRAMES}
+    published = {name: shown([replace(of(VIDEO, name), duration_s=1.0)], name, kind) for name, kind in kinds.items()}
+    text = multivariant_playlist(found, published)
+    assert "#EXT-X-STREAM-INF:BANDWIDTH=1600,AVERAGE-BANDWIDTH=1600," in text
+    assert "#EXT-X-I-FRAME-STREAM-INF:BANDWIDTH=800," in text
+
+
 def test_what_the_source_says_of_its_codecs_stays() -> None:
     assert codecs(Traits(), said=',CODECS="avc1.4d401e,ac-3"') == ["avc1.4d401e,ac-3", "avc1.64001e,ac-3"]
 
