@@ -89,6 +89,8 @@ class Agreement:
     times: OrderedDict[int, datetime] = field(default_factory=OrderedDict)
     """What the track *clock* says of the source's last numbers; until it is there, whichever came first: its times hold for all."""
     moved: Nudges = field(default_factory=Nudges)
+    listed_s: float = 0.0
+    """How much the main track lists."""
 
     @classmethod
     def resumed(cls, published: Mapping[str, Progress], tracks: Collection[str]) -> Agreement:
@@ -114,6 +116,7 @@ class Agreement:
             joined={name: progress.position.generation for name, progress in here.items()},
             ends=ends,
             shown=dict(ends),
+            listed_s=main.listed_s if main else 0.0,
         )
 
     def seen_at_first(self, found: Mapping[str, Snapshot]) -> None:
@@ -187,6 +190,7 @@ class Agreement:
     def published(self, track: str, progress: Progress) -> None:
         """A track has published all of *progress*."""
         self.shown[track] = progress.position.next_program_date_time
+        self.listed_s = progress.listed_s if track == SOURCE else self.listed_s
         self.moved.nudge()
 
     def waits_for(self, track: str, end: datetime, stream: Stream) -> str:

@@ -13,10 +13,10 @@ from hlsrelay.downloading import Downloading
 from hlsrelay.errors import ConfigError, UpstreamError
 from hlsrelay.hls.numbering import noted
 from hlsrelay.hls.tracks import telling
-from hlsrelay.hls.window import Progress, slide
+from hlsrelay.hls.window import Progress, beside, slide
 from hlsrelay.house import House
 from hlsrelay.joints import in_order, merged
-from hlsrelay.model import Desired, Made, Presentation, Stream, Turn
+from hlsrelay.model import SOURCE, Desired, Made, Presentation, Stream, Turn
 from hlsrelay.stages import in_step, loaded, looked, numbered, publish, swept, watched_primary
 from hlsrelay.transcoding import Transcoding
 
@@ -128,7 +128,8 @@ def entered(progress: Progress | None, made: Made, desk: Desk) -> Progress:
         entry = replace(entry, discontinuity=True)
     progress = replace(progress, target_duration_s=max(progress.target_duration_s, agreement.target_duration_s))
     position = noted(new.position, desk.digests)
-    progress = slide(progress, entry, position, new.stream.window_s, desk.tools.clock.utc_now())
+    window_s = new.stream.window_s if name == SOURCE else beside(agreement.listed_s, entry.duration_s, new.stream.window_s)
+    progress = slide(progress, entry, position, window_s, desk.tools.clock.utc_now())
     if at and progress.entries[-1].discontinuity:
         agreement.broke_off(name, at)
     agreement.target_duration_s = progress.target_duration_s

@@ -4,6 +4,7 @@ Laws (hls-rules.md names them):
   A4  the first entry's number is the MEDIA-SEQUENCE: entries are consecutive, so it rises by one per entry that leaves.
   A5  DISCONTINUITY-SEQUENCE rises by one per DISCONTINUITY that leaves.
   A6  an entry leaves only while three target durations and six entries stay.
+  A20 audio and subtitles whose segments are longer than the main track's list as much as that one instead of six entries.
   A7  what left stays fetchable for its own duration plus that of the longest playlist that listed it.
 All renditions share one window: the same numbers, the same discontinuities; one that has no file under a number has a GAP there.
 """
@@ -62,6 +63,11 @@ class Progress:
         """The discontinuity sequence number of the newest entry: renditions of one presentation agree on it (RFC 8216 6.2.4)."""
         return self.discontinuity_sequence + sum(entry.discontinuity for entry in self.entries)
 
+    @property
+    def listed_s(self) -> float:
+        """How long the entries last together."""
+        return (sum(map(_length_us, self.entries)) if self.listed_us is None else self.listed_us) / 1_000_000
+
 
 def slide(progress: Progress, entry: Entry, position: Position, window_s: float, now: datetime) -> Progress:
     """Return *progress* with *entry* at its end, and what is older than *window_s* off its head.
@@ -115,7 +121,15 @@ def followed(progress: Progress, main: Progress, newest: Entry, window_s: float,
     changed = progress.position.source != ""
     entry = replace(newest, number=number, files=stand_in, gaps={}, rungs=(), discontinuity=newest.discontinuity or changed)
     position = replace(progress.position, source="", last_number=number, generation=main.position.generation)
-    return slide(progress, entry, position, window_s, now)
+    return slide(progress, entry, position, beside(main.listed_s, newest.duration_s, window_s), now)
+
+
+def beside(main_s: float, newest_s: float, window_s: float) -> float:
+    """Return how much a track lists beside a main one that lists *main_s*, its own newest entry being *newest_s* long.
+
+    They begin within a target duration of each other (RFC 8216 6.2.4). Half an entry is left out, for durations differ a little.
+    """
+    return max(window_s, main_s - newest_s / 2)
 
 
 def _standing_in(file: MediaFile, home: str) -> MediaFile:
@@ -170,7 +184,8 @@ def _trimmed(progress: Progress, window_s: float, now: datetime) -> Progress:
     longest_us = stays_us = progress.listed_us or 0
     least_us = round(max(window_s, FEWEST_TARGET_DURATIONS * progress.target_duration_s) * 1_000_000)
     leaving = 0
-    for entry in islice(progress.entries, max(0, len(progress.entries) - FEWEST_ENTRIES)):
+    fewest = FEWEST_ENTRIES if progress.kind in (Kind.VARIANT, Kind.I_FRAMES) else 1
+    for entry in islice(progress.entries, max(0, len(progress.entries) - fewest)):
         if stays_us - _length_us(entry) < least_us:
             break
         stays_us -= _length_us(entry)

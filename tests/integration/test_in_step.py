@@ -284,3 +284,21 @@ class Bounded(list[Tick]):
     def append(self, tick: Tick) -> None:
         assert len(self) < 1000, "time stands still"
         super().append(tick)
+
+
+@pytest.mark.parametrize(("track", "duration_s"), [("de", 12.0), ("en", 12.0), ("de", 60.0)])
+def test_a_track_of_longer_segments_lists_no_more_than_the_others_do(tmp_path: Path, track: str, duration_s: float) -> None:
+    async def play(show: Show) -> None:
+        show.origins[track].duration_s, show.origins[track].window = duration_s, 3
+        await show.relayed(200)
+
+    show, _ = shown(tmp_path, play, pdt=False)
+    longer, main = show.listed(NAMES[track]), show.listed("source")
+    (begins, least_s), (main_begins, main_s) = (
+        (one.segments[0].time, sum(each.duration_s for each in one.segments)) for one in (longer, main)
+    )
+    assert begins
+    assert main_begins
+    assert abs((begins - main_begins).total_seconds()) <= main.target_duration_s
+    assert min(least_s, main_s) >= 3 * main.target_duration_s
+    assert len(main.segments) >= 6
