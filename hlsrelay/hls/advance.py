@@ -59,6 +59,7 @@ from hlsrelay.hls.signs import (
     folders_change,
     goes_on_from_doubt,
     goes_on_from_others,
+    is_short,
     lists_ahead_otherwise,
     lists_others_as_ours,
     may_be_behind,
@@ -359,6 +360,7 @@ def _after_hole(position: Position, newer: tuple[Segment, ...], load: Load) -> S
         or gone_by
         or (missing and (too_far or too_soon(position, missing, newer[0])))
         or thrown_away(position, load)
+        or (not missing and is_short(position, newer, load))
         or may_be_of_the_one_behind(position, missing, load)
         or goes_on_from_others(position, missing, newer)
         or doubted

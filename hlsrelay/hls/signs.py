@@ -19,7 +19,7 @@ WARY_TARGET_DURATIONS = 20
 def doubtful(position: Position, newer: tuple[Segment, ...], shared: list[tuple[Seen, Segment]], load: Load) -> bool:
     """Return whether a playlist that lists our names under our numbers may yet be another encoder's, so that only a digest tells."""
     candidate, snapshot = position.candidate, load.snapshot
-    if (candidate and candidate.resembles) or thrown_away(position, load):
+    if (candidate and candidate.resembles) or thrown_away(position, load) or started_over(position, newer, load):
         return True
     if any(another_time(*pair, snapshot) or another_clock(*pair, snapshot) for pair in shared):
         return True
@@ -60,6 +60,22 @@ def thrown_away(position: Position, load: Load) -> bool:
     gone = position.listed - max(0, position.seen_sequence + 1 - segments[0].sequence)
     came = segments[-1].sequence - position.seen_sequence if segments[0].sequence <= position.seen_sequence + 1 else gone
     return gone > 2 + min(came, since_s / min(load.snapshot.target_duration_s, segments[0].duration_s))
+
+
+def started_over(position: Position, newer: tuple[Segment, ...], load: Load) -> bool:
+    """Return whether a window was short after a silence, as that of an encoder that starts anew: one that slides keeps its length.
+
+    Where it lists as much again, it shows by what grew and lost nothing at its head, or by what was listed meanwhile.
+    """
+    candidate, grown = position.candidate, position.listed + len(newer)
+    meanwhile = candidate is not None and candidate.length < position.listed
+    grew = bool(newer) and len(load.snapshot.segments) == grown
+    return is_short(position, newer, load) or ((meanwhile or grew) and is_silent(position, load) and not _when_due(position, newer))
+
+
+def is_short(position: Position, newer: tuple[Segment, ...], load: Load) -> bool:
+    """Return whether a window is shorter than it was, after a silence, and no time tells that it goes on from ours."""
+    return len(load.snapshot.segments) < position.listed and is_silent(position, load) and not _when_due(position, newer)
 
 
 def tells_earlier(position: Position, load: Load) -> bool:
@@ -128,7 +144,7 @@ def goes_on_from_doubt(position: Position, missing: int, newer: tuple[Segment, .
     exactly = not missing and len(newer) == 1
     if exactly and lists_newest_of(candidate, load) and _contradicts(position, candidate.newest[-1]):
         return True
-    if not missing and _when_due(position, newer[0]) and not _lists_our_last_otherwise(candidate, position):
+    if not missing and _when_due(position, newer) and not _lists_our_last_otherwise(candidate, position):
         return False
     if not exactly and lists_newest_of(candidate, load):
         return True
@@ -140,7 +156,7 @@ def goes_on_from_others(position: Position, missing: int, newer: tuple[Segment, 
     """Return whether something else was listed under our numbers, and ours was not since: an encoder that started anew, and goes on."""
     if position.mistaken_at is None or position.listed_at is None or position.mistaken_at <= position.listed_at:
         return False
-    return missing > 0 or not _when_due(position, newer[0])
+    return missing > 0 or not _when_due(position, newer)
 
 
 def _contradicts(position: Position, seen: Seen) -> bool:
@@ -159,9 +175,10 @@ def _lists_our_last_otherwise(candidate: Candidate, position: Position) -> bool:
     return any((one.sequence == ours.sequence) != (one.identity.rpartition("/")[2] == name) for one in listed)
 
 
-def _when_due(position: Position, then: Segment) -> bool:
-    """Return whether a segment tells the very time at which ours goes on."""
-    if then.program_date_time is None or not position.dated:
+def _when_due(position: Position, newer: tuple[Segment, ...]) -> bool:
+    """Return whether the first of what is new tells the very time at which ours goes on."""
+    then = newer[0] if newer else None
+    if then is None or then.program_date_time is None or not position.dated:
         return False
     return abs((then.program_date_time - position.next_program_date_time).total_seconds()) < min(0.5, then.duration_s / 2)
 

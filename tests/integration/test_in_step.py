@@ -260,11 +260,11 @@ def test_a_source_that_lacks_a_track_all_at_once_is_surveyed_again(tmp_path: Pat
 
 
 def test_a_track_that_is_gone_while_it_is_behind_the_others_is_given_up_at_once(tmp_path: Path) -> None:
-    """BANDWIDTH is measured anew with each load, and the track's name with it."""
+    """Another of its size comes in its place."""
     expired = iter([httpx.Response(404)])
 
     def change(show: Show) -> None:
-        show.master = MASTER.replace("900000", "907431")
+        show.master = MASTER.replace("640x360", "480x270")
         show.origins["low"].fault = lambda request: next(expired, None) if request.url.path.endswith(".m3u8") else None
 
     async def play(show: Show) -> None:
@@ -272,7 +272,7 @@ def test_a_track_that_is_gone_while_it_is_behind_the_others_is_given_up_at_once(
         show.ticks = Bounded()
         later(58, lambda: change(show))
         await show.relayed(100)
-        assert not any(segment.gap for segment in show.listed("v360p-907k").segments)
+        assert not any(segment.gap for segment in show.listed("v270p-900k").segments)
 
     show, _ = shown(tmp_path, play, pdt=True)
     assert sum("no track 'v360p-900k'" in tick.turn.error for tick in show.ticks if tick.turn) == 1

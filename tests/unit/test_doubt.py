@@ -61,6 +61,50 @@ def test_a_restart_that_happens_to_count_on_is_noticed_by_the_window_it_threw_aw
     assert history.cuts() == [7]
 
 
+@pytest.mark.parametrize("outage_s", [1, 4, 30])
+@pytest.mark.parametrize(("window", "begins"), [(2, 0), (2, -1), (3, 1), (3, 0), (3, -1), (6, 0)])
+def test_a_restart_at_about_our_newest_number_is_noticed_by_the_window_that_was_short(window: int, begins: int, outage_s: int) -> None:
+    history, encoder = History(), 0
+    history.holds = lambda name: f"{encoder} {name}"
+    for last in range(100, 105):
+        history.load(live(*range(last + 1 - window, last + 1)), 4 * (last - 100))
+    for seconds in range(17, 20 + outage_s):
+        history.load(live(*range(105 - window, 105)), seconds)
+    encoder = 1
+    first = 104 + begins
+    for last in range(first, first + 8):
+        for poll in range(4):
+            history.load(live(*range(max(first, last + 1 - window), last + 1)), 16 + outage_s + 4 * (last + 1 - first) + poll)
+    assert len(history.cuts()) == 1
+    assert history.held[history.cuts()[0]].startswith("1 ")
+    assert not any(history.held[number].startswith("1 ") for number in history.numbers() if number < history.cuts()[0])
+
+
+def test_one_segment_alone_after_a_silence_under_the_next_number_is_in_doubt() -> None:
+    history = History()
+    history.load(live(100, 101), 0)
+    history.load(live(101, 102), 4)
+    assert history.load(live(Listed(103, "new103.ts")), 12).fresh == ()
+    history.load(live(Listed(103, "new103.ts"), Listed(104, "new104.ts")), 16)
+    assert history.cuts() == [103]
+    assert history.names()[-2:] == ["new103.ts", "new104.ts"]
+
+
+def test_a_window_that_grows_or_shrinks_costs_a_digest_after_a_silence_and_no_discontinuity() -> None:
+    history = History()
+    history.load(live(1, 2, 3, 4, 5, 6), 0)
+    history.load(live(2, 3, 4, 5, 6, 7), 4)
+    assert history.asked == 0
+    for seconds in (12, 14, 16):
+        history.load(live(3, 4, 5, 6, 7), seconds)
+    history.load(live(3, 4, 5, 6, 7, 8), 18)
+    for last in range(9, 14):
+        history.load(live(*range(3, last + 1)), 18 + 4 * (last - 8))
+    assert history.asked <= 2
+    assert history.cuts() == []
+    assert history.numbers()[-1] == 13
+
+
 def test_what_goes_on_from_a_playlist_in_doubt_is_in_doubt_too() -> None:
     history = History()
     history.load(live(Listed(0, "a0.ts")), 0)

@@ -104,7 +104,7 @@ TOLD = {
         "freeze 3 1, origins 0 4, switch 0 0, renumber 0 44, gap 0 0"),
     "times that are told no more": Told(
         Habits(2, pdt="some", durations=_MIXED, other_shift=0),
-        "loads 0 15, end 2 2, stale 0 2, freeze 1 2, restart 4 2, restart 1 2", besides=1),
+        "loads 0 15, end 2 2, stale 0 2, freeze 1 2, restart 4 2, restart 1 2"),
     "names in rounds behind tokens, and a fetch that fails": Told(
         Habits(6, names="round", durations=_MIXED, path_tokens=True, other_shift=0),
         "fail 0 0, loads 0 1, stale 0 3, loads 2 3, fail 4 0", failing_fetches=3),
