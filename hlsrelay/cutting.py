@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from hlsrelay.desk import Desk
 from hlsrelay.errors import SegmentLost
 from hlsrelay.hls.advance import advance
+from hlsrelay.hls.likeness import ALIKE
 from hlsrelay.hls.numbering import Step, content_key, noted
 from hlsrelay.hls.window import round_half_up
 from hlsrelay.media.split import split_freely
@@ -43,7 +44,8 @@ class Digest:
     @property
     def text(self) -> str:
         """The digest of what was taken in."""
-        return f"{self._length:x}-{hashlib.blake2b(self._head, digest_size=12).hexdigest()}"
+        alike = ALIKE if self._length == len(self._head) and _is_webvtt(self._head) and b"-->" not in self._head else ""
+        return f"{alike}{self._length:x}-{hashlib.blake2b(self._head, digest_size=12).hexdigest()}"
 
 
 class Cutting:
@@ -117,7 +119,7 @@ class Cutting:
         deadline_s = max(2.0 * target_s, 6.0)
         try:
             data = await self._fetched(InitSection(segment.uri, segment.byterange), deadline_s)
-            if data.lstrip(b"\xef\xbb\xbf").startswith(b"WEBVTT"):
+            if _is_webvtt(data):
                 bounds = [(0, len(data), segment.duration_s / pieces)] * pieces  # players pass over cues that they have
             else:
                 init = await self._fetched(segment.init, deadline_s) if segment.init else None
@@ -151,3 +153,7 @@ class Cutting:
 
         await self._desk.tools.upstream.fetch(what.uri, what.byterange, restart, deadline_s, whole=missing)
         return bytes(body)
+
+
+def _is_webvtt(data: bytes | bytearray) -> bool:
+    return data.lstrip(b"\xef\xbb\xbf").startswith(b"WEBVTT")

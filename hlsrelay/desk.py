@@ -146,6 +146,9 @@ class Agreement:
             at = one.position.next_program_date_time
             if track == self.clock or self.clock not in self.ends:
                 self.told(one.segment.sequence, one.program_date_time)
+        if step.begins_at and step.position.generation == self.generation:
+            self.generation, self.since = self.generation + 1, step.begins_at
+            self.cuts.append(None)
         if step.fresh:
             self.ends[track] = step.position.next_program_date_time
 

@@ -148,8 +148,8 @@ async def numbered(looks: AsyncIterator[Look], desk: Desk) -> AsyncGenerator[Num
         goes_on = step and step.position.source == look.stream.source and not step.position.withdrawn
         if step and goes_on and not step.fresh and silent:
             seen = snapshot or Snapshot((), agreement.target_duration_s, 0)
-            fallen = given_up(step.position, Load(seen, look.stream, clock.utc_now(), agreement.known_to(name)))
-            step = replace(fallen, repairs=(*step.repairs, *fallen.repairs))
+            fallen = given_up(step.position, Load(seen, look.stream, clock.utc_now(), agreement.known_to(name)), step.begins_at)
+            step = replace(fallen, repairs=(*step.repairs, *fallen.repairs), begins_at=step.begins_at)
         said = (*snapshot.repairs, *cutting.repairs) if snapshot else ()
         repairs = (*said, *step.repairs) if step else said
         if step:

@@ -37,6 +37,8 @@ class Origin:
     base: str = BASE
     began_s: float = 0.0
     fault: Fault | None = None
+    behind: int = 0
+    """How many segments less than there are the playlist lists, as an edge does that is behind."""
     silent: bool = False
     ended: bool = False
     segment_takes_s: float = 0.0
@@ -49,7 +51,7 @@ class Origin:
 
     def newest(self) -> int:
         """Return the number of the newest segment published by now."""
-        return self.first + self.window - 1 + int((asyncio.get_running_loop().time() - self.began_s) / self.duration_s)
+        return self.first + self.window - 1 + int((asyncio.get_running_loop().time() - self.began_s) / self.duration_s) - self.behind
 
     def restart(self, name: str, first: int = 0) -> None:
         """Begin anew with other names and numbers, and a window that grows from one segment, as an encoder does."""

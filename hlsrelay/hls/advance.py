@@ -36,7 +36,7 @@ from hlsrelay.hls.doubt import (
     watched_long,
     watching,
 )
-from hlsrelay.hls.likeness import another_time, file_name, known_as, looks_like, same_as
+from hlsrelay.hls.likeness import another_time, file_name, is_alike, known_as, looks_like, same_as, telling
 from hlsrelay.hls.numbering import (
     NOTHING_AGREED,
     REMEMBERED,
@@ -75,6 +75,8 @@ from hlsrelay.model import Position, Seen, Segment, Slice, Snapshot, Stream
 
 NAMES_USED_AGAIN = 2
 """So many digests that differ are proof enough that names are used again, as each costs a fetch."""
+NAMES_COUNTED_ANEW = 3
+"""So many names of ours, all under other numbers by as much, tell what digests that are alike do not."""
 FAR = 2**48
 """Numbers begin below this, and so never come to where players that count in doubles (2^53), or the rules (2^64), know no next one."""
 
@@ -127,7 +129,8 @@ def _mapped(position: Position, load: Load) -> Step:
     newer = segments[max(0, position.seen_sequence + 1 - first) :]
     if any(same_as(*pair, snapshot) for pair in [pair for pair in shared if not pair[1].gap] or shared):
         if any(seen.digest for seen, _ in shared) and doubtful(position, newer, shared, load):
-            known, listed = next(pair for pair in reversed(shared) if pair[0].digest)
+            pairs = [pair for pair in reversed(shared) if pair[0].digest]
+            known, listed = next((pair for pair in pairs if not is_alike(position, pair[0].digest)), pairs[0])
             told = load.digest(listed)
             if told is None or (not told and not is_stuck(position, load, 2)):
                 return Step(position, repairs=("playlist_in_doubt",), question=listed if told is None else None)
@@ -227,6 +230,8 @@ def _under_another_number(position: Position, load: Load) -> Step | None:
                     position if told is None else watched, repairs=("playlist_in_doubt",), question=segment if told is None else None
                 )
             if told == seen.digest:
+                if is_alike(position, told) and not _lists_ours_shifted(position, seen.sequence - segment.sequence, snapshot):
+                    continue
                 ahead = snapshot.segments[-1].sequence - segment.sequence
                 if seen.sequence + ahead < position.seen_sequence:  # another origin that is behind: ours is worth more until it is not
                     position, _ = watching(position, load, known=True)
@@ -243,6 +248,13 @@ def _under_another_number(position: Position, load: Load) -> Step | None:
         if again and again.gap and again.sequence != seen.sequence and not another_time(seen, again, snapshot):
             return _put_in_doubt(position, load)
     return None
+
+
+def _lists_ours_shifted(position: Position, shift: int, snapshot: Snapshot) -> bool:
+    """Return whether several names of ours are listed *shift* below our numbers: an encoder that began anew has used one or two again."""
+    names = {one.sequence: one.identity.rpartition("/")[2] for one in position.recent}
+    listed = [one for one in snapshot.segments[-REMEMBERED:] if names.get(one.sequence + shift) == file_name(one)]
+    return len(listed) >= NAMES_COUNTED_ANEW
 
 
 def _shift_told(position: Position, snapshot: Snapshot) -> int:
@@ -266,6 +278,8 @@ def _again(position: Position, load: Load, *, fits: bool) -> Step | None:
         told = load.digest(segment)
         if told is None:
             return Step(position, repairs=("playlist_in_doubt",), question=segment)
+        if told == seen.digest and is_alike(position, told):
+            continue
         if told == seen.digest and segment is not listed[-1] and not listed[-1].gap:
             return _put_in_doubt(position, load)
         if told not in ("", seen.digest):  # a name that is used again: what stands before it may tell more
@@ -307,6 +321,7 @@ def _counted_anew(position: Position, shift: int, load: Load, repair: str) -> St
 def _under_another_name(position: Position, shared: list[tuple[Seen, Segment]], load: Load) -> Step | None:
     """Go on where our numbers are listed under other names: a token in the path, a cache that renames."""
     pairs = [pair for pair in reversed(shared) if pair[0].digest and not another_time(*pair, load.snapshot)]
+    pairs = [pair for pair in pairs if looks_like(*pair, load.snapshot) or not is_alike(position, pair[0].digest)]
     if not pairs:
         return None
     pair = next((pair for pair in pairs if not pair[1].gap), None)
@@ -389,7 +404,7 @@ def _put_in_doubt(position: Position, load: Load) -> Step:
     position, moved_on = watching(position, load, known=counts_to_ours(position, load))
     if not moved_on:
         return Step(position, repairs=("playlist_in_doubt",))
-    segments, names = load.snapshot.segments, {one.identity.rpartition("/")[2]: one for one in position.older if one.digest}
+    segments, names = load.snapshot.segments, {one.identity.rpartition("/")[2]: one for one in telling(position, position.older)}
     for index in range(len(segments) - 1, max(-1, len(segments) - 1 - REMEMBERED), -1):
         if seen := names.get(file_name(segments[index])):
             told = load.digest(segments[index])
@@ -398,8 +413,8 @@ def _put_in_doubt(position: Position, load: Load) -> Step:
             if told == seen.digest:
                 return _earlier_goes_on(position, seen, index, load)
             break
-    oldest = load.snapshot.segments[0]
-    if any(one.digest for one in position.recent):
+    oldest = next((one for one in segments[:FURTHEST_BEHIND] if not is_alike(position, load.digest(one))), None)
+    if oldest and telling(position, position.recent):
         told = load.digest(oldest)
         if not told:
             return Step(position, repairs=("playlist_in_doubt",), question=oldest if told is None else None)
@@ -409,7 +424,7 @@ def _put_in_doubt(position: Position, load: Load) -> Step:
             if all(listed.get(one.sequence) in (None, "", one.digest) for one in position.recent if one.digest):
                 return _counted_anew(position, shift, load, "origin_changed")
         if seen := next((one for one in reversed(position.older) if one.digest == told), None):
-            return _earlier_goes_on(position, seen, 0, load)
+            return _earlier_goes_on(position, seen, segments.index(oldest), load)
     if too_early(position, load):
         return Step(position, repairs=("stale_playlist",))
     return believed(position, load)

@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from datetime import timedelta
 
-from hlsrelay.hls.likeness import another_time, file_name, looks_like
+from hlsrelay.hls.likeness import another_time, file_name, is_alike, looks_like, telling
 from hlsrelay.hls.numbering import REMEMBERED, Load, Step, begun, undoubted
 from hlsrelay.hls.parse import identity
 from hlsrelay.model import Candidate, Position, Seen, Segment
@@ -117,7 +117,7 @@ def fell_back(position: Position, load: Load, known: Seen, listed: Segment) -> S
         return begun(position, load.snapshot.segments, load, "source_reset")
     if not told or told == known.digest:
         return replace(stale, position=position)
-    ours = {one.sequence: one for one in position.recent if one.digest and one.sequence < listed.sequence}
+    ours = {one.sequence: one for one in telling(position, position.recent) if one.sequence < listed.sequence}
     if other := next((one for one in load.snapshot.segments if one.sequence in ours), None):  # before a restart that nothing told
         told = load.digest(other)
         if told in (None, "", ours[other.sequence].digest):
@@ -174,7 +174,7 @@ def has_played_long(position: Position, load: Load) -> bool:
 
 def believed(position: Position, load: Load) -> Step:
     """Begin a generation with a playlist that is believed at last, behind what of it was relayed under other names, as digests tell."""
-    relayed = {one.digest for one in (*position.older, *position.recent) if one.digest}
+    relayed = {one.digest for one in telling(position, (*position.older, *position.recent))}
     names = {one.identity.rpartition("/")[2] for one in (*position.older, *position.recent) if one.digest}
     segments = load.snapshot.segments
     while segments:
@@ -182,7 +182,10 @@ def believed(position: Position, load: Load) -> Step:
         fresh = [one.segment for one in step.fresh if not one.segment.gap]
         if not fresh or not relayed:
             return step
-        first = next((one for one in fresh if load.digest(one) != ""), None)  # what can't be had tells nothing
+        unlike = [one for one in fresh[:FURTHEST_BEHIND] if not is_alike(position, load.digest(one))]
+        if not unlike:
+            return step
+        first = next((one for one in unlike if load.digest(one) != ""), None)  # what can't be had tells nothing
         told = load.digest(first) if first else None
         if first is None or told is None:
             return Step(position, repairs=("playlist_in_doubt",), question=first)

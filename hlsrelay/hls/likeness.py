@@ -1,10 +1,16 @@
-"""Whether a listed segment is one that we have seen, as far as its number, name and times tell. Pure."""
+"""Whether a listed segment is one that we have seen, as far as its number, name and times tell, and what its digest is worth. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
+
 from hlsrelay.hls.numbering import Load
 from hlsrelay.hls.parse import identity
-from hlsrelay.model import Seen, Segment, Snapshot
+from hlsrelay.model import Position, Seen, Segment, Snapshot
+
+ALIKE = "~"
+"""The digest of content that tells no time, of subtitles without cues, begins so: it is that of many segments."""
 
 
 def same_as(seen: Seen, segment: Segment, snapshot: Snapshot) -> bool:
@@ -32,6 +38,20 @@ def another_clock(seen: Seen, segment: Segment, snapshot: Snapshot) -> bool:
     """Return whether the times that others of its playlist imply for a segment are not those that were implied before."""
     told, known = segment.time, seen.program_date_time or seen.written
     return told is not None and known is not None and abs((told - known).total_seconds()) > snapshot.target_duration_s
+
+
+def is_alike(position: Position, digest: str | None) -> bool:
+    """Return whether two segments with this digest may yet be two: so are those of subtitles without cues, or with a cue that goes on."""
+    if not digest:
+        return False
+    pairs = (pair for seen in (position.older, position.recent) for pair in pairwise(seen))
+    repeated = any(one.digest == digest == after.digest and after.sequence == one.sequence + 1 for one, after in pairs)
+    return repeated or digest.startswith(ALIKE)
+
+
+def telling(position: Position, seen: Iterable[Seen]) -> tuple[Seen, ...]:
+    """Return what of *seen* is recognised by its digest alone."""
+    return tuple(one for one in seen if one.digest and not is_alike(position, one.digest))
 
 
 def file_name(segment: Segment) -> str:

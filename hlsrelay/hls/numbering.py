@@ -3,7 +3,8 @@
 Laws:
   1. A number is the one before plus one, whatever the segment; `number = source's media sequence + offset`.
   2. A generation begins with a DISCONTINUITY, in every track of the presentation at the same moment: never before what any of them
-     has listed. A track that is behind that moment fills up with GAPs, one that has segments of before it drops them.
+     has listed. A track that is behind that moment fills up with GAPs, one that has segments of before it drops them, and one that
+     has nothing of after it yet tells the others the moment, or else they would go on past it again and again.
   3. Times of one generation run on: they are the source's, or ours, from its first segment to its last.
 """
 
@@ -46,13 +47,15 @@ NOTHING_AGREED = Agreed()
 class Step:
     """What one snapshot brought: the new position, the new segments oldest first, and named repairs to count.
 
-    *question*: a listed segment whose digest would tell more than names and numbers do. Fetch it, and look again.
+    *question*: a listed segment whose digest would tell more than names and numbers do. Fetch it, and look again. *begins_at*: when a
+    generation of all tracks is to begin, of which nothing is listed yet.
     """
 
     position: Position
     fresh: tuple[Numbered, ...] = ()
     repairs: tuple[str, ...] = ()
     question: Segment | None = None
+    begins_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +216,7 @@ def begun(position: Position, fresh: tuple[Segment, ...], load: Load, repair: st
         fresh = newest_of(fresh, ours_by_now - floor)
         starts = floor if joins else max(floor, ours_by_now - length_of(fresh))
     if not fresh:
-        return Step(position, repairs=(repair,))
+        return Step(position, begins_at=floor if begin and (joins or begin >= own) else None)
     before = numbered(position, _gaps(position, floor - own, fresh[0].duration_s), replace(load, agreed=NOTHING_AGREED))
     start = replace(
         before.position,
@@ -245,9 +248,13 @@ def resumed(position: Position, newer: tuple[Segment, ...], load: Load) -> Step:
     return numbered(position, fresh, load) if fresh else Step(position)
 
 
-def given_up(position: Position, load: Load) -> Step:
-    """Return GAPs up to where the other tracks are, for a track that brings nothing: players leave it for another one (A11, A20)."""
-    lead, own = load.agreed.lead, position.next_program_date_time
+def given_up(position: Position, load: Load, until: datetime | None = None) -> Step:
+    """Return GAPs up to where the other tracks are, for a track that brings nothing: players leave it for another one (A11, A20).
+
+    *until*: it will bring what begins then, which is not for GAPs to begin.
+    """
+    own = position.next_program_date_time
+    lead = min(load.agreed.lead, until) if load.agreed.lead and until else load.agreed.lead
     length_s = position.segment_s
     if lead is None or not near(lead, own, load.stream) or not length_s:
         return Step(position)

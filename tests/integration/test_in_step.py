@@ -126,6 +126,53 @@ def test_a_reset_of_all_tracks_is_one_discontinuity_at_one_moment(tmp_path: Path
     assert show.discontinuity_sequences() == {1}
 
 
+EMPTY = b"WEBVTT\nX-TIMESTAMP-MAP=MPEGTS:900000,LOCAL:00:00:00.000\n\n"
+
+
+def with_a_cue_now_and_then(path: str) -> bytes:
+    """Return subtitles most of which have no cue."""
+    return EMPTY + (f"00:01.000 --> 00:02.000\n{path}\n".encode() if path.removesuffix(".ts").endswith("7") else b"")
+
+
+@dated
+@pytest.mark.parametrize("content", [lambda _: EMPTY, with_a_cue_now_and_then], ids=["no cues", "few cues"])
+def test_subtitles_without_cues_are_not_taken_for_those_of_before_a_reset(
+    tmp_path: Path, content: Callable[[str], bytes], pdt: bool
+) -> None:
+    async def play(show: Show) -> None:
+        show.origins["de"].content = content
+        for origin in show.origins.values():
+            later(100, lambda origin=origin: origin.restart(origin.name + "2"))  # type: ignore[misc]
+        await show.relayed(160)
+
+    show, broken = shown(tmp_path, play, pdt=pdt)
+    assert broken == []
+    assert show.discontinuity_sequences() == {1}
+    assert [tick.turn.repairs.count("source_reset") for tick in show.ticks if tick.turn and "source_reset" in tick.turn.repairs] == [1] * 4
+    assert not any(tick.made.numbered.segment.gap for tick in show.ticks if tick.made)
+
+
+@pytest.mark.parametrize("behind", [1, 2])
+def test_tracks_that_begin_anew_behind_one_that_goes_on_begin_where_it_breaks_off(tmp_path: Path, behind: int) -> None:
+    async def play(show: Show) -> None:
+        def restart() -> None:
+            for origin in (show.origins[track] for track in ("high", "low", "en")):
+                origin.restart(origin.name + "2")
+                origin.behind = behind
+
+        later(100, restart)
+        await show.relayed(200)
+
+    show, broken = shown(tmp_path, play, pdt=True)
+    assert broken == [] or behind > 1  # which is more than a target duration, whatever we do
+    begins = {tick.made.entry.program_date_time for tick in show.ticks if tick.made and tick.made.entry.discontinuity}
+    assert len(begins) == 1
+    assert show.discontinuity_sequences() == {1}
+    assert len([tick for tick in show.ticks if tick.turn and "source_reset" in tick.turn.repairs]) == 3
+    numbers = {one.program_date_time: one.sequence for one in show.listed("source").segments}
+    assert [one for one in show.listed("subtitles-de").segments if numbers.get(one.program_date_time, one.sequence) != one.sequence] == []
+
+
 @dated
 def test_another_source_begins_at_one_moment_in_all_tracks(tmp_path: Path, pdt: bool) -> None:
     async def play(show: Show) -> None:

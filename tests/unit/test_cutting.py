@@ -7,12 +7,15 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
+
 from hlsrelay.cutting import Cutting, Digest
 from hlsrelay.desk import Desk
 from hlsrelay.errors import SegmentLost
+from hlsrelay.hls.likeness import is_alike
 from hlsrelay.hls.numbering import NOTHING_AGREED
 from hlsrelay.model import ByteRange, Position
-from tests.playlists import Listed, at, live, stream
+from tests.playlists import T0, Listed, at, live, stream
 
 
 class Media:
@@ -87,3 +90,19 @@ def test_a_fetch_that_failed_is_tried_again_with_the_next_playlist() -> None:
     track.media.under["c.ts"] = lost
     assert track.load(6, 101, "b.ts", "c.ts", "d.ts") == ([3], ("renumbered",))
     assert track.media.fetched == ["c.ts", "c.ts"]
+
+
+@pytest.mark.parametrize(
+    ("content", "alike"),
+    [
+        (b"WEBVTT\nX-TIMESTAMP-MAP=MPEGTS:900000,LOCAL:00:00:00.000\n\n", True),
+        (b"\xef\xbb\xbfWEBVTT", True),
+        (b"WEBVTT\n\n00:01.000 --> 00:02.000\nHello\n", False),
+        (b"\x47" * 188, False),
+    ],
+)
+def test_subtitles_without_cues_are_alike_and_other_content_is_not(content: bytes, alike: bool) -> None:
+    digest = Digest()
+    digest.update(content)
+    at = Position("", 1, 0, 0, (), T0, T0)
+    assert is_alike(at, digest.text) is alike

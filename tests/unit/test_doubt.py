@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from hlsrelay.hls.likeness import ALIKE
 from hlsrelay.hls.numbering import Step
 from tests.playlists import Listed, at, live
 from tests.unit.advancing import History
@@ -50,6 +51,36 @@ def test_where_nothing_that_was_relayed_is_known_by_its_digest_none_is_asked_for
     history = History()
     assert restarts_with_others(history, ".*") == [0, 2, 1, 1]
     assert history.asked == 0
+
+
+@pytest.mark.parametrize("digest", [f"{ALIKE}empty", "a cue that goes on"])
+@pytest.mark.parametrize("alike", [r".*", r"501.ts|502.ts|new[4-7].ts", r"50..ts|new5.ts"])
+def test_content_that_many_segments_have_is_no_sign_that_a_segment_is_listed_again(digest: str, alike: str) -> None:
+    history = History(holds=lambda name: digest if re.fullmatch(alike, name) else name)
+    history.load(live(500, 501, 502), 0)
+    fresh = [len(history.load(live(*(Listed(n, f"new{n}.ts") for n in range(4 + turn))), 4 * turn).fresh) for turn in range(1, 5)]
+    assert fresh == [0, 2, 1, 1]
+    assert history.cuts() == [503]
+
+
+def test_names_that_are_used_in_rounds_are_no_sign_that_content_is_listed_again_which_many_segments_have() -> None:
+    history = History(holds=lambda _: f"{ALIKE}empty")
+    history.load(live(*(Listed(n, f"x{n % 8}.ts") for n in range(100, 106))), 0)
+    for last in range(3):
+        history.load(live(*(Listed(n, f"x{n + 1}.ts") for n in range(last + 1))), 4 + 4 * last)
+    assert history.cuts() == [106]
+    assert "renumbered" not in history.repairs
+
+
+@pytest.mark.parametrize("shift", [0, 101])
+def test_content_that_many_segments_have_is_listed_again_where_names_tell_it_too(shift: int) -> None:
+    history = History(holds=lambda _: f"{ALIKE}empty")
+    history.load(live(*(Listed(n, f"x{n}.ts") for n in range(100, 106))), 0)
+    for seconds, first in ((8, 101), (12, 103)):
+        listed = live(*(Listed(n - shift, f"x{n}.ts") for n in range(first, first + 6)))
+        history.load(listed.snapshot(f"https://origin.example/token{first}/index.m3u8"), seconds)
+    assert history.names() == [f"x{n}.ts" for n in range(103, 109)]
+    assert history.cuts() == []
 
 
 def test_a_restart_that_happens_to_count_on_is_noticed_by_the_window_it_threw_away() -> None:
