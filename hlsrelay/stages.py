@@ -9,6 +9,7 @@ through untouched. The look-ahead of `in_order` is what lets the loader go on wh
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
@@ -19,7 +20,6 @@ from hlsrelay.cutting import Cutting
 from hlsrelay.desk import Choice, Desk, Look, Tools
 from hlsrelay.errors import ConfigError, TrackGone, UpstreamError
 from hlsrelay.hls.dateranges import carried
-from hlsrelay.hls.doubt import SILENT_TARGET_DURATIONS
 from hlsrelay.hls.numbering import REMEMBERED, Load, Step, given_up
 from hlsrelay.hls.parse import identity
 from hlsrelay.hls.render import media_playlist
@@ -39,6 +39,10 @@ END_HOLD_TARGET_DURATIONS = 3
 """An encoder that restarts may write ENDLIST and go on: players wait this long before they give up, so ours is held back as long."""
 FIRST_LOOK_S = 5.0
 CATCH_UP_TARGET_DURATIONS = 1.5
+GIVEN_UP_TARGET_DURATIONS = 2.25
+"""The next segment of an edge that is one behind comes after two; the others are held up for little longer (below)."""
+STALE_TARGET_DURATIONS = 4.5
+"""So long for edges that list less in turn: the others are held up no more when their second segment without this track is due."""
 LONGEST_HOLD_TARGET_DURATIONS = 2.5
 """Players hold three target durations: a track that others can't keep up with goes on alone before theirs run dry."""
 
@@ -130,7 +134,8 @@ async def numbered(looks: AsyncIterator[Look], desk: Desk) -> AsyncGenerator[Num
     clock, agreement, name = desk.tools.clock, desk.agreement, desk.track.name
     cutting = Cutting(desk)
     ended_s: float | None = None
-    newest, moved_s = "", clock.monotonic_s()
+    marks = deque([""], maxlen=REMEMBERED)
+    moved_s = new_s = clock.monotonic_s()
     async for look in looks:
         snapshot, step = look.snapshot, Step(position) if position else None
         if snapshot is not None:
@@ -143,8 +148,12 @@ async def numbered(looks: AsyncIterator[Look], desk: Desk) -> AsyncGenerator[Num
                 polling=look.stream.polling,
             )
             mark = f"{snapshot.segments[-1].sequence} {identity(snapshot.segments[-1])}"
-            newest, moved_s = mark, moved_s if mark == newest else clock.monotonic_s()
-        silent = clock.monotonic_s() - moved_s >= SILENT_TARGET_DURATIONS * agreement.target_duration_s
+            new_s = clock.monotonic_s() if step.fresh or mark not in marks else new_s
+            moved_s = clock.monotonic_s() if mark != marks[-1] else moved_s
+            marks.append(mark)
+        quiet_s, stale_s = clock.monotonic_s() - moved_s, clock.monotonic_s() - new_s
+        target_s = agreement.target_duration_s
+        silent = quiet_s >= GIVEN_UP_TARGET_DURATIONS * target_s or stale_s >= STALE_TARGET_DURATIONS * target_s
         goes_on = step and step.position.source == look.stream.source and not step.position.withdrawn
         if step and goes_on and not step.fresh and silent:
             seen = snapshot or Snapshot((), agreement.target_duration_s, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,37 @@ def test_a_track_that_stalls_alone_is_filled_up_with_gaps_and_goes_on_where_the_
     assert show.discontinuity_sequences() == {0}
     assert not show.listed(NAMES[track]).segments[-1].gap
     assert show.whole(track)
+
+
+@dated
+@pytest.mark.parametrize("behind", [1, 2, 3])
+def test_the_media_of_a_track_whose_edge_falls_behind_is_waited_for(tmp_path: Path, behind: int, pdt: bool) -> None:
+    async def play(show: Show) -> None:
+        later(100, lambda: setattr(show.origins["low"], "behind", behind))
+        await show.relayed(160)
+
+    show, broken = shown(tmp_path, play, pdt=pdt)
+    assert broken == []
+    assert not any(tick.made.numbered.segment.gap for tick in show.ticks if tick.made)
+
+
+@dated
+def test_a_track_whose_edges_stand_still_and_list_less_in_turn_is_filled_up_with_gaps(tmp_path: Path, pdt: bool) -> None:
+    async def play(show: Show) -> None:
+        def stand_still() -> None:
+            listed = itertools.cycle([origin.playlist().text(), replace(origin.playlist(), items=origin.playlist().items[:-1]).text()])
+            origin.fault = lambda request: httpx.Response(200, text=next(listed)) if request.url.path.endswith(".m3u8") else None
+
+        origin = show.origins["low"]
+        later(41, stand_still)
+        later(80, lambda: setattr(origin, "fault", None))
+        await show.relayed(78)
+        assert show.listed(NAMES["low"]).segments[-1].gap
+        await show.relayed(160)
+
+    show, broken = shown(tmp_path, play, pdt=pdt)
+    assert broken == []
+    assert not show.listed(NAMES["low"]).segments[-1].gap
 
 
 @dated
