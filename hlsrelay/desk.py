@@ -88,6 +88,8 @@ class Agreement:
     clock: str = SOURCE
     times: OrderedDict[int, datetime] = field(default_factory=OrderedDict)
     """What the track *clock* says of the source's last numbers; until it is there, whichever came first: its times hold for all."""
+    begins: dict[str, datetime] = field(default_factory=dict)
+    """When those tracks begin that tell their times: where the one does whose edge was furthest behind at the first look."""
     moved: Nudges = field(default_factory=Nudges)
     listed_s: float = 0.0
     """How much the main track lists."""
@@ -130,7 +132,8 @@ class Agreement:
     def known_to(self, track: str) -> Agreed:
         """Return what numbering a segment of *track* must keep to."""
         lead = max((end for name, end in self.ends.items() if name != track), default=None)
-        return Agreed(self.generation, self.since, lead, {} if track == self.clock and track in self.ends else self.times)
+        times = {} if track == self.clock and track in self.ends else self.times
+        return Agreed(self.generation, self.since, lead, times, self.begins.get(track))
 
     def numbered(self, track: str, step: Step) -> None:
         """A track has numbered what its playlist brought; it may have begun a generation."""

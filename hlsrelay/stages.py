@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from hlsrelay.clock import Pacer
 from hlsrelay.cutting import Cutting
 from hlsrelay.desk import Choice, Desk, Look, Tools
 from hlsrelay.errors import ConfigError, TrackGone, UpstreamError
+from hlsrelay.hls.advance import live_edge
 from hlsrelay.hls.dateranges import carried
-from hlsrelay.hls.numbering import REMEMBERED, Load, Step, given_up
+from hlsrelay.hls.numbering import REMEMBERED, Load, Step, given_up, length_of
 from hlsrelay.hls.parse import identity
 from hlsrelay.hls.render import media_playlist
 from hlsrelay.hls.window import Progress, expired
@@ -31,6 +32,7 @@ from hlsrelay.model import (
     Made,
     Numbered,
     Snapshot,
+    Stream,
     Turn,
 )
 from hlsrelay.sampling import newest_had
@@ -65,6 +67,8 @@ async def looked(desks: list[Desk]) -> None:
     agreement.seen_at_first(found)
     if not agreement.target_duration_s:
         agreement.target_duration_s = max((snapshot.target_duration_s for snapshot in found.values()), default=0)
+    if not agreement.ends:
+        agreement.begins = _begins(found, desks[0].stream)
     dated = next((name for name, snapshot in found.items() if snapshot.segments[-1].time), None)
     if dated and SOURCE not in agreement.ends:
         agreement.clock = SOURCE if SOURCE in found and found[SOURCE].segments[-1].time else dated
@@ -73,6 +77,17 @@ async def looked(desks: list[Desk]) -> None:
                 agreement.told(segment.sequence, segment.time)
                 agreement.ends.setdefault(agreement.clock, segment.time)
                 agreement.ends[agreement.clock] = segment.time + timedelta(seconds=segment.duration_s)
+
+
+def _begins(found: Mapping[str, Snapshot], stream: Stream) -> dict[str, datetime]:
+    """Return when tracks that tell their times begin: earlier than at the live edge by as much as the edge of one is behind another's."""
+    edges = {name: live_edge(one) for name, one in found.items()}
+    firsts = {name: edge[0].time for name, edge in edges.items() if edge[0].time}
+    lasts = [edge[-1].time + length_of(edge[-1:]) for edge in edges.values() if edge[-1].time]
+    behind = max(lasts) - min(lasts) if lasts else timedelta(0)
+    if behind > timedelta(seconds=stream.window_s):  # their clocks have nothing to do with one another
+        return {}
+    return {name: max(firsts.values()) - behind for name in firsts}
 
 
 async def loaded(desk: Desk) -> AsyncGenerator[Look, None]:

@@ -49,6 +49,7 @@ from hlsrelay.hls.numbering import (
     near,
     newest_of,
     numbered,
+    opening,
     passed,
     resumed,
     undoubted,
@@ -103,7 +104,7 @@ def advance(
     if position and position.withdrawn:
         return _begun_again(position, load)
     if position is None:
-        fresh = live_edge(snapshot)
+        fresh = opening(live_edge(snapshot), load)
         offset = -(fresh[0].sequence // FAR * FAR) if first_number is None else first_number - fresh[0].sequence
         last = fresh[0].sequence + offset - 1
         start = Position(stream.source, agreed.generation, offset, last, (), now, beginning(fresh, load), stream.ladder)

@@ -31,13 +31,15 @@ NEAR_WINDOWS = 3
 class Agreed:
     """What the tracks of a presentation have come to: their generation, since when on our clock, and where the furthest one ends.
 
-    *times* are those of the track that sets the clock, by the source's numbers: packagers use the same in each rendition.
+    *times* are those of the track that sets the clock, by the source's numbers: packagers use the same in each rendition. *begins*: when
+    the track begins whose edge was furthest behind at the first look.
     """
 
     generation: int = 1
     since: datetime | None = None
     lead: datetime | None = None
     times: Mapping[int, datetime] = field(default_factory=dict)
+    begins: datetime | None = None
 
 
 NOTHING_AGREED = Agreed()
@@ -187,6 +189,12 @@ def beginning(fresh: tuple[Segment, ...], load: Load) -> datetime:
     known = next((index for index, one in enumerate(fresh) if one.sequence in times), None)  # the other may have begun with a later one
     by_number = None if known is None else times[fresh[known].sequence] - length_of(fresh[:known])
     return by_number if by_number and abs(by_number - by_lead) <= 3 * _half(fresh[0]) else by_lead
+
+
+def opening(live: tuple[Segment, ...], load: Load) -> tuple[Segment, ...]:
+    """Return *live*, the newest segments, with those before them from where the track begins whose edge is furthest behind."""
+    begins, first = load.agreed.begins, live[0].time
+    return _from(load.snapshot.segments, begins) if begins and first and begins < first else live
 
 
 def _in_time(at: datetime, segment: Segment, agreed: Agreed) -> datetime:

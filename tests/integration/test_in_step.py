@@ -85,6 +85,19 @@ def test_a_moment_has_one_date_though_a_track_lists_less_at_first_or_can_not_be_
         assert {number: ours[name][number] for number in both} == {number: ours["high"][number] for number in both}
 
 
+@pytest.mark.parametrize("behind", [2, 3])
+@pytest.mark.parametrize("track", ["high", "en"])
+def test_tracks_that_tell_their_times_begin_at_one_moment_though_the_edge_of_one_is_behind(tmp_path: Path, track: str, behind: int) -> None:
+    async def play(show: Show) -> None:
+        show.origins[track].behind = behind
+        later(2, lambda: setattr(show.origins[track], "behind", 0))
+        await show.relayed(30)
+
+    show, broken = shown(tmp_path, play, pdt=True)
+    assert broken == []
+    assert len({show.listed(name).segments[0].program_date_time for name in NAMES.values()}) == 1
+
+
 @dated
 @pytest.mark.parametrize("track", ["high", "en"])
 def test_a_track_that_stalls_alone_is_filled_up_with_gaps_and_goes_on_where_the_others_are(tmp_path: Path, track: str, pdt: bool) -> None:
