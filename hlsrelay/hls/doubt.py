@@ -77,6 +77,9 @@ def counts_to_ours(position: Position, load: Load) -> bool:
     told, newest = max((one.written for one in ours if one.written), default=None), segments[-1].time
     if told and newest and newest > told:
         return False
+    digests = {one.sequence: load.digest(one) for one in segments[-REMEMBERED:]}
+    if any(one.digest and digests.get(one.sequence) not in (None, "", one.digest) for one in position.recent):
+        return False
     names = {one.sequence: one.identity.rpartition("/")[2] for one in ours}
     numbers = {name: sequence for sequence, name in names.items()}
     listed = [(one.sequence, file_name(one)) for one in segments[-REMEMBERED:]]
@@ -254,11 +257,11 @@ def is_stuck(position: Position, load: Load, times: int = 1) -> bool:
 
 
 def too_early(position: Position, load: Load) -> bool:
-    """Return whether what is listed went by once, and no digest tells whether it is that, while players have something left."""
+    """Return whether what is listed went by once, or counts up to ours, and no digest tells whether it is that: players have some left."""
     if began_anew(position, load):
         return False
     starved = is_stuck(position, load) and watched_long(position, load)
-    return (not starved or all_passed(position, load)) and passed_by(position, load)
+    return (not starved or all_passed(position, load)) and (passed_by(position, load) or counts_to_ours(position, load))
 
 
 def watched_long(position: Position, load: Load) -> bool:

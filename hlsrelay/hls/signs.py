@@ -5,6 +5,7 @@ None of this decides: where it leaves a doubt, `advance` asks for a digest, or w
 
 from __future__ import annotations
 
+import statistics
 from datetime import timedelta
 
 from hlsrelay.hls.doubt import FURTHEST_BEHIND, is_silent, is_still, is_stuck, lists_newest_of, moves_on, watched_long
@@ -59,7 +60,8 @@ def thrown_away(position: Position, load: Load) -> bool:
     since_s = (load.now - (position.advanced_at if stale else position.listed_at or position.advanced_at)).total_seconds()
     gone = position.listed - max(0, position.seen_sequence + 1 - segments[0].sequence)
     came = segments[-1].sequence - position.seen_sequence if segments[0].sequence <= position.seen_sequence + 1 else gone
-    return gone > 2 + min(came, since_s / min(load.snapshot.target_duration_s, segments[0].duration_s))
+    mean_s = statistics.fmean(one.duration_s for one in segments[:REMEMBERED])
+    return gone > 2 + min(came, since_s / min(load.snapshot.target_duration_s, mean_s))
 
 
 def started_over(position: Position, newer: tuple[Segment, ...], load: Load) -> bool:

@@ -229,8 +229,14 @@ TOLD = {
         Habits(60, durations=_MIXED, other_names=False, other_shift=0),
         "switch 0 92, loads 0 95, wrong 0 57, wrong 0 62, outage 3 32, outage 5 91, renumber 0 0, loads 0 72, wrong 0 0, flap 3 59, "
         "flap 5 0, outage 1 41, loads 0 0, loads 0 0, loads 0 0, loads 0 0", failing_fetches=3),
+    "an edge that counts up to ours inside our window, while the fetch of a digest fails": Told(
+        Habits(2, durations=_SHORT, path_tokens=True, other_lag=5),
+        "switch 0 0, loads 0 3, restart 1 63", failing_fetches=3),
 }
 """What once broke a law, by what tells."""
+
+WINDOWS_GONE = Told(Habits(60, durations=_MIXED), "stale 0 0, outage 1 76, outage 6 8, stale 9 0")
+"""A whole window slid on in an outage, and begins with a segment that is longer than most."""
 # fmt: on
 
 
@@ -240,3 +246,9 @@ def test_what_there_was_to_know_is_made_use_of_and_the_rest_is_counted(name: str
     played = told.play()
     lawful(played)
     assert played.verdict.counts[NOTHING_TOLD] == (name in UNTOLD) + told.besides
+
+
+def test_a_window_that_slid_on_as_the_clock_explains_costs_no_discontinuity_whatever_its_first_segments_length() -> None:
+    played = WINDOWS_GONE.play()
+    lawful(played)
+    assert not played.verdict.superfluous
