@@ -232,6 +232,9 @@ TOLD = {
     "an edge that counts up to ours inside our window, while the fetch of a digest fails": Told(
         Habits(2, durations=_SHORT, path_tokens=True, other_lag=5),
         "switch 0 0, loads 0 3, restart 1 63", failing_fetches=3),
+    "an encoder that counts up to ours with our names, and whose digests are others": Told(
+        Habits(6, names="round", durations=_MIXED),
+        "loads 0 0, loads 0 2, loads 2 3, fail 8 1, restart 0 57, end 0 0, wrong 0 0, loads 0 0"),
 }
 """What once broke a law, by what tells."""
 
