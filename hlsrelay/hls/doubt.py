@@ -261,7 +261,9 @@ def too_early(position: Position, load: Load) -> bool:
     if began_anew(position, load):
         return False
     starved = is_stuck(position, load) and watched_long(position, load)
-    return (not starved or all_passed(position, load)) and (passed_by(position, load) or counts_to_ours(position, load))
+    if not starved and counts_to_ours(position, load):
+        return True
+    return (not starved or all_passed(position, load)) and passed_by(position, load)
 
 
 def watched_long(position: Position, load: Load) -> bool:

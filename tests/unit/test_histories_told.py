@@ -235,6 +235,8 @@ TOLD = {
     "an encoder that counts up to ours with our names, and whose digests are others": Told(
         Habits(6, names="round", durations=_MIXED),
         "loads 0 0, loads 0 2, loads 2 3, fail 8 1, restart 0 57, end 0 0, wrong 0 0, loads 0 0"),
+    "an encoder that counts up to ours through a hole, where nothing was relayed that a digest tells": Told(
+        Habits(1), "flap 0 3, kill 6 1, restart 0 0"),
 }
 """What once broke a law, by what tells."""
 
