@@ -55,7 +55,12 @@ def loads(world: World, events: list[Event]) -> Iterator[Met]:
             yield world.listing()
     world.calm = True
     behind_s = world.habits.other_lag * max(world.habits.durations) if world.main else 0.0  # so long it shows what was before the calm
-    for _ in range(int(CALM_S + behind_s) // 2):
+    yield from calm(world, CALM_S + behind_s)
+
+
+def calm(world: World, seconds: float) -> Iterator[Met]:
+    """Look each 2 s, while nothing happens."""
+    for _ in range(int(seconds) // 2):
         world.pass_time(2.0)
         yield world.listing()
 

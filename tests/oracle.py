@@ -13,14 +13,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from hlsrelay.hls.advance import advance
-from hlsrelay.hls.doubt import STUCK_TARGET_DURATIONS
+from hlsrelay.hls.doubt import FURTHEST_BEHIND, STUCK_TARGET_DURATIONS, WINDOWS_BEHIND
 from hlsrelay.hls.numbering import REMEMBERED, Step, content_key, noted
 from hlsrelay.model import Numbered, Position, Segment
-from tests.histories import CALM_KINDS, Event, Killed, Met, drawn, loads, spoken
+from tests.histories import CALM_KINDS, Event, Killed, Met, calm, drawn, loads, spoken
 from tests.playlists import at, stream
 from tests.world import TARGET_S, Content, Habits, Listing, World
 
 END_HOLD_S = 3 * TARGET_S
+SHORT_WINDOW = 2
+"""An encoder that starts anew at numbers just below ours does not show by a window that grows where it lists no more than this: it is
+waited for until it comes to what a digest tells (doubt.counts_to_ours)."""
 STREAM = stream()
 _PATH_TOKEN = re.compile(r"/t\d+/")
 
@@ -316,13 +319,26 @@ def play(source: Habits, happens: list[Event], failing_fetches: int = 0) -> Play
             relay.meets(met)
         except AssertionError as error:
             return Played(world, relay, Verdict([f"raised {error}"]))
+    waits_s = min(FURTHEST_BEHIND, WINDOWS_BEHIND * source.window) * TARGET_S if source.window <= SHORT_WINDOW else 0.0
+    for met in calm(world, waits_s):
+        if at_edge(relay):
+            break
+        relay.meets(met)
     verdict = judged(relay)
     newest = relay.met[-1]
     assert isinstance(newest, Listing)
-    last = relay.out[-1].content if relay.out else None
-    if last is None or last.id != newest.contents[-1].id:
+    if not at_edge(relay):
+        last = relay.out[-1].content if relay.out else None
         verdict.broken.append(f"not at the edge after a calm: {last.id if last else None}, the source is at {newest.contents[-1].id}")
     return Played(world, relay, verdict)
+
+
+def at_edge(relay: Relay) -> bool:
+    """Return whether the newest that the source lists is relayed."""
+    newest = relay.met[-1]
+    assert isinstance(newest, Listing)
+    last = relay.out[-1].content if relay.out else None
+    return last is not None and last.id == newest.contents[-1].id
 
 
 # Each event may bring so many DISCONTINUITYs that the media did not need; what is not named here brings none.

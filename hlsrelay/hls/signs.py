@@ -26,7 +26,7 @@ def doubtful(position: Position, newer: tuple[Segment, ...], shared: list[tuple[
         return True
     if any(seen.written and segment.time is None for seen, segment in shared):  # its time was told, and nothing tells it any more
         return True
-    if not newer:
+    if not newer and len(snapshot.segments) > 1:  # one alone will not be listed beside what comes next
         return False
     if position.mistaken_at and load.now - position.mistaken_at < WARY_TARGET_DURATIONS * timedelta(seconds=snapshot.target_duration_s):
         return True
@@ -37,8 +37,9 @@ def doubtful(position: Position, newer: tuple[Segment, ...], shared: list[tuple[
         return True
     if load.snapshot.segments[0].sequence < position.past_sequence:  # from before the generation began, and yet ahead of us
         return True
-    listed_before = any(one.digest and looks_like(one, newer[-1], snapshot) for one in position.older)
-    return listed_before or known_as(position.passed, newer[-1], load) is not None
+    newest = snapshot.segments[-1]
+    listed_before = any(one.digest and looks_like(one, newest, snapshot) for one in position.older)
+    return listed_before or known_as(position.passed, newest, load) is not None
 
 
 def lists_others_as_ours(position: Position, load: Load) -> bool:
