@@ -195,7 +195,13 @@ def believed(position: Position, load: Load) -> Step:
         # What can't be had, and is named as what was relayed, may be just that.
         doubtful = any(file_name(one) in names for one in fresh[: fresh.index(first)])
         if told not in relayed and not doubtful:
-            return step
+            last = next((one for one in reversed(unlike) if file_name(one) in names), None)
+            told = load.digest(last) if last else None
+            if last is None or (told and told not in relayed):
+                return step
+            if not told:
+                return Step(position, repairs=("playlist_in_doubt",), question=last if told is None else None)
+            first = last  # an edge that is behind: it lists what went by before we relayed, and then ours
         segments = segments[(told in relayed) + first.sequence - segments[0].sequence :]
     return Step(position, repairs=("stale_playlist",))
 

@@ -237,6 +237,9 @@ TOLD = {
         "loads 0 0, loads 0 2, loads 2 3, fail 8 1, restart 0 57, end 0 0, wrong 0 0, loads 0 0"),
     "an encoder that counts up to ours through a hole, where nothing was relayed that a digest tells": Told(
         Habits(1), "flap 0 3, kill 6 1, restart 0 0"),
+    "an edge that lists what went by before we relayed, and then ours, while a digest can't be had": Told(
+        Habits(6, durations=_MIXED, other_shift=0, other_lag=5, tells_discontinuity_sequence=True),
+        "switch 4 29, end 7 59, end 3 7", failing_fetches=3),
 }
 """What once broke a law, by what tells."""
 
