@@ -14,7 +14,7 @@ help:
 	@echo 'make install              make .venv with .venv/bin/hlsrelay'
 	@echo 'make test [ARGS=…]        run the tests (ARGS go to pytest)'
 	@echo 'make bench [ARGS=…]       measure hlsrelay side by side with ffmpeg, streamlink and others (ARGS=--help tells the options)'
-	@echo 'make nightly              what takes its time: 20,000 random histories of a source, a day of relay, every kind of media with each ffmpeg'
+	@echo 'make nightly              what takes its time: 20,000 random histories of a source, a day of relay, every kind of media with each ffmpeg, nodes that fail'
 	@echo 'make lint                 check types and style'
 	@echo 'make lock                 bring the locked dependencies up to date'
 	@echo 'make clean                remove what the above have made'
@@ -50,7 +50,8 @@ bench: install
 	@.venv/bin/hlsrelay bench $(ARGS)
 
 NIGHTLY = tests/unit/test_histories.py tests/integration/test_relay.py \
-	$(addprefix tests/acceptance/,test_encoder.py test_sound.py test_formats.py test_demo_origin.py test_fault_origin.py test_ladder_real.py)
+	$(addprefix tests/acceptance/,test_encoder.py test_sound.py test_formats.py test_demo_origin.py test_fault_origin.py test_ladder_real.py \
+	test_nodes_real.py test_nodes_faults.py)
 nightly: install .venv/.dev
 	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -n 2 --dist loadgroup -rs $(NIGHTLY) $(ARGS)
 

@@ -61,14 +61,31 @@ def _options(_: Annotated[bool, typer.Option("--version", callback=_version, is_
 
 
 @app.command()
-def run(stream_id: StreamId, http: Http = None, data: Data = None, pid_file: PidFile = None) -> None:
+def run(
+    stream_id: StreamId,
+    take_over: Annotated[bool, typer.Option("--take-over", help="Have it handed over by the node that relays it.")] = False,
+    http: Http = None,
+    data: Data = None,
+    pid_file: PidFile = None,
+) -> None:
     """Relay one registered stream until its `desired` becomes `stop`, and serve it."""
     from hlsrelay import commands, operate
     from hlsrelay.pidfile import held
     from hlsrelay.settings import load_settings
 
     with held(pid_file):
-        operate.run_until_done(commands.run(stream_id, load_settings(http=http, data=data)))
+        operate.run_until_done(commands.run(stream_id, load_settings(http=http, data=data), take_over=take_over))
+
+
+@app.command()
+def worker(http: Http = None, data: Data = None, pid_file: PidFile = None) -> None:
+    """Relay and serve what is registered and no other node relays, as far as there is room; until Ctrl-C."""
+    from hlsrelay import commands, operate
+    from hlsrelay.pidfile import held
+    from hlsrelay.settings import load_settings
+
+    with held(pid_file):
+        operate.run_until_done(commands.worker(load_settings(http=http, data=data)))
 
 
 @app.command(name="quit")
@@ -146,6 +163,14 @@ def ls(as_json: AsJson = False) -> None:
     from hlsrelay import operate
 
     operate.run_until_done(operate.list_all(as_json))
+
+
+@app.command()
+def nodes(as_json: AsJson = False) -> None:
+    """List the hlsrelay processes that relay: their names, how much they have taken on, and of how much."""
+    from hlsrelay import operate
+
+    operate.run_until_done(operate.list_nodes(as_json))
 
 
 @app.command()

@@ -13,6 +13,7 @@ from dataclasses import asdict
 import typer
 
 from hlsrelay import checking, demo_origin
+from hlsrelay.claims import Claims, obtained, relayed
 from hlsrelay.errors import HlsRelayError
 from hlsrelay.fields import OPERATOR_FIELDS, Registered, checked_id, stream_of
 from hlsrelay.judge import RULES, Finding, Severity
@@ -24,13 +25,14 @@ from hlsrelay.portrait import as_data, as_words
 from hlsrelay.probing import probe_source
 from hlsrelay.processes import Children, Stdout
 from hlsrelay.registry import fetched, open_registry
+from hlsrelay.session import Member
 from hlsrelay.settings import Settings, load_settings
 from hlsrelay.site import RelaySite
 from hlsrelay.storage import live_dir
 from hlsrelay.urls import redacted
 from hlsrelay.vitals import attended
 from hlsrelay.web import create_app, serve
-from hlsrelay.worker import Node, admitted, local_encoder, relay_stream
+from hlsrelay.worker import Node, admitted, local_encoder
 
 DEMO = "demo"
 DEMO_LADDER = "480p,360p"
@@ -41,14 +43,31 @@ LAST_LOOK_TARGET_DURATIONS = 1.5
 LONGEST_LAST_LOOK_S = 15.0
 
 
-async def run(stream_id: str, settings: Settings) -> None:
+async def run(stream_id: str, settings: Settings, *, take_over: bool = False) -> None:
     """Relay a registered stream, and serve it, until its operator stops it or this process is told to go."""
     start_logging(settings.log)
     checked_id(stream_id)
     leaving = _on_signals()
     async with AsyncExitStack() as stack:
         node = await stack.enter_async_context(_node(settings))
-        await _relay(await fetched(node.registry, stream_id), node, leaving)
+        await _relay(await fetched(node.registry, stream_id), node, leaving, take_over=take_over)
+
+
+async def worker(settings: Settings) -> None:
+    """Relay what is registered and nobody else relays, up to this node's capacity, and serve it, until this process is told to go."""
+    start_logging(settings.log)
+    leaving = _on_signals()
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(_node(settings))
+        tell = await stack.enter_async_context(notifying(leaving))
+        if node.serves:
+            url = await stack.enter_async_context(serve(create_app(RelaySite(node)), settings.http))
+            typer.echo(f"Watch     {url}/")
+            sys.stdout.flush()
+        claims = Claims(node, leaving)
+        await stack.enter_async_context(claims.member.taking_part())
+        tell(f"{READY}\nSTATUS=node {node.name}")
+        await claims.kept()
 
 
 async def demo(source: str, ladder: str, settings: Settings) -> None:
@@ -136,19 +155,21 @@ async def probe(source: str, headers: str, proxy: str, seconds: float, as_json: 
             typer.echo(line)
 
 
-async def _relay(registered: Registered, node: Node, leaving: asyncio.Event) -> None:
+async def _relay(registered: Registered, node: Node, leaving: asyncio.Event, *, take_over: bool = False) -> None:
     stream = await admitted(registered, node)
-    serving = node.settings.http != "none"
     async with AsyncExitStack() as stack:
         tell = await stack.enter_async_context(notifying(leaving))
-        if serving:
+        member = Member(node.registry, lambda: {"name": node.name, "state": "alone", "streams": "1"}, node.metrics.registry_up.set)
+        await stack.enter_async_context(member.taking_part())
+        claim = await obtained(node, member, registered, take_over=take_over)
+        if node.serves:
             url = await stack.enter_async_context(serve(create_app(RelaySite(node)), node.settings.http))
             typer.echo(f"Watch     {url}/#{stream.id}\nPlaylist  {url}/live/{stream.id}/index.m3u8")
             sys.stdout.flush()
         tell(f"{READY}\nSTATUS=stream {stream.id}")
         node.told = lambda state: tell(f"STATUS=stream {stream.id}: {state}")
-        target_duration_s = await relay_stream(stream, node, leaving)
-        if serving:  # players look once a target duration: the last look must find ENDLIST, not a closed port
+        target_duration_s = await relayed(claim, node, leaving)
+        if node.serves:  # players look once a target duration: the last look must find ENDLIST, not a closed port
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(LAST_LOOK_TARGET_DURATIONS * target_duration_s, LONGEST_LAST_LOOK_S)):
                     await leaving.wait()

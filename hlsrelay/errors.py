@@ -35,6 +35,12 @@ class ResourceBusy(HlsRelayError):
     exit_code = 5
 
 
+class Superseded(HlsRelayError):
+    """A stream that we relayed is another node's now: nothing more may be written of it. Exit code 5."""
+
+    exit_code = 5
+
+
 class MissingProgram(HlsRelayError):
     """A program that is needed (ffmpeg, redis-server) is neither on PATH nor embedded. Exit code 6."""
 

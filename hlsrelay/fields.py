@@ -36,6 +36,11 @@ OPERATOR_FIELDS: Mapping[str, str] = {
 RELAY_FIELDS: Mapping[str, str] = {
     "state": "starting, running, stalled, idle (on_demand, and nobody watches), ended, stopped, failed, or registered when nobody does",
     "node": "who relays it",
+    "session": "the process that does; a stream is free where it is empty, or its lease ran out",
+    "epoch": "which claim of the stream that was; it rises with each, and what an earlier owner writes after a later claim is refused",
+    "wanted": "the session that asks for it to be handed over",
+    "attempt": "how often in a row relaying it failed at once",
+    "retry_at": "when it is tried again, where it failed",
     "since": "when it entered this state",
     "last_sequence": "newest media sequence number published",
     "lag": "seconds from the load that listed the newest segment at the source to our listing it",

@@ -26,7 +26,7 @@ from hlsrelay.fields import OPERATOR_FIELDS, Registered, checked_id, shown, stre
 from hlsrelay.log import start_logging
 from hlsrelay.orphans import found_here
 from hlsrelay.processes import Children
-from hlsrelay.registry import Registry, fetched, open_registry
+from hlsrelay.registry import LEASE_S, Registry, fetched, open_registry
 from hlsrelay.settings import Settings, load_settings
 from hlsrelay.statuses import ChildStatus, NodeStatus, StreamStatus, read_all, stream_status
 from hlsrelay.storage import LocalStorage
@@ -99,6 +99,24 @@ async def list_all(as_json: bool) -> None:
         typer.echo("No stream is registered. Register one: hlsrelay add news https://example.com/live/index.m3u8")
 
 
+async def list_nodes(as_json: bool) -> None:
+    """Print every session: who takes part, and with how much."""
+    async with _registry() as registry:
+        sessions = await registry.sessions()
+    if as_json:
+        told = [{"session": one.id, "lives": one.lives, "lease_s": round(one.left_s, 3), **one.fields} for one in sessions]
+        typer.echo(json.dumps(told, indent=2))
+    elif not sessions:
+        typer.echo("No node takes part. Start one: hlsrelay worker")
+    else:
+        table = Table("node", "state", "streams", "load", "capacity", "session", box=box.SIMPLE_HEAD)
+        for one in sessions:
+            state = one.fields.get("state", "") if one.lives else f"silent for {LEASE_S - one.left_s:.0f} s"
+            words = (one.fields.get(name, "") for name in ("streams", "load", "capacity"))
+            table.add_row(one.fields.get("name", ""), state, *words, one.id)
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
 async def list_processes(as_json: bool) -> None:
     """Print every child of every hlsrelay process: as their nodes tell, and those of this machine that nobody tells of.
 
@@ -157,7 +175,7 @@ def _print_stream(registered: Registered, as_json: bool) -> None:
 
 
 def _print_table(streams: list[StreamStatus]) -> None:
-    columns = ("id", "desired", "state", "node", "since", "last_sequence", "lag_s", "ladder", "last_error")
+    columns = ("id", "desired", "state", "node", "epoch", "since", "last_sequence", "lag_s", "ladder", "last_error")
     table = Table(*(name.replace("_", " ") for name in columns), box=box.SIMPLE_HEAD)
     for one in streams:
         table.add_row(*("" if getattr(one, name) is None else str(getattr(one, name)) for name in columns))

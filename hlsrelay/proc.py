@@ -33,6 +33,12 @@ def runnable(pid: int) -> bool:
     return False
 
 
+def is_stopped(pid: int) -> bool:
+    """Return whether *pid* stands still: by SIGSTOP, or under a debugger."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] in (b"T", b"t")
+
+
 def started(pid: int) -> int | None:
     """Return when process *pid* started, in ticks since boot; None if there is none, or only its zombie."""
     fields = _stat(pid)

@@ -23,6 +23,18 @@ class Keys:
         """String: what tells one life of this Redis from the next, where its data is lost between them."""
         return f"{self.prefix}life"
 
+    def nodes(self) -> str:
+        """Sorted set: the sessions of hlsrelay processes, each with the end of its lease in milliseconds of Redis' own clock."""
+        return f"{self.prefix}nodes"
+
+    def node(self, session: str) -> str:
+        """Hash: what the process of a session tells of itself."""
+        return f"{self.prefix}node:{session}"
+
+    def meta(self) -> str:
+        """Hash: `beat`, when any session was renewed last; `grace`, until when nobody is declared dead; in ms of Redis' clock."""
+        return f"{self.prefix}meta"
+
     def vitals(self, incarnation: str) -> str:
         """String with an expiry: what an hlsrelay process tells of its memory and its children (statuses)."""
         return f"{self.prefix}ps:{incarnation}"
@@ -39,10 +51,55 @@ class Keys:
         return key[len(self.prefix) + len("stream:") :]
 
 
-REPORT = """
--- KEYS[1] a stream's hash, ARGV field, value, ...: write what the relay knows, unless the operator has deleted the stream
+_NOW = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+"""
+
+BEAT = f"""
+-- KEYS nodes, a session's hash, meta, life; ARGV session, lease in ms, what this returned last (0: nothing yet), what a next life is to
+-- be called, field, value, ...: renew a session's lease; returns when that was.
+-- Where nobody came for longer than a lease lasts, Redis itself was away or stood still: none is declared dead until all had time to come.
+-- Where Redis has forgotten that we came it has lost data, all or what was written since: another life begins.
+{_NOW}
+local lease = tonumber(ARGV[2])
+local last = tonumber(redis.call('HGET', KEYS[3], 'beat') or '0')
+if now - last > lease or now < last then redis.call('HSET', KEYS[3], 'grace', now + lease) end
+local kept = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '0')
+if ARGV[3] ~= '0' and kept < tonumber(ARGV[3]) + lease then redis.call('SET', KEYS[4], ARGV[4]) end
+redis.call('HSET', KEYS[3], 'beat', now)
+redis.call('ZADD', KEYS[1], now + lease, ARGV[1])
+redis.call('HSET', KEYS[2], unpack(ARGV, 5))
+redis.call('PEXPIRE', KEYS[2], 20 * lease)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 20 * lease)
+return now
+"""
+
+CLAIM = f"""
+-- KEYS a stream's hash, nodes, meta; ARGV session, lease in ms, epoch, a session known to be dead or nothing, field, value, ...: take a
+-- stream that no living session has, or whose hash is of before that epoch: Redis went back to an older state.
+-- Returns the fencing epoch, which rises with each claim, over the loss of all data too; or 0 where there is no such stream,
+-- -1 where a living session has it, -2 where its session may yet come back (BEAT; or Redis' clock jumped, and nobody came since).
+{_NOW}
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('HSET', KEYS[1], unpack(ARGV))
+local owner = redis.call('HGET', KEYS[1], 'session') or ''
+local told, ours = tonumber(redis.call('HGET', KEYS[1], 'epoch') or '0') or 0, tonumber(ARGV[3])
+if owner ~= '' and owner ~= ARGV[1] and owner ~= ARGV[4] and told >= ours then
+    if tonumber(redis.call('ZSCORE', KEYS[2], owner) or '0') >= now then return -1 end
+    if now < tonumber(redis.call('HGET', KEYS[3], 'grace') or '0') then return -2 end
+    if now - tonumber(redis.call('HGET', KEYS[3], 'beat') or '0') > tonumber(ARGV[2]) then return -2 end
+end
+local epoch = math.max(told + 1, ours + 1, now)
+redis.call('HSET', KEYS[1], 'session', ARGV[1], 'epoch', string.format('%d', epoch), unpack(ARGV, 5))
+return epoch
+"""
+
+REPORT = """
+-- KEYS[1] a stream's hash, ARGV epoch, field, value, ...: write what the relay knows. 0, and nothing is written, where the operator has
+-- deleted the stream; -1 where another claim was made since that epoch (empty: whoever has it)
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if ARGV[1] ~= '' and (redis.call('HGET', KEYS[1], 'epoch') or '') ~= ARGV[1] then return -1 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 2))
 return 1
 """
 

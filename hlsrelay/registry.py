@@ -1,11 +1,6 @@
 """The registry of streams: what operators write to Redis and the relay writes back. The only module that imports redis.
 
-Commands ask it and wait. A running relay never does: a `Link` reads its stream's hash beside it, hands on the newest good fields,
-and carries reports back, newest first; while Redis is away both simply stand still.
-
-Laws:
-- A stream whose hash is gone was deleted by its operator: its relay ends. But a Redis that has lost all it had (restarted without
-  persistence, flushed) has deleted nothing: who relays a stream writes it back, as the operator last had it, and goes on.
+Commands ask it and wait. A running relay never does (link, session): it goes on as it was while Redis is away.
 """
 
 from __future__ import annotations
@@ -13,23 +8,48 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Protocol
 
 import redis.asyncio
 import redis.exceptions
-import structlog
 
 from hlsrelay.embedded import EmbeddedRedis
-from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, UnknownStream
-from hlsrelay.fields import RELAY_FIELDS, Registered
+from hlsrelay.errors import ConfigError, RegistryUnavailable, Superseded, UnknownStream
+from hlsrelay.fields import Registered
 from hlsrelay.processes import Children
-from hlsrelay.redis_keys import CHANGE, REGISTER, REPORT, Keys
+from hlsrelay.redis_keys import BEAT, CHANGE, CLAIM, REGISTER, REPORT, Keys
 from hlsrelay.settings import Settings
 
 ANSWER_WITHIN_S = 3.0
+LEASE_S = 3.0
+"""A session that was not renewed for so long is over."""
 
-log = structlog.get_logger()
+
+class Refused(IntEnum):
+    """Why a claim got nothing."""
+
+    UNKNOWN = 0
+    HELD = -1
+    """A living session has it."""
+    IN_DOUBT = -2
+    """Its session ran out while nobody's was renewed, as when Redis stood still: it may yet come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An hlsrelay process that takes part: for how long its lease holds still, below 0 since when it is over, and what it tells."""
+
+    id: str
+    left_s: float
+    fields: Mapping[str, str]
+
+    @property
+    def lives(self) -> bool:
+        """Whether its streams are its own."""
+        return self.left_s >= 0
 
 
 class Registry(Protocol):
@@ -53,8 +73,32 @@ class Registry(Protocol):
     async def delete(self, stream_id: str) -> bool:
         """Forget a stream; False where there is none of that id."""
 
-    async def report(self, stream_id: str, fields: Mapping[str, str]) -> bool:
-        """Write what the relay knows; False, and nothing written, where the operator has deleted the stream."""
+    async def report(self, stream_id: str, fields: Mapping[str, str], epoch: int = 0) -> bool:
+        """Write what the relay knows; False, and nothing written, where the operator has deleted the stream.
+
+        Raises Superseded, and nothing is written, where it was claimed again since *epoch*; 0: by whomever.
+        """
+
+    async def beat(self, session: str, last: int, fields: Mapping[str, str], lease_s: float = LEASE_S) -> int:
+        """Renew a session, and write what its process tells of itself; returns when that was, by the registry's clock.
+
+        *last*: what this returned last, 0 before. Where the registry does not know of that any more another life begins (`follow`).
+        """
+
+    async def leave(self, session: str) -> None:
+        """End a session: what it has may be claimed at once."""
+
+    async def sessions(self) -> list[Session]:
+        """Return all sessions that have not been over for long, by name."""
+
+    async def claim(
+        self, stream_id: str, session: str, fields: Mapping[str, str], *, epoch: int = 0, dead: str = "", lease_s: float = LEASE_S
+    ) -> int:
+        """Take a stream that no living session has, and write *fields*; returns its new epoch, above all before, or a `Refused`.
+
+        *epoch*: what an earlier claim of ours returned. Where the registry is of before that, it is ours, whatever is told there.
+        *dead*: a session of which we know that it will not come back.
+        """
 
     async def tell(self, incarnation: str, vitals: str, kept_s: int) -> None:
         """Keep what an hlsrelay process tells of itself (statuses) for *kept_s*."""
@@ -137,9 +181,55 @@ class RedisRegistry:
         """See Registry."""
         return bool(await self._asked(lambda: self._redis.delete(self._keys.stream(stream_id))))
 
-    async def report(self, stream_id: str, fields: Mapping[str, str]) -> bool:
+    async def report(self, stream_id: str, fields: Mapping[str, str], epoch: int = 0) -> bool:
         """See Registry."""
-        return bool(await self._asked(lambda: self._redis.eval(REPORT, 1, self._keys.stream(stream_id), *_flat(fields))))
+        arguments = (str(epoch or ""), *_flat(fields))
+        answer = await self._asked(lambda: self._redis.eval(REPORT, 1, self._keys.stream(stream_id), *arguments))
+        if answer < 0:
+            raise Superseded(f"stream '{stream_id}' was taken by another node")
+        return bool(answer)
+
+    async def beat(self, session: str, last: int, fields: Mapping[str, str], lease_s: float = LEASE_S) -> int:
+        """See Registry."""
+        keys = (self._keys.nodes(), self._keys.node(session), self._keys.meta(), self._keys.life())
+        arguments = (session, _ms(lease_s), str(last), uuid.uuid4().hex, *_flat(fields))
+        return int(await self._asked(lambda: self._redis.eval(BEAT, 4, *keys, *arguments)))
+
+    async def leave(self, session: str) -> None:
+        """See Registry."""
+
+        async def left() -> None:
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.zrem(self._keys.nodes(), session)
+            pipeline.delete(self._keys.node(session))
+            await pipeline.execute()
+
+        await self._asked(left)
+
+    async def sessions(self) -> list[Session]:
+        """See Registry."""
+
+        async def read() -> list[Session]:
+            seconds, micros = await self._redis.time()
+            now_ms = seconds * 1000 + micros // 1000
+            found: Any = await self._redis.zrange(self._keys.nodes(), 0, -1, withscores=True)
+            ends: dict[str, float] = dict(found)
+            pipeline = self._redis.pipeline(transaction=False)
+            for name in ends:
+                pipeline.hgetall(self._keys.node(name))
+            told = await pipeline.execute() if ends else []
+            return [Session(name, (until - now_ms) / 1000, fields) for (name, until), fields in zip(ends.items(), told, strict=True)]
+
+        sessions: list[Session] = await self._asked(read)
+        return sorted(sessions, key=lambda one: (one.fields.get("name", ""), one.id))
+
+    async def claim(
+        self, stream_id: str, session: str, fields: Mapping[str, str], *, epoch: int = 0, dead: str = "", lease_s: float = LEASE_S
+    ) -> int:
+        """See Registry."""
+        keys = (self._keys.stream(stream_id), self._keys.nodes(), self._keys.meta())
+        arguments = (session, _ms(lease_s), str(epoch), dead, *_flat(fields))
+        return int(await self._asked(lambda: self._redis.eval(CLAIM, 3, *keys, *arguments)))
 
     async def tell(self, incarnation: str, vitals: str, kept_s: int) -> None:
         """See Registry."""
@@ -180,11 +270,21 @@ class MemoryRegistry:
         self.vitals: dict[str, str] = {}
         self.away = False
         self.lives = 1
+        self._forget()
 
     def lose(self) -> None:
         """Lose all that is registered, as a Redis does that is restarted without persistence."""
         self.streams.clear()
         self.lives += 1
+        self._forget()
+
+    def _forget(self) -> None:
+        self._leases: dict[str, tuple[float, dict[str, str]]] = {}
+        self._beaten_s = self._grace_s = 0.0
+
+    def now_s(self) -> float:
+        """Return the registry's own time: that of the loop it is asked in."""
+        return 1e9 + asyncio.get_running_loop().time()
 
     def _answering(self) -> None:
         if self.away:
@@ -227,9 +327,52 @@ class MemoryRegistry:
         self._answering()
         return self.streams.pop(stream_id, None) is not None
 
-    async def report(self, stream_id: str, fields: Mapping[str, str]) -> bool:
+    async def report(self, stream_id: str, fields: Mapping[str, str], epoch: int = 0) -> bool:
         """See Registry."""
+        self._answering()
+        if epoch and stream_id in self.streams and self.streams[stream_id].get("epoch") != str(epoch):
+            raise Superseded(f"stream '{stream_id}' was taken by another node")
         return await self.change(stream_id, fields)
+
+    async def beat(self, session: str, last: int, fields: Mapping[str, str], lease_s: float = LEASE_S) -> int:
+        """See Registry."""
+        self._answering()
+        now_s = self.now_s()
+        if now_s - self._beaten_s > lease_s:
+            self._grace_s = now_s + lease_s
+        self.lives += last > 0 and session not in self._leases
+        self._beaten_s = now_s
+        self._leases[session] = now_s + lease_s, dict(fields)
+        return round(now_s * 1000)
+
+    async def leave(self, session: str) -> None:
+        """See Registry."""
+        self._answering()
+        self._leases.pop(session, None)
+
+    async def sessions(self) -> list[Session]:
+        """See Registry."""
+        self._answering()
+        found = [Session(name, until_s - self.now_s(), fields) for name, (until_s, fields) in self._leases.items()]
+        return sorted(found, key=lambda one: (one.fields.get("name", ""), one.id))
+
+    async def claim(
+        self, stream_id: str, session: str, fields: Mapping[str, str], *, epoch: int = 0, dead: str = "", lease_s: float = LEASE_S
+    ) -> int:
+        """See Registry."""
+        self._answering()
+        if stream_id not in self.streams:
+            return Refused.UNKNOWN
+        hash_, now_s = self.streams[stream_id], self.now_s()
+        owner, told = hash_.get("session", ""), int(hash_.get("epoch") or "0")
+        if owner not in ("", session, dead) and told >= epoch:
+            if owner in self._leases and self._leases[owner][0] >= now_s:
+                return Refused.HELD
+            if now_s < self._grace_s or now_s - self._beaten_s > lease_s:
+                return Refused.IN_DOUBT
+        epoch = max(told + 1, epoch + 1, int(now_s * 1000))
+        hash_ |= {"session": session, "epoch": str(epoch), **fields}
+        return epoch
 
     async def tell(self, incarnation: str, vitals: str, kept_s: int) -> None:  # noqa: ARG002
         """See Registry; it is kept for good."""
@@ -242,80 +385,16 @@ class MemoryRegistry:
         return list(self.vitals.values())
 
 
-class Link:
-    """Keeps one stream's relay and its hash in Redis in step, beside the relay: neither ever waits for the other."""
-
-    PERIOD_S = 0.5
-
-    def __init__(self, registry: Registry, stream_id: str, revive: Callable[[], Awaitable[object]] | None = None) -> None:
-        self._registry = registry
-        self._stream_id = stream_id
-        self._revive = revive
-        self._pending: dict[str, str] = {}
-        self._reported: dict[str, str] = {}
-        self._woken = asyncio.Event()
-        self.up = True
-
-    def report(self, **fields: str) -> None:
-        """Have *fields* written soon; a later value of a field replaces one not written yet."""
-        unknown = set(fields) - set(RELAY_FIELDS)
-        if unknown:
-            raise AssertionError(f"not a field of the relay's: {unknown}")
-        self._pending |= fields
-        self._woken.set()
-
-    async def changes(self) -> AsyncGenerator[Registered | None, None]:
-        """Yield the stream's hash whenever the operator changed it, None once it is deleted; carry reports back meanwhile."""
-        last: Mapping[str, str] | None = None
-        lived = ""
-        while True:
-            try:
-                await self.flush()
-                now, life = await self._registry.follow(self._stream_id)
-                if now is None and last and life != lived:
-                    now = await self._restored(last)
-                lived = life
-                self.up = True
-            except RegistryUnavailable:
-                self.up = False
-                if self._revive is not None:
-                    with contextlib.suppress(HlsRelayError):
-                        await self._revive()
-            else:
-                wishes = {name: value for name, value in now.fields.items() if name not in RELAY_FIELDS} if now else None
-                if wishes != last:
-                    last = wishes
-                    yield now
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.PERIOD_S):
-                    await self._woken.wait()
-            self._woken.clear()
-
-    async def _restored(self, wishes: Mapping[str, str]) -> Registered | None:
-        """Write the stream back to a registry that has lost it; what others have written there meanwhile counts for more."""
-        if await self._registry.register(self._stream_id, {**wishes, **self._reported}):
-            log.warning("stream.restored", stream=self._stream_id, reason="Redis has lost all that it had")
-        return await self._registry.get(self._stream_id)
-
-    async def flush(self) -> None:
-        """Write what is pending now. Raises RegistryUnavailable, and keeps it then."""
-        sending, self._pending = self._pending, {}
-        if not sending:
-            return
-        self._reported |= sending
-        try:
-            await self._registry.report(self._stream_id, sending)
-        except RegistryUnavailable:
-            self._pending = sending | self._pending
-            raise
-
-
 async def fetched(registry: Registry, stream_id: str) -> Registered:
     """Return the stream of that id. Raises UnknownStream that says how to register it."""
     found = await registry.get(stream_id)
     if found is None:
         raise UnknownStream(f"no stream '{stream_id}' is registered: hlsrelay add {stream_id} <URL of its HLS playlist>")
     return found
+
+
+def _ms(seconds: float) -> str:
+    return str(round(seconds * 1000))
 
 
 def _flat(fields: Mapping[str, str]) -> list[str]:

@@ -36,6 +36,12 @@ class Settings(BaseSettings):
     data: Path = Field(default_factory=default_data_dir, description="where segments and playlists are kept")
     http: str = Field("127.0.0.1:8080", description="address and port to serve on; port 0 takes a free one; none serves nothing")
     node: str = Field("", description="this node's name in Redis; empty: host name and process id")
+    capacity: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="how much `hlsrelay worker` takes on: 1 for a stream, 10 more for each rung; 0: 50 per processor core",
+    )
     allow_networks: Annotated[tuple[Network, ...], NoDecode] = Field(
         (), description="non-public address ranges that sources may be in, such as 127.0.0.0/8,10.1.0.0/16; empty: none"
     )

@@ -49,6 +49,7 @@ class StreamStatus:
     """One stream at a glance, as the page and /api/streams show it: everybody who reaches the port reads this.
 
     *source* therefore comes without user name, password and query. *since* is ISO 8601 text, empty where it says nothing.
+    *epoch*: which claim of the stream its relay's is.
     *playing_url* is where the multivariant playlist is: a path on this server, or a whole URL on another node; empty: nowhere.
     """
 
@@ -56,6 +57,7 @@ class StreamStatus:
     desired: str
     state: str
     node: str = ""
+    epoch: int | None = None
     since: str = ""
     source: str = ""
     ladder: str = ""
@@ -68,12 +70,13 @@ class StreamStatus:
 
 def stream_status(stream_id: str, fields: Mapping[str, str], playing_url: str = "") -> StreamStatus:
     """Return a stream's hash as pages, API and commands show it."""
-    number, lag = fields.get("last_sequence", ""), fields.get("lag", "")
+    number, lag, epoch = fields.get("last_sequence", ""), fields.get("lag", ""), fields.get("epoch", "")
     return StreamStatus(
         id=stream_id,
         desired=fields.get("desired", Desired.RUN),
         state=fields.get("state", "registered"),
         node=fields.get("node", ""),
+        epoch=int(epoch) if epoch.isdecimal() else None,
         since=fields.get("since", ""),
         source=redacted(fields.get("source", "")),
         ladder=fields.get("ladder", ""),

@@ -43,6 +43,14 @@ def live_dir(data: Path) -> Path:
     return folder
 
 
+def lock_holder(folder: Path) -> str:
+    """Return the pid, as it wrote it, of who took a stream's folder last; empty where nobody did."""
+    try:
+        return (folder / _LOCK).read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
 class LocalStorage:
     """One stream's folder, in the hands of one process: a context manager that holds its lock. Raises ConfigError for a bad id."""
 
@@ -65,8 +73,8 @@ class LocalStorage:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
+            holder = lock_holder(self.folder) or "unknown"
             raise ResourceBusy(
                 f"stream '{self.stream_id}' is being relayed into {self.folder} already, by process {holder}: stop that one first"
             ) from None

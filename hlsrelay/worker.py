@@ -20,17 +20,18 @@ from hlsrelay.demand import Demand
 from hlsrelay.desk import Tools
 from hlsrelay.embedded import EmbeddedRedis, embedded_ffmpeg_path, ffmpeg_path
 from hlsrelay.encoder import Encoded, Encoder, LocalEncoder
-from hlsrelay.errors import ConfigError, EncodeError, HlsRelayError, MissingProgram, RegistryUnavailable
+from hlsrelay.errors import ConfigError, EncodeError, HlsRelayError, MissingProgram, RegistryUnavailable, Superseded
 from hlsrelay.fields import Registered, stream_of
 from hlsrelay.house import cleared, withdraw
 from hlsrelay.ladder import format_ladder
+from hlsrelay.link import Claim, Link
 from hlsrelay.log import Repeated
 from hlsrelay.memory import Pressure
 from hlsrelay.metrics import Metrics
 from hlsrelay.model import SOURCE, Desired, Made, Stream, Turn
 from hlsrelay.processes import Children
 from hlsrelay.recipe import EncodeJob
-from hlsrelay.registry import Link, Registry
+from hlsrelay.registry import Registry
 from hlsrelay.relay import Tick, relay
 from hlsrelay.settings import Settings
 from hlsrelay.storage import MULTIVARIANT, LocalStorage
@@ -45,6 +46,7 @@ OVERLOAD_OVER_SEGMENTS = 10
 """An overload is over when so many had every rung: told once, not each time that one more is missing."""
 LAST_WORDS_S = 2.0
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+LET_GO = {"node": "", "session": "", "wanted": "", "ladder_trouble": ""}
 STATES = ("registered", "starting", "running", "stalled", "idle", "ended", "stopped", "failed")
 
 log = structlog.get_logger()
@@ -127,12 +129,12 @@ class Wishes:
             self.deleted = True
             wanted = replace(self.stream, desired=Desired.STOP)
         else:
-            wanted = _possible(registered, serves=self._serves)
+            wanted = possible(registered, serves=self._serves)
         changed, self.stream = wanted != self.stream, wanted
         return changed
 
 
-def _possible(registered: Registered, *, serves: bool) -> Stream:
+def possible(registered: Registered, *, serves: bool) -> Stream:
     """Return the stream that is wanted. Raises ConfigError where its fields make no sense here."""
     stream = stream_of(registered.id, registered.fields)
     if stream.on_demand and not serves:
@@ -143,7 +145,7 @@ def _possible(registered: Registered, *, serves: bool) -> Stream:
 async def admitted(registered: Registered, node: Node) -> Stream:
     """Return the stream that is to run. Raises ConfigError where its fields make no sense, and reports that, or where it is set to stop."""
     try:
-        stream = _possible(registered, serves=node.serves)
+        stream = possible(registered, serves=node.serves)
     except ConfigError as error:
         link = Link(node.registry, registered.id)
         Reporter(link, registered.id, node).state("failed", reason=str(error))
@@ -154,12 +156,12 @@ async def admitted(registered: Registered, node: Node) -> Stream:
     return stream
 
 
-async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event) -> float:
-    """Relay one registered stream until its operator stops or deletes it, or *leaving* is set; returns its target duration in seconds.
+async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim: Claim | None = None) -> float:
+    """Relay one registered stream until its operator stops or deletes it, another node asks for it, or *leaving* is set.
 
-    Raises ResourceBusy where its folder is in other hands.
+    Returns its target duration in seconds. Raises ResourceBusy where its folder is in other hands, Superseded where the stream came to be.
     """
-    link = Link(node.registry, stream.id, node.redis.ensure if node.redis else None)
+    link = Link(node.registry, stream.id, node.redis.ensure if node.redis else None, claim)
     reporter = Reporter(link, stream.id, node)
     wishes = Wishes(stream, serves=node.serves)
     nudges = Nudges()
@@ -167,29 +169,33 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event) -> fl
     with LocalStorage(node.live, stream.id) as storage:
         node.storages[stream.id] = storage
         node.demands[stream.id] = demand
-        reporter.state("starting", node=node.name, reason="", ladder_trouble="")
+        reporter.state("starting", node=node.name, reason="", wanted="", ladder_trouble="")
         log.info("stream.starting", stream=stream.id, source=redacted(stream.source), ladder=format_ladder(stream.ladder))
-        following = asyncio.create_task(_follow(link, wishes, nudges, reporter, node), name=f"follow {stream.id}")
+        following = asyncio.create_task(_follow(link, wishes, nudges, reporter), name=f"follow {stream.id}")
         gone = asyncio.create_task(leaving.wait())
+        wanted = asyncio.create_task(link.wanted.wait())
         try:
             keeping = asyncio.create_task(_kept(storage, wishes, nudges, demand, reporter, node), name=f"keep {stream.id}")
-            await asyncio.wait((keeping, gone, following), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((keeping, gone, wanted, following), return_when=asyncio.FIRST_COMPLETED)
             keeping.cancel()
             with suppress(asyncio.CancelledError):
                 await keeping
             if following.done():
                 following.result()
             stopped = wishes.stream.desired is Desired.STOP
-            reporter.state("stopped" if stopped else "registered", node="", ladder_trouble="")
+            reporter.state("stopped" if stopped else "registered", **LET_GO)
             log.info("stream.stopped" if stopped else "stream.released", stream=stream.id)
+        except Superseded as error:  # what we would write of it is refused
+            log.warning("stream.superseded", stream=stream.id, reason=str(error))
+            raise
         except BaseException as error:
             reason = str(error) if isinstance(error, HlsRelayError) else type(error).__name__
-            reporter.state("failed", node="", reason=reason, ladder_trouble="")
+            reporter.state("failed", reason=reason, **LET_GO)
             raise
         finally:
-            for task in (following, gone):
+            for task in (following, gone, wanted):
                 task.cancel()
-            await asyncio.gather(following, gone, return_exceptions=True)
+            await asyncio.gather(following, gone, wanted, return_exceptions=True)
             del node.storages[stream.id], node.demands[stream.id]
             demand.closed()
             demand.failed("it is being stopped")
@@ -272,11 +278,10 @@ def _tell(demand: Demand, tick: Tick, tools: Tools) -> None:
         demand.opened()
 
 
-async def _follow(link: Link, wishes: Wishes, nudges: Nudges, reporter: Reporter, node: Node) -> None:
+async def _follow(link: Link, wishes: Wishes, nudges: Nudges, reporter: Reporter) -> None:
     """Take the operator's changes as they come; a change that makes no sense is reported and the stream goes on as it was."""
     async with aclosing(link.changes()) as changes:
         async for registered in changes:
-            node.metrics.registry_up.set(link.up)
             try:
                 if wishes.take(registered):
                     log.info(
@@ -290,7 +295,7 @@ async def _follow(link: Link, wishes: Wishes, nudges: Nudges, reporter: Reporter
 
 
 async def _last_words(link: Link) -> None:
-    with suppress(RegistryUnavailable, TimeoutError):
+    with suppress(RegistryUnavailable, Superseded, TimeoutError):
         async with asyncio.timeout(LAST_WORDS_S):
             await link.flush()
 
@@ -364,7 +369,7 @@ class Reporter:
         self._metrics.last_number.labels(self._id).set(made.entry.number)
         self._missing(made)
         if not tick.error:
-            self.state("running")
+            self.state("running", attempt="", retry_at="")
             self._link.report(last_sequence=str(made.entry.number), lag=f"{lag_s:.2f}")
 
     def _missing(self, made: Made) -> None:

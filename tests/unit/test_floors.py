@@ -14,9 +14,9 @@ codecs phase
 / clock metrics settings log addresses notify proc memory
 / orphans pidfile pipes processes embedded transport recipe sound offers
 / upstream encoder storage ledger registry demand
-/ relay house stages cutting downloading sampling transcoding desk joints
+/ link session relay house stages cutting downloading sampling transcoding desk joints
 / worker web places checking probing
-/ site vitals
+/ site vitals claims
 / demo_origin operate commands cli __main__
 """
 FLOORS = [set(floor.split()) for floor in HOUSE.split("/")]

@@ -1,0 +1,130 @@
+"""One stream's relay and its hash in Redis, kept in step beside the relay: neither ever waits for the other.
+
+Laws:
+- A stream whose hash is gone was deleted by its operator: its relay ends. But a Redis that has lost all it had (restarted without
+  persistence, flushed) has deleted nothing: who relays a stream writes it back, as the operator last had it, and goes on.
+- A stream that was claimed again since our claim is another's: nothing more is written of it, and its relay ends, without ENDLIST.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+
+import structlog
+
+from hlsrelay.errors import HlsRelayError, RegistryUnavailable, Superseded
+from hlsrelay.fields import RELAY_FIELDS, Registered
+from hlsrelay.registry import Registry
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A stream that a session has taken: its hash as it was then, its epoch, and the life of the registry that this is of."""
+
+    registered: Registered
+    session: str
+    epoch: int
+    life: str
+
+
+class Link:
+    """Keeps one stream's relay and its hash in Redis in step, beside the relay: neither ever waits for the other."""
+
+    PERIOD_S = 0.5
+
+    def __init__(
+        self, registry: Registry, stream_id: str, revive: Callable[[], Awaitable[object]] | None = None, claim: Claim | None = None
+    ) -> None:
+        self._registry = registry
+        self._stream_id = stream_id
+        self._revive = revive
+        self._claim = claim
+        self._wishes = _wishes(claim.registered) if claim else None
+        self._pending: dict[str, str] = {}
+        self._reported = {"session": claim.session, "epoch": str(claim.epoch)} if claim else {}
+        self._woken = asyncio.Event()
+        self.wanted = asyncio.Event()
+        """Set once another session asks for the stream to be handed over."""
+
+    def report(self, **fields: str) -> None:
+        """Have *fields* written soon; a later value of a field replaces one not written yet."""
+        unknown = set(fields) - set(RELAY_FIELDS)
+        if unknown:
+            raise AssertionError(f"not a field of the relay's: {unknown}")
+        self._pending |= fields
+        self._woken.set()
+
+    async def changes(self) -> AsyncGenerator[Registered | None, None]:
+        """Yield the stream's hash whenever the operator changed it, None once it is deleted; carry reports back meanwhile.
+
+        Raises Superseded where it is another node's now.
+        """
+        life = self._claim.life if self._claim else ""
+        while True:
+            try:
+                now, lived = await self._registry.follow(self._stream_id)
+                if now is None and self._wishes and lived != life:
+                    now = await self._restored(self._wishes)
+                elif now is not None and self._claim is not None:
+                    self._claim = await self._asserted(self._claim, now)
+                life = lived
+                await self.flush()
+            except RegistryUnavailable:
+                if self._revive is not None:
+                    with contextlib.suppress(HlsRelayError):
+                        await self._revive()
+            else:
+                wishes = _wishes(now) if now else None
+                if wishes != self._wishes:
+                    self._wishes = wishes
+                    yield now
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.PERIOD_S):
+                    await self._woken.wait()
+            self._woken.clear()
+
+    async def _restored(self, wishes: Mapping[str, str]) -> Registered | None:
+        """Write the stream back to a registry that has lost it; what others have written there meanwhile counts for more."""
+        if await self._registry.register(self._stream_id, {**wishes, **self._reported, **self._pending}):
+            log.warning("stream.restored", stream=self._stream_id, reason="Redis has lost all that it had")
+        return await self._registry.get(self._stream_id)
+
+    async def _asserted(self, claim: Claim, now: Registered) -> Claim:
+        """Return our claim, made again where the registry knows none so late. Raises Superseded where it knows a later one."""
+        text = now.fields.get("epoch", "")
+        told = int(text) if text.isdecimal() else 0
+        if told == claim.epoch:
+            if now.fields.get("wanted", "") not in ("", claim.session):
+                self.wanted.set()
+            return claim
+        epoch = 0
+        if told < claim.epoch:  # registered anew after a loss, or Redis went back to an older state
+            told_of = {name: value for name, value in self._reported.items() if name not in ("session", "epoch")}
+            epoch = await self._registry.claim(self._stream_id, claim.session, told_of, epoch=claim.epoch)
+        if epoch <= 0:
+            raise Superseded(f"stream '{self._stream_id}' is relayed by {now.fields.get('node') or 'another node'} now")
+        log.warning("stream.restored", stream=self._stream_id, reason="Redis had forgotten who relays it")
+        self._reported["epoch"] = str(epoch)
+        return replace(claim, epoch=epoch)
+
+    async def flush(self) -> None:
+        """Write what is pending now. Raises RegistryUnavailable, and keeps it then; Superseded, and it is lost."""
+        sending, self._pending = self._pending, {}
+        if not sending:
+            return
+        self._reported |= sending
+        try:
+            await self._registry.report(self._stream_id, sending, self._claim.epoch if self._claim else 0)
+        except RegistryUnavailable:
+            self._pending = sending | self._pending
+            raise
+
+
+def _wishes(registered: Registered) -> dict[str, str]:
+    """Return the operator's part of a stream's hash."""
+    return {name: value for name, value in registered.fields.items() if name not in RELAY_FIELDS}

@@ -1,0 +1,235 @@
+"""Who relays what: leases, claims and epochs, over the real Redis and the registry in memory; links that lose their stream."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from hlsrelay.errors import Superseded
+from hlsrelay.link import Claim, Link
+from hlsrelay.registry import MemoryRegistry, Refused, Registry
+from hlsrelay.session import is_dead, process_of, session_id
+from tests.integration.test_registry import FIELDS, Run, lost, run
+from tests.virtual import elapse, run_virtually
+
+__all__ = ["run"]
+
+SHORT_S = 0.2
+ONE, OTHER = {"name": "one", "state": "active"}, {"name": "other", "state": "active"}
+
+
+async def claimed(registry: Registry, session: str, dead: str = "", lease_s: float = SHORT_S) -> int:
+    return await registry.claim("news", session, {"node": session}, dead=dead, lease_s=lease_s)
+
+
+async def link_of(registry: Registry, session: str) -> Link:
+    epoch = await claimed(registry, session)
+    assert epoch > 0
+    found, life = await registry.follow("news")
+    assert found is not None
+    return Link(registry, "news", claim=Claim(found, session, epoch, life))
+
+
+def test_a_stream_is_claimed_by_one_living_session_and_by_another_once_its_lease_is_over(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        assert await claimed(registry, "one") == Refused.UNKNOWN
+        await registry.register("news", FIELDS)
+        last = await registry.beat("one", 0, ONE, SHORT_S)
+        first = await claimed(registry, "one")
+        assert first > 0
+        ends = asyncio.get_running_loop().time() + SHORT_S
+        beaten = await registry.beat("other", 0, OTHER, SHORT_S)
+        assert await claimed(registry, "other") == Refused.HELD
+        second = 0
+        while second <= 0:
+            beaten = await registry.beat("other", beaten, OTHER, SHORT_S)
+            second = await claimed(registry, "other")
+        assert asyncio.get_running_loop().time() >= ends - 0.05
+        assert second > first
+        assert last > 0
+        found = await registry.get("news")
+        assert found is not None
+        assert found.fields == {**FIELDS, "session": "other", "node": "other", "epoch": str(second)}
+        assert {one.id for one in await registry.sessions() if one.lives} == {"other"}
+
+    run(body)
+
+
+def test_who_leaves_has_nothing_any_more_and_is_not_waited_for(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        await registry.register("news", FIELDS)
+        await registry.beat("one", 0, ONE, 60)
+        await registry.beat("other", 0, OTHER, 60)
+        assert [(one.id, one.lives, one.fields["name"]) for one in await registry.sessions()] == [
+            ("one", True, "one"),
+            ("other", True, "other"),
+        ]
+        assert await claimed(registry, "one", lease_s=60) > 0
+        await registry.leave("one")
+        assert await claimed(registry, "other", lease_s=60) == Refused.IN_DOUBT, "nobody came before: all have time to"
+
+    run(body)
+
+
+def test_nobody_is_declared_dead_where_nobody_came_for_a_while(run: Run) -> None:
+    """Redis stood still, or was away: the first who is back waits for the others."""
+
+    async def body(registry: Registry) -> None:
+        await registry.register("news", FIELDS)
+        await registry.beat("one", 0, ONE, SHORT_S)
+        await claimed(registry, "one")
+        await asyncio.sleep(2 * SHORT_S)
+        assert await claimed(registry, "other") == Refused.IN_DOUBT, "it has not come itself"
+        await registry.beat("other", 0, OTHER, SHORT_S)
+        assert await claimed(registry, "other") == Refused.IN_DOUBT
+        await registry.beat("one", 0, ONE, SHORT_S)
+        assert await claimed(registry, "other") == Refused.HELD
+        assert await claimed(registry, "other", dead="one") > 0, "who knows that it is dead need not wait"
+
+    run(body)
+
+
+def test_what_an_earlier_owner_writes_is_refused_and_a_deleted_stream_is_not_brought_back(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        await registry.register("news", FIELDS)
+        first = await claimed(registry, "one")
+        assert await registry.report("news", {"state": "running"}, first)
+        await registry.change("news", {"session": ""})
+        second = await claimed(registry, "other")
+        assert second > first
+        with pytest.raises(Superseded):
+            await registry.report("news", {"state": "stalled"}, first)
+        found = await registry.get("news")
+        assert found is not None
+        assert found.fields["state"] == "running"
+        await registry.delete("news")
+        assert not await registry.report("news", {"state": "running"}, second)
+
+    run(body)
+
+
+def test_a_registry_that_has_forgotten_a_session_began_another_life(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        _, life = await registry.follow("news")
+        last = await registry.beat("one", 0, ONE, SHORT_S)
+        last = await registry.beat("one", last, ONE, SHORT_S)
+        assert (await registry.follow("news"))[1] == life
+        await registry.leave("one")
+        await registry.beat("one", last, ONE, SHORT_S)
+        assert (await registry.follow("news"))[1] != life
+
+    run(body)
+
+
+def test_a_relay_ends_once_another_node_has_claimed_its_stream(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        await registry.register("news", FIELDS)
+        link = await link_of(registry, "one")
+        async with aclosing(link.changes()) as changes:
+            following = asyncio.ensure_future(anext(changes))
+            await registry.change("news", {"session": ""})
+            assert await claimed(registry, "other") > 0
+            with pytest.raises(Superseded, match="relayed by other"):
+                await following
+
+    run(body)
+
+
+def test_who_relays_a_stream_claims_it_again_where_the_registry_is_of_before_that(run: Run) -> None:
+    """As after a fail-over to a replica that was behind: it names an owner that lives, and has not been it for long."""
+
+    async def body(registry: Registry) -> None:
+        await registry.register("news", {**FIELDS, "session": "other", "epoch": "7", "node": "other"})
+        await registry.beat("other", 0, OTHER, 60)
+        old = await registry.get("news")
+        assert old is not None
+        await registry.change("news", {"session": ""})
+        link = await link_of(registry, "one")
+        link.report(state="running", node="one")
+        await link.flush()
+        await registry.change("news", {**old.fields})
+        async with aclosing(link.changes()) as changes:
+            following = asyncio.ensure_future(anext(changes))
+            async with asyncio.timeout(10):
+                while (found := await registry.get("news")) is None or found.fields["session"] != "one":  # noqa: ASYNC110 - nobody sets an event for it
+                    await asyncio.sleep(0.01)
+            assert not following.done()
+            assert found.fields["node"] == "one"
+            link.report(state="stalled")
+            await link.flush()
+            await registry.change("news", {"desired": "stop"})
+            changed = await following
+            assert changed is not None
+            assert changed.fields["state"] == "stalled"
+
+    run(body)
+
+
+def test_a_stream_that_is_lost_is_written_back_with_its_owner_and_nobody_else_has_it(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        await registry.register("news", FIELDS)
+        await registry.beat("one", 0, ONE, 60)
+        link = await link_of(registry, "one")
+        await lost(registry)
+        await registry.beat("one", 1, ONE, 60)
+        async with aclosing(link.changes()) as changes:
+            following = asyncio.ensure_future(anext(changes))
+            async with asyncio.timeout(10):
+                while (found := await registry.get("news")) is None:  # noqa: ASYNC110 - nobody sets an event for it
+                    await asyncio.sleep(0.01)
+            assert not following.done()
+            assert found.fields["session"] == "one"
+            assert await claimed(registry, "other", lease_s=60) == Refused.HELD
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    run(body)
+
+
+def test_a_stream_that_is_deleted_before_its_link_looks_first_ends() -> None:
+    async def body() -> None:
+        registry = MemoryRegistry()
+        await registry.register("news", FIELDS)
+        link = await link_of(registry, "one")
+        await registry.delete("news")
+        async with aclosing(link.changes()) as changes:
+            assert await anext(changes) is None
+
+    run_virtually(body())
+
+
+def test_a_session_that_asks_for_a_stream_is_heard() -> None:
+    async def body() -> None:
+        registry = MemoryRegistry()
+        await registry.register("news", FIELDS)
+        link = await link_of(registry, "one")
+
+        async def follow() -> None:
+            async with aclosing(link.changes()) as changes:
+                async for _ in changes:
+                    raise AssertionError("no change of the operator's")
+
+        following = asyncio.ensure_future(follow())
+        await elapse(1)
+        assert not link.wanted.is_set()
+        await registry.report("news", {"wanted": "other"})
+        await elapse(1)
+        assert link.wanted.is_set()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+    run_virtually(body())
+
+
+def test_sessions_name_processes_of_one_machine_that_live_or_do_not() -> None:
+    boot, namespace, pid, since = session_id().split(".")
+    assert not is_dead(session_id())
+    assert process_of(session_id()) is None, "ourselves"
+    assert is_dead(f"{boot}.{namespace}.{pid}.{int(since) - 1}")
+    assert not is_dead(f"other.{namespace}.{pid}.{int(since) - 1}")
+    assert not is_dead(f"{boot}.1.{pid}.{int(since) - 1}")
+    assert not is_dead("")
+    assert process_of("x") is None
+    assert process_of(f"{boot}.{namespace}.1.0") is None
