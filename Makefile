@@ -1,7 +1,7 @@
 # Everything sets itself up: Python 3.11 or newer with venv, and make, are all that a machine needs.
 # The work is in tools/setup.sh; the stamps in .venv/ say what is done, so that the second time is at once.
 
-.PHONY: help install run test bench nightly lint lock clean
+.PHONY: help install run test bench nightly nemesis lint lock clean
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 export SOURCE LADDER HTTP DATA
@@ -15,6 +15,7 @@ help:
 	@echo 'make test [ARGS=…]        run the tests (ARGS go to pytest)'
 	@echo 'make bench [ARGS=…]       measure hlsrelay side by side with ffmpeg, streamlink and others (ARGS=--help tells the options)'
 	@echo 'make nightly              what takes its time: 20,000 random histories of a source, a day of relay, every kind of media with each ffmpeg, nodes that fail'
+	@echo 'make nemesis              nodes and Redis that die, stand still, lose their data or are replaced, under streams and players; with figures'
 	@echo 'make lint                 check types and style'
 	@echo 'make lock                 bring the locked dependencies up to date'
 	@echo 'make clean                remove what the above have made'
@@ -54,6 +55,10 @@ NIGHTLY = tests/unit/test_histories.py tests/integration/test_relay.py \
 	test_nodes_real.py test_nodes_faults.py)
 nightly: install .venv/.dev
 	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -n 2 --dist loadgroup -rs $(NIGHTLY) $(ARGS)
+
+# What befalls nodes and Redis, with real processes; each fault tells its figures.
+nemesis: install .venv/.dev
+	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -rs -v $(addprefix tests/acceptance/,test_nodes_real.py test_nodes_faults.py test_redis_real.py) $(ARGS)
 
 lint: install .venv/.dev
 	.venv/bin/ruff check

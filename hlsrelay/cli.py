@@ -173,6 +173,27 @@ def nodes(as_json: AsJson = False) -> None:
     operate.run_until_done(operate.list_nodes(as_json))
 
 
+Node = Annotated[str, typer.Argument(metavar="NODE", help="Its name, as `hlsrelay nodes` lists it.")]
+
+
+@app.command()
+def drain(
+    node: Node, undo: Annotated[bool, typer.Option("--undo", help="Have it take on streams again.")] = False, as_json: AsJson = False
+) -> None:
+    """Have a node hand on its streams to others, without a break for viewers, and take on none; it goes on serving."""
+    from hlsrelay import operate
+
+    operate.run_until_done(operate.drain(node, undo, as_json))
+
+
+@app.command()
+def move(stream_id: StreamId, node: Node, as_json: AsJson = False) -> None:
+    """Have a node take a stream over from the one that relays it, and wait until it has."""
+    from hlsrelay import operate
+
+    operate.run_until_done(operate.move(stream_id, node, as_json))
+
+
 @app.command()
 def ps(as_json: AsJson = False) -> None:
     """List every child process of every hlsrelay process: what for, for how long, what it uses, how far it is; orphans too."""

@@ -6,17 +6,19 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict
 
 import typer
 
 from hlsrelay import checking, demo_origin
-from hlsrelay.claims import Claims, obtained, relayed
-from hlsrelay.errors import HlsRelayError
+from hlsrelay.claims import Claims
+from hlsrelay.errors import HlsRelayError, RegistryUnavailable
 from hlsrelay.fields import OPERATOR_FIELDS, Registered, checked_id, stream_of
+from hlsrelay.handover import has_heir, obtained, offered, relayed, taken_over
 from hlsrelay.judge import RULES, Finding, Severity
+from hlsrelay.link import Claim
 from hlsrelay.log import start_logging
 from hlsrelay.memory import Pressure
 from hlsrelay.notify import READY, notifying
@@ -25,13 +27,13 @@ from hlsrelay.portrait import as_data, as_words
 from hlsrelay.probing import probe_source
 from hlsrelay.processes import Children, Stdout
 from hlsrelay.registry import fetched, open_registry
-from hlsrelay.session import Member
+from hlsrelay.session import DRAINING, Member, is_here
 from hlsrelay.settings import Settings, load_settings
 from hlsrelay.site import RelaySite
 from hlsrelay.storage import live_dir
 from hlsrelay.urls import redacted
 from hlsrelay.vitals import attended
-from hlsrelay.web import create_app, serve
+from hlsrelay.web import advertised, create_app, serve
 from hlsrelay.worker import Node, admitted, local_encoder
 
 DEMO = "demo"
@@ -39,6 +41,8 @@ DEMO_LADDER = "480p,360p"
 LOOPBACK = "127.0.0.0/8,::1/128"
 FILES_FREE_WITHIN_S = 20.0
 """A relay that is stopped first finishes what its encoder has begun."""
+SERVED_ON_TARGET_DURATIONS = 3
+LONGEST_SERVED_ON_S = 30.0
 LAST_LOOK_TARGET_DURATIONS = 1.5
 LONGEST_LAST_LOOK_S = 15.0
 
@@ -61,13 +65,13 @@ async def worker(settings: Settings) -> None:
         node = await stack.enter_async_context(_node(settings))
         tell = await stack.enter_async_context(notifying(leaving))
         if node.serves:
-            url = await stack.enter_async_context(serve(create_app(RelaySite(node)), settings.http))
+            url = await stack.enter_async_context(_served(node))
             typer.echo(f"Watch     {url}/")
             sys.stdout.flush()
         claims = Claims(node, leaving)
         await stack.enter_async_context(claims.member.taking_part())
         tell(f"{READY}\nSTATUS=node {node.name}")
-        await claims.kept()
+        await _viewers_left(node, claims.member, await claims.kept())
 
 
 async def demo(source: str, ladder: str, settings: Settings) -> None:
@@ -159,20 +163,67 @@ async def _relay(registered: Registered, node: Node, leaving: asyncio.Event, *, 
     stream = await admitted(registered, node)
     async with AsyncExitStack() as stack:
         tell = await stack.enter_async_context(notifying(leaving))
-        member = Member(node.registry, lambda: {"name": node.name, "state": "alone", "streams": "1"}, node.metrics.registry_up.set)
+
+        def tells() -> dict[str, str]:
+            return {"name": node.name, "state": DRAINING if node.draining else "alone", "streams": "1", **node.place()}
+
+        member = Member(node.registry, tells, node.metrics.registry_up.set)
         await stack.enter_async_context(member.taking_part())
-        claim = await obtained(node, member, registered, take_over=take_over)
+        claim = await (taken_over if take_over else obtained)(node, member, registered)
         if node.serves:
-            url = await stack.enter_async_context(serve(create_app(RelaySite(node)), node.settings.http))
+            url = await stack.enter_async_context(_served(node))
             typer.echo(f"Watch     {url}/#{stream.id}\nPlaylist  {url}/live/{stream.id}/index.m3u8")
             sys.stdout.flush()
         tell(f"{READY}\nSTATUS=stream {stream.id}")
         node.told = lambda state: tell(f"STATUS=stream {stream.id}: {state}")
-        target_duration_s = await relayed(claim, node, leaving)
-        if node.serves:  # players look once a target duration: the last look must find ENDLIST, not a closed port
+        target_duration_s = await _relayed(claim, node, member, leaving)
+        if node.draining:
+            await _viewers_left(node, member, {stream.id: target_duration_s})
+        elif node.serves:  # players look once a target duration: the last look must find ENDLIST, not a closed port
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(LAST_LOOK_TARGET_DURATIONS * target_duration_s, LONGEST_LAST_LOOK_S)):
                     await leaving.wait()
+
+
+async def _relayed(claim: Claim, node: Node, member: Member, leaving: asyncio.Event) -> float:
+    """Relay a stream until it ends, or we are told to leave and another node has it, or nobody takes it."""
+    let_go = asyncio.Event()
+    relaying = asyncio.create_task(relayed(claim, node, let_go))
+    gone = asyncio.create_task(leaving.wait())
+    try:
+        await asyncio.wait((relaying, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not relaying.done():
+            node.draining = True
+            await offered(node, member, lambda: () if relaying.done() else (relaying,))
+            let_go.set()
+        return await relaying
+    finally:
+        gone.cancel()
+        relaying.cancel()
+        await asyncio.gather(gone, relaying, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _served(node: Node) -> AsyncGenerator[str, None]:
+    """Serve what is relayed: on a port that another hlsrelay of this machine has if it serves the same folder."""
+    http, live = node.settings.http, str(node.live.resolve())
+    shared = any(
+        one.lives and is_here(one.id) and (one.fields.get("http"), one.fields.get("live")) == (http, live)
+        for one in await node.registry.sessions()
+    )
+    async with serve(create_app(RelaySite(node)), http, shared=shared) as url:
+        node.url = node.settings.advertise or advertised(url)
+        try:
+            yield url
+        finally:
+            await node.edge.aclose()
+
+
+async def _viewers_left(node: Node, member: Member, had: Mapping[str, float]) -> None:
+    """Serve on, where others relay now what was relayed here, until players have come to one of them; *had*: target durations by stream."""
+    with suppress(RegistryUnavailable):
+        if node.serves and (left := [had[stream_id] for stream_id in had if await has_heir(node, member, stream_id)]):
+            await asyncio.sleep(min(SERVED_ON_TARGET_DURATIONS * max(left), LONGEST_SERVED_ON_S))
 
 
 async def _built_in_channel(stack: AsyncExitStack, children: Children, leaving: asyncio.Event) -> str:
@@ -215,15 +266,15 @@ async def _node(settings: Settings) -> AsyncGenerator[Node, None]:
 
 
 def _on_signals() -> asyncio.Event:
-    """Return an event that the first TERM or INT sets; a second one ends the process as if nobody listened."""
+    """Return an event that the first TERM, QUIT or INT sets; a second one ends the process as if nobody listened."""
     leaving = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def leave() -> None:
         leaving.set()
-        for one in (signal.SIGTERM, signal.SIGINT):
+        for one in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
             loop.remove_signal_handler(one)
 
-    for one in (signal.SIGTERM, signal.SIGINT):
+    for one in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
         loop.add_signal_handler(one, leave)
     return leaving

@@ -21,6 +21,7 @@ BUILT_IN: dict[str, Rung] = {
     )
 }
 MOST_RUNGS = 8
+PASS_THROUGH_WEIGHT, RUNG_WEIGHT = 1, 10
 _TRACK_NAME = re.compile(r"(audio|video|subtitles|iframes)-|v(\d+p)?-?\d*")
 """Names of a source's tracks begin so (hls.tracks); their folders and the rungs' stand side by side."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
@@ -89,3 +90,8 @@ def _rung(word: str) -> Rung:
 
 def _within(text: str, least: int, most: int) -> bool:
     return text.isascii() and text.isdigit() and least <= int(text) <= most
+
+
+def weight_of(rungs: tuple[Rung, ...]) -> int:
+    """Return what a stream with this ladder takes of a node's capacity: a rung that is encoded costs far more than passing through."""
+    return PASS_THROUGH_WEIGHT + RUNG_WEIGHT * sum(rung.height is not None for rung in rungs)

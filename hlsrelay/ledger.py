@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
 from hlsrelay.errors import PlaylistError
 from hlsrelay.hls.parse import parse
-from hlsrelay.hls.window import Progress
+from hlsrelay.hls.window import Progress, carried
 from hlsrelay.model import SOURCE, Snapshot
-from hlsrelay.storage import LEDGER, LocalStorage
+from hlsrelay.storage import LEDGER, MULTIVARIANT, LocalStorage
 
 _PROGRESS = TypeAdapter(Progress)
+_CARRIED = TypeAdapter(dict[str, Progress])
 FORMAT = 1
 
 
@@ -69,3 +71,28 @@ class LocalLedger:
     def record(self, progress: Progress) -> None:
         """See Ledger."""
         self._storage.write(self._path, _PROGRESS.dump_json(progress))
+
+
+def packed(tracks: Mapping[str, Progress]) -> str:
+    """Return, as text, what a successor on another machine needs of all tracks (window.carried)."""
+    return _CARRIED.dump_json({name: carried(progress) for name, progress in tracks.items()}).decode()
+
+
+def unpacked(text: str, storage: LocalStorage) -> bool:
+    """Record what a predecessor's `packed` says of tracks of which our folder knows less; returns whether there was any.
+
+    What our playlists of these list is of before: nothing of it is listed any more. A text that can't be read counts as none.
+    """
+    try:
+        tracks = _CARRIED.validate_json(text) if text else {}
+    except ValidationError:
+        return False
+    taken = False
+    for name, progress in tracks.items():
+        ledger = LocalLedger(storage, name)
+        ours = ledger.resume()
+        if progress.format == FORMAT and (ours is None or ours.position.last_number < progress.position.last_number):
+            storage.remove([MULTIVARIANT, *(f"{one.name}/index.m3u8" for one in (ours.renditions if ours else ()))])
+            ledger.record(progress)
+            taken = True
+    return taken

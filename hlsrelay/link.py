@@ -46,6 +46,7 @@ class Link:
         self._claim = claim
         self._wishes = _wishes(claim.registered) if claim else None
         self._pending: dict[str, str] = {}
+        self._position: Callable[[], str] | None = None
         self._reported = {"session": claim.session, "epoch": str(claim.epoch)} if claim else {}
         self._woken = asyncio.Event()
         self.wanted = asyncio.Event()
@@ -57,6 +58,11 @@ class Link:
         if unknown:
             raise AssertionError(f"not a field of the relay's: {unknown}")
         self._pending |= fields
+        self._woken.set()
+
+    def carry(self, position: Callable[[], str]) -> None:
+        """Have what *position* returns then kept soon, for an owner on another machine."""
+        self._position = position
         self._woken.set()
 
     async def changes(self) -> AsyncGenerator[Registered | None, None]:
@@ -114,12 +120,17 @@ class Link:
 
     async def flush(self) -> None:
         """Write what is pending now. Raises RegistryUnavailable, and keeps it then; Superseded, and it is lost."""
+        epoch = self._claim.epoch if self._claim else 0
+        if (position := self._position) and epoch:  # before the words that give the stream away
+            await self._registry.carry(self._stream_id, position(), epoch)
+            if self._position is position:
+                self._position = None
         sending, self._pending = self._pending, {}
         if not sending:
             return
         self._reported |= sending
         try:
-            await self._registry.report(self._stream_id, sending, self._claim.epoch if self._claim else 0)
+            await self._registry.report(self._stream_id, sending, epoch)
         except RegistryUnavailable:
             self._pending = sending | self._pending
             raise

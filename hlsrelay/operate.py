@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import shutil
@@ -23,14 +24,18 @@ from rich.text import Text
 from hlsrelay import statuses
 from hlsrelay.errors import ConfigError, RegistryUnavailable, ResourceBusy, UnknownStream
 from hlsrelay.fields import OPERATOR_FIELDS, Registered, checked_id, shown, stream_of
+from hlsrelay.ladder import weight_of
 from hlsrelay.log import start_logging
 from hlsrelay.orphans import found_here
 from hlsrelay.processes import Children
-from hlsrelay.registry import LEASE_S, Registry, fetched, open_registry
+from hlsrelay.registry import LEASE_S, Registry, Session, fetched, open_registry
+from hlsrelay.session import takes_on
 from hlsrelay.settings import Settings, load_settings
 from hlsrelay.statuses import ChildStatus, NodeStatus, StreamStatus, read_all, stream_status
 from hlsrelay.storage import LocalStorage
 
+ASKED_EVERY_S = 0.25
+MOVED_WITHIN_S = 30.0
 FILES_FREE_WITHIN_S = 20.0
 """A relay that is stopped first finishes what its encoder has begun."""
 
@@ -115,6 +120,52 @@ async def list_nodes(as_json: bool) -> None:
             words = (one.fields.get(name, "") for name in ("streams", "load", "capacity"))
             table.add_row(one.fields.get("name", ""), state, *words, one.id)
         Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+async def drain(name: str, undo: bool, as_json: bool) -> None:
+    """Have a node hand on what it relays, and take on nothing until that is undone; prints how much it still has."""
+    async with _registry() as registry:
+        session = await _session(registry, name)
+        await registry.tell_session(session.id, {"wish": "" if undo else "drain"})
+        if as_json:
+            typer.echo(json.dumps({"node": name, "drains": not undo}))
+        else:
+            typer.echo(
+                f"{name}: takes on streams again" if undo else f"{name}: hands on its streams ({session.fields.get('streams', '0')})"
+            )
+
+
+async def move(stream_id: str, name: str, as_json: bool) -> None:
+    """Have a node take a stream over from the one that relays it, and wait until it has."""
+    async with _registry() as registry:
+        registered = await fetched(registry, stream_id)
+        session = await _session(registry, name)
+        if not takes_on(session):
+            raise ConfigError(f"node {name} takes on no streams: it is {session.fields.get('state', 'about to start')}")
+        weight = weight_of(stream_of(stream_id, registered.fields).ladder)
+        load, capacity = (int(session.fields.get(field, "0")) for field in ("load", "capacity"))
+        if load and load + weight > capacity:
+            raise ResourceBusy(f"node {name} has no room for '{stream_id}': it has taken on {load} of {capacity}, and this takes {weight}")
+        if registered.fields.get("session") != session.id:
+            await registry.report(stream_id, {"wanted": session.id})
+        for _ in range(round(MOVED_WITHIN_S / ASKED_EVERY_S)):
+            registered = await fetched(registry, stream_id)
+            if registered.fields.get("session") == session.id and registered.fields.get("state") == "running":
+                break
+            await asyncio.sleep(ASKED_EVERY_S)
+        else:
+            raise ResourceBusy(f"'{stream_id}' was not taken over by {name} within {MOVED_WITHIN_S:.0f} s: hlsrelay show {stream_id}")
+        await _told(registry, stream_id, f"relayed by {name}", as_json)
+
+
+async def _session(registry: Registry, name: str) -> Session:
+    """Return the living session of a node. Raises ConfigError that names those there are."""
+    living = [one for one in await registry.sessions() if one.lives]
+    found = [one for one in living if name in (one.fields.get("name"), one.id)]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(sorted(one.fields.get("name", one.id) for one in living)) or "none"
+    raise ConfigError(f"{'several nodes are' if found else 'no node is'} called '{name}': those that live are {names}")
 
 
 async def list_processes(as_json: bool) -> None:

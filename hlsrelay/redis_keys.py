@@ -15,6 +15,10 @@ class Keys:
         """Hash: the operator's fields and the relay's."""
         return f"{self.prefix}stream:{stream_id}"
 
+    def position(self, stream_id: str) -> str:
+        """String: where the numbering of a stream stands, for an owner that has none of its files (ledger.packed)."""
+        return f"{self.prefix}pos:{stream_id}"
+
     def stream_pattern(self) -> str:
         """What SCAN matches all streams with; an operator's plain HSET is a registration."""
         return f"{self._escaped()}stream:*"
@@ -100,6 +104,15 @@ REPORT = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if ARGV[1] ~= '' and (redis.call('HGET', KEYS[1], 'epoch') or '') ~= ARGV[1] then return -1 end
 redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+return 1
+"""
+
+CARRY = """
+-- KEYS a stream's hash, its position; ARGV epoch, text: write where it stands, for a week. 0, and nothing is written, where the operator
+-- has deleted the stream; -1 where another claim was made since that epoch
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if (redis.call('HGET', KEYS[1], 'epoch') or '') ~= ARGV[1] then return -1 end
+redis.call('SET', KEYS[2], ARGV[2], 'EX', 604800)
 return 1
 """
 

@@ -20,7 +20,7 @@ from hlsrelay.embedded import EmbeddedRedis
 from hlsrelay.errors import ConfigError, RegistryUnavailable, Superseded, UnknownStream
 from hlsrelay.fields import Registered
 from hlsrelay.processes import Children
-from hlsrelay.redis_keys import BEAT, CHANGE, CLAIM, REGISTER, REPORT, Keys
+from hlsrelay.redis_keys import BEAT, CARRY, CHANGE, CLAIM, REGISTER, REPORT, Keys
 from hlsrelay.settings import Settings
 
 ANSWER_WITHIN_S = 3.0
@@ -79,11 +79,23 @@ class Registry(Protocol):
         Raises Superseded, and nothing is written, where it was claimed again since *epoch*; 0: by whomever.
         """
 
+    async def carry(self, stream_id: str, text: str, epoch: int) -> bool:
+        """Keep where a stream stands for its next owner; False, and nothing kept, where the operator has deleted it.
+
+        Raises Superseded, and nothing is kept, where it was claimed again since *epoch*.
+        """
+
+    async def carried(self, stream_id: str) -> str:
+        """Return where a stream stands as its owners kept it last; empty where none did."""
+
     async def beat(self, session: str, last: int, fields: Mapping[str, str], lease_s: float = LEASE_S) -> int:
         """Renew a session, and write what its process tells of itself; returns when that was, by the registry's clock.
 
         *last*: what this returned last, 0 before. Where the registry does not know of that any more another life begins (`follow`).
         """
+
+    async def tell_session(self, session: str, fields: Mapping[str, str]) -> bool:
+        """Write an operator's wishes for a session's process; False where there is none of that id."""
 
     async def leave(self, session: str) -> None:
         """End a session: what it has may be claimed at once."""
@@ -179,7 +191,14 @@ class RedisRegistry:
 
     async def delete(self, stream_id: str) -> bool:
         """See Registry."""
-        return bool(await self._asked(lambda: self._redis.delete(self._keys.stream(stream_id))))
+
+        async def deleted() -> int:
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.delete(self._keys.stream(stream_id))
+            pipeline.delete(self._keys.position(stream_id))
+            return int((await pipeline.execute())[0])
+
+        return bool(await self._asked(deleted))
 
     async def report(self, stream_id: str, fields: Mapping[str, str], epoch: int = 0) -> bool:
         """See Registry."""
@@ -189,11 +208,28 @@ class RedisRegistry:
             raise Superseded(f"stream '{stream_id}' was taken by another node")
         return bool(answer)
 
+    async def carry(self, stream_id: str, text: str, epoch: int) -> bool:
+        """See Registry."""
+        keys = (self._keys.stream(stream_id), self._keys.position(stream_id))
+        answer = await self._asked(lambda: self._redis.eval(CARRY, 2, *keys, str(epoch), text))
+        if answer < 0:
+            raise Superseded(f"stream '{stream_id}' was taken by another node")
+        return bool(answer)
+
+    async def carried(self, stream_id: str) -> str:
+        """See Registry."""
+        return str(await self._asked(lambda: self._redis.get(self._keys.position(stream_id))) or "")
+
     async def beat(self, session: str, last: int, fields: Mapping[str, str], lease_s: float = LEASE_S) -> int:
         """See Registry."""
         keys = (self._keys.nodes(), self._keys.node(session), self._keys.meta(), self._keys.life())
         arguments = (session, _ms(lease_s), str(last), uuid.uuid4().hex, *_flat(fields))
         return int(await self._asked(lambda: self._redis.eval(BEAT, 4, *keys, *arguments)))
+
+    async def tell_session(self, session: str, fields: Mapping[str, str]) -> bool:
+        """See Registry."""
+        arguments = ("0", *_flat(fields))
+        return bool(await self._asked(lambda: self._redis.eval(CHANGE, 1, self._keys.node(session), *arguments)))
 
     async def leave(self, session: str) -> None:
         """See Registry."""
@@ -267,6 +303,7 @@ class MemoryRegistry:
 
     def __init__(self) -> None:
         self.streams: dict[str, dict[str, str]] = {}
+        self.positions: dict[str, str] = {}
         self.vitals: dict[str, str] = {}
         self.away = False
         self.lives = 1
@@ -275,6 +312,7 @@ class MemoryRegistry:
     def lose(self) -> None:
         """Lose all that is registered, as a Redis does that is restarted without persistence."""
         self.streams.clear()
+        self.positions.clear()
         self.lives += 1
         self._forget()
 
@@ -325,6 +363,7 @@ class MemoryRegistry:
     async def delete(self, stream_id: str) -> bool:
         """See Registry."""
         self._answering()
+        self.positions.pop(stream_id, None)
         return self.streams.pop(stream_id, None) is not None
 
     async def report(self, stream_id: str, fields: Mapping[str, str], epoch: int = 0) -> bool:
@@ -334,6 +373,18 @@ class MemoryRegistry:
             raise Superseded(f"stream '{stream_id}' was taken by another node")
         return await self.change(stream_id, fields)
 
+    async def carry(self, stream_id: str, text: str, epoch: int) -> bool:
+        """See Registry."""
+        if not await self.report(stream_id, {}, epoch):
+            return False
+        self.positions[stream_id] = text
+        return True
+
+    async def carried(self, stream_id: str) -> str:
+        """See Registry."""
+        self._answering()
+        return self.positions.get(stream_id, "")
+
     async def beat(self, session: str, last: int, fields: Mapping[str, str], lease_s: float = LEASE_S) -> int:
         """See Registry."""
         self._answering()
@@ -342,8 +393,16 @@ class MemoryRegistry:
             self._grace_s = now_s + lease_s
         self.lives += last > 0 and session not in self._leases
         self._beaten_s = now_s
-        self._leases[session] = now_s + lease_s, dict(fields)
+        self._leases[session] = now_s + lease_s, {**self._leases.get(session, (0.0, {}))[1], **fields}
         return round(now_s * 1000)
+
+    async def tell_session(self, session: str, fields: Mapping[str, str]) -> bool:
+        """See Registry."""
+        self._answering()
+        if session not in self._leases:
+            return False
+        self._leases[session][1].update(fields)
+        return True
 
     async def leave(self, session: str) -> None:
         """See Registry."""

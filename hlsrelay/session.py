@@ -22,6 +22,7 @@ from hlsrelay.orphans import incarnation
 from hlsrelay.registry import Registry, Session
 
 BEAT_S = 1.0
+DRAINING = "draining"
 
 log = structlog.get_logger()
 
@@ -41,6 +42,11 @@ def process_of(session: str) -> int | None:
     """Return the pid of a session whose process is another one of this machine, seen from here, and alive."""
     found = _here(session)
     return found[0] if found and found[0] != os.getpid() and proc.started(found[0]) == found[1] else None
+
+
+def is_here(session: str) -> bool:
+    """Return whether a session is, or was, of a process of this machine that is seen from here."""
+    return _here(session) is not None
 
 
 def _here(session: str) -> tuple[int, int] | None:
@@ -112,3 +118,13 @@ class Member:
 def holder(fields: Mapping[str, str], sessions: list[Session]) -> Session | None:
     """Return the living session that has a stream of these fields; None where it is free, or will be."""
     return next((one for one in sessions if one.id == fields.get("session") and one.lives), None)
+
+
+def takes_on(session: Session) -> bool:
+    """Return whether a session is of a worker that takes on streams."""
+    return session.fields.get("state") == "active" and session.fields.get("capacity", "").isdecimal()
+
+
+def is_told_to_drain(session: Session) -> bool:
+    """Return whether an operator has told a node to hand on what it has, and to take on nothing (`hlsrelay drain`)."""
+    return session.fields.get("wish") == "drain"

@@ -36,6 +36,12 @@ class Settings(BaseSettings):
     data: Path = Field(default_factory=default_data_dir, description="where segments and playlists are kept")
     http: str = Field("127.0.0.1:8080", description="address and port to serve on; port 0 takes a free one; none serves nothing")
     node: str = Field("", description="this node's name in Redis; empty: host name and process id")
+    advertise: str = Field(
+        "",
+        pattern=r"^(https?://[^/\s]+)?$",
+        description="URL at which other nodes reach this one's web server, such as http://10.0.0.5:8080; empty: its address and port, "
+        "or the host's name where it serves on all addresses",
+    )
     capacity: int = Field(
         0,
         ge=0,

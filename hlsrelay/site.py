@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hlsrelay import vitals
+from hlsrelay.edge import FOLLOWED_WITHIN_S, LOOKED_EVERY_S, Fetched
 from hlsrelay.errors import RegistryUnavailable
 from hlsrelay.fields import Registered
 from hlsrelay.statuses import NodeStatus, StreamStatus, read_all, stream_status
@@ -39,15 +40,32 @@ class RelaySite:
 
     def waits(self, path: str) -> bool:
         """See web.Site."""
-        demand = self._node.demands.get(path.partition("/")[0])
-        return demand is not None and demand.asked(playlist=path.endswith(".m3u8"))
+        stream_id, playlist = path.partition("/")[0], path.endswith(".m3u8")
+        demand = self._node.demands.get(stream_id)
+        return demand is not None and (demand.asked(playlist=playlist) or (playlist and self._begins(stream_id)))
 
     async def started(self, path: str) -> str:
         """See web.Site."""
         stream_id = path.partition("/")[0]
         demand = self._node.demands.get(stream_id)
-        reason = await demand.started() if demand else ""
+        reason = await demand.started() if demand and demand.asked(playlist=path.endswith(".m3u8")) else ""
+        until_s = self._node.clock.monotonic_s() + FOLLOWED_WITHIN_S
+        while not reason and self._begins(stream_id) and self._node.clock.monotonic_s() < until_s:  # noqa: ASYNC110 - it is published to disk
+            await asyncio.sleep(LOOKED_EVERY_S)
         return f"stream '{stream_id}' can't be watched just now: {reason}" if reason else ""
+
+    def elsewhere(self, path: str) -> bool:
+        """See web.Site."""
+        return self._node.edge.has(path.partition("/")[0])
+
+    async def fetched(self, path: str) -> Fetched:
+        """See web.Site."""
+        return await self._node.edge.get(path)
+
+    def _begins(self, stream_id: str) -> bool:
+        """Return whether a stream has come here without its files, and nothing of it is published yet: players need not hear of that."""
+        storage = self._node.storages.get(stream_id)
+        return storage is not None and not storage.playlists and not (storage.folder / MULTIVARIANT).exists()
 
     async def streams(self) -> list[StreamStatus]:
         """See web.Site: Redis is asked once a second at most, and not waited for longer than that."""
@@ -62,7 +80,7 @@ class RelaySite:
     def _status(self, one: Registered) -> StreamStatus:
         fields = one.fields
         demand = self._node.demands.get(one.id)
-        plays = (demand and demand.starts) or (self._node.live / one.id / MULTIVARIANT).exists()
+        plays = (demand and demand.starts) or self._node.edge.has(one.id) or (self._node.live / one.id / MULTIVARIANT).exists()
         return stream_status(one.id, fields, playing_url=f"/live/{one.id}/{MULTIVARIANT}" if plays else "")
 
     async def nodes(self) -> list[NodeStatus]:
@@ -78,7 +96,7 @@ class RelaySite:
 
     def ready(self) -> bool:
         """See web.Site."""
-        return True
+        return not self._node.draining
 
     def metrics(self) -> bytes:
         """See web.Site."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
 from collections import Counter, deque
@@ -18,12 +19,15 @@ import structlog
 from hlsrelay.clock import Clock, Nudges
 from hlsrelay.demand import Demand
 from hlsrelay.desk import Tools
+from hlsrelay.edge import Edge
 from hlsrelay.embedded import EmbeddedRedis, embedded_ffmpeg_path, ffmpeg_path
 from hlsrelay.encoder import Encoded, Encoder, LocalEncoder
 from hlsrelay.errors import ConfigError, EncodeError, HlsRelayError, MissingProgram, RegistryUnavailable, Superseded
 from hlsrelay.fields import Registered, stream_of
+from hlsrelay.hls.window import Progress
 from hlsrelay.house import cleared, withdraw
 from hlsrelay.ladder import format_ladder
+from hlsrelay.ledger import packed, unpacked
 from hlsrelay.link import Claim, Link
 from hlsrelay.log import Repeated
 from hlsrelay.memory import Pressure
@@ -47,6 +51,8 @@ OVERLOAD_OVER_SEGMENTS = 10
 LAST_WORDS_S = 2.0
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 LET_GO = {"node": "", "session": "", "wanted": "", "ladder_trouble": ""}
+HANDED_ON = {name: value for name, value in LET_GO.items() if name != "wanted"}
+"""Who has asked for the stream is still to be seen: it is left to that one."""
 STATES = ("registered", "starting", "running", "stalled", "idle", "ended", "stopped", "failed")
 
 log = structlog.get_logger()
@@ -67,13 +73,28 @@ class Node:
     pressure: Pressure = field(default_factory=lambda: Pressure(100.0))
     storages: dict[str, LocalStorage] = field(default_factory=dict)
     demands: dict[str, Demand] = field(default_factory=dict)
+    elsewhere: dict[str, str] = field(default_factory=dict)
+    """Streams that other nodes relay into folders that are not ours, and the URLs at which those serve."""
+    url: str = ""
+    """Where other nodes reach our web server, once it serves."""
+    draining: bool = False
+    """Whether it is about to leave: what balances load is to send viewers elsewhere."""
     told: Callable[[str], None] = lambda _: None
     """Hears each state that a stream comes to."""
+
+    @functools.cached_property
+    def edge(self) -> Edge:
+        """What fetches from the other nodes."""
+        return Edge(lambda: self.elsewhere, self.clock.monotonic_s)
 
     @property
     def name(self) -> str:
         """This node's name in Redis."""
         return self.settings.node or f"{socket.gethostname()}:{os.getpid()}"
+
+    def place(self) -> dict[str, str]:
+        """Return where we serve what, as our session tells it (session)."""
+        return {"http": self.settings.http, "live": str(self.live.resolve()), "url": self.url}
 
     @property
     def serves(self) -> bool:
@@ -167,6 +188,7 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
     nudges = Nudges()
     demand = Demand(lambda: wishes.stream, node.clock, nudges, node.refusal)
     with LocalStorage(node.live, stream.id) as storage:
+        await _taken_up(storage, node, stream.id)
         node.storages[stream.id] = storage
         node.demands[stream.id] = demand
         reporter.state("starting", node=node.name, reason="", wanted="", ladder_trouble="")
@@ -183,7 +205,7 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
             if following.done():
                 following.result()
             stopped = wishes.stream.desired is Desired.STOP
-            reporter.state("stopped" if stopped else "registered", **LET_GO)
+            reporter.state("stopped" if stopped else "registered", **(HANDED_ON if link.wanted.is_set() and not stopped else LET_GO))
             log.info("stream.stopped" if stopped else "stream.released", stream=stream.id)
         except Superseded as error:  # what we would write of it is refused
             log.warning("stream.superseded", stream=stream.id, reason=str(error))
@@ -201,6 +223,13 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
             demand.failed("it is being stopped")
             await _last_words(link)
     return 0.0 if demand.idle else reporter.target_duration_s
+
+
+async def _taken_up(storage: LocalStorage, node: Node, stream_id: str) -> None:
+    """Go on from where an owner on another machine stood, if our folder knows less of the stream. Redis is waited for no longer."""
+    with suppress(RegistryUnavailable, OSError):
+        if unpacked(await node.registry.carried(stream_id), storage):
+            log.info("stream.taken_up", stream=stream_id, reason="its last owner's folder is not ours")
 
 
 async def _kept(storage: LocalStorage, wishes: Wishes, nudges: Nudges, demand: Demand, reporter: Reporter, node: Node) -> None:
@@ -315,6 +344,7 @@ class Reporter:
         self._made_s: float | None = None
         self._dropped: deque[frozenset[str]] = deque(maxlen=LADDER_SEGMENTS)
         self._trouble = ""
+        self._tracks: dict[str, Progress] = {}
         self.target_duration_s = 0.0
 
     def state(self, state: str, **fields: str) -> None:
@@ -346,6 +376,8 @@ class Reporter:
     def tick(self, tick: Tick) -> None:
         """Report one step of the relay."""
         main = tick.track in ("", SOURCE)
+        if tick.made and tick.progress and not tick.error:
+            self._tracks[tick.track or SOURCE] = tick.progress
         publishing = "publish" if main else f"publish {tick.track}"
         if tick.error:
             self.fault(publishing, tick.error)
@@ -371,6 +403,7 @@ class Reporter:
         if not tick.error:
             self.state("running", attempt="", retry_at="")
             self._link.report(last_sequence=str(made.entry.number), lag=f"{lag_s:.2f}")
+            self._link.carry(lambda: packed(self._tracks))
 
     def _missing(self, made: Made) -> None:
         """Count and tell what the ladder lacks of a segment; one that was lost says nothing about the ladder."""

@@ -26,6 +26,10 @@ FEWEST_TARGET_DURATIONS = 3
 """RFC 8216 6.2.2."""
 
 
+CARRIED = 16
+"""So many of the source's last segments a successor without our files recognises its playlists by."""
+
+
 @dataclass(frozen=True, slots=True)
 class Retired:
     """Files, relative to the stream's folder, that no playlist lists any more, and until when they must stay."""
@@ -158,6 +162,24 @@ def withdrawn(progress: Progress, generation: int, discontinuities: int, now: da
         retired=(*before, *last),
         ended=False,
         dateranges=(),
+        listed_us=0,
+    )
+
+
+def carried(progress: Progress) -> Progress:
+    """Return what a successor needs that has none of the files: numbers, times and discontinuities go on, and nothing is listed yet."""
+    position = replace(
+        progress.position, recent=progress.position.recent[-CARRIED:], older=(), passed=(), ahead=(), candidate=None, behind=None
+    )
+    return replace(
+        progress,
+        position=position,
+        entries=(),
+        discontinuity_sequence=progress.discontinuities,
+        renditions=(),
+        retired=(),
+        dateranges=(),
+        daterange_ids=(),
         listed_us=0,
     )
 

@@ -10,6 +10,7 @@ import structlog
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hlsrelay import __version__, statuses
 from hlsrelay.errors import HlsRelayError
@@ -46,7 +47,7 @@ _ASSETS = {
 _FIELDS = tuple(field.name for field in fields(StreamStatus))
 
 
-def create_app(site: Site, *, page_dir: Path = PAGE_DIR) -> Starlette:
+def create_app(site: Site, *, page_dir: Path = PAGE_DIR) -> ASGIApp:
     """Return the web application of *site*; *page_dir* holds the page and, where npm was there, hls.js."""
     texts = Texts()
 
@@ -107,7 +108,23 @@ def create_app(site: Site, *, page_dir: Path = PAGE_DIR) -> Starlette:
         exception_handlers={404: _not_found, 405: _not_allowed, Exception: _failed},
     )
     app.router.redirect_slashes = False  # a redirect costs a player a round trip (Apple's authoring specification 8.18)
-    return app
+    return _Leaving(app, site)
+
+
+class _Leaving:
+    """Has each connection end with its next answer once we are about to leave: players come to another process by themselves."""
+
+    def __init__(self, app: ASGIApp, site: Site) -> None:
+        self._app = app
+        self._site = site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def closing(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+            await send(message)
+
+        await self._app(scope, receive, send if self._site.ready() else closing)
 
 
 async def _not_found(_: Request, __: Exception) -> Answer:

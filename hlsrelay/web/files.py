@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 
 from starlette.types import Receive, Scope, Send
 
+from hlsrelay.edge import HOP
 from hlsrelay.web.answers import NOSNIFF, Answer, Headers, Texts, short
 from hlsrelay.web.negotiate import has_already, header, wanted
 from hlsrelay.web.site import Site
@@ -60,6 +61,8 @@ NOT_FOUND = short(404, "There is no such file here.", *CORS)
 NOT_ALLOWED = short(405, "This can only be read.", (b"allow", b"GET, HEAD, OPTIONS"), *CORS)
 BUSY = short(503, "This can't be read just now.", (b"retry-after", b"1"), *CORS)
 
+ELSEWHERE = short(503, "The node that relays this stream can't be reached just now.", (b"retry-after", b"1"), *CORS)
+
 _PATH = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)+[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG, errno.ENXIO}
 
@@ -81,6 +84,8 @@ class Live:
             await NOT_FOUND(scope, receive, send)
         elif self._site.waits(path) and (reason := await self._site.started(path)):
             await short(503, reason, START_AGAIN, *CORS)(scope, receive, send)
+        elif self._site.elsewhere(path) and not header(scope, HOP.encode()):
+            await (await self._from_owner(scope, path))(scope, receive, send)
         elif path.endswith(PLAYLIST):
             await self._playlist(scope, path)(scope, receive, send)
         else:
@@ -93,6 +98,20 @@ class Live:
                 body = _read(f"{self._site.live_dir}/{path}")
             except OSError as error:
                 return _failed(error)
+        return self._listing(scope, path, body)
+
+    async def _from_owner(self, scope: Scope, path: str) -> Answer:
+        found = await self._site.fetched(path)
+        if found.status == 404:
+            return NOT_FOUND
+        if found.status != 200:
+            return ELSEWHERE
+        if path.endswith(PLAYLIST):
+            return self._listing(scope, path, found.body)
+        status, headers, span = _head(path, len(found.body), found.etag, scope)
+        return Answer(status, headers, found.body[span.start : span.stop])
+
+    def _listing(self, scope: Scope, path: str, body: bytes) -> Answer:
         return self._texts.answer(scope, f"live/{path}", body, (b"content-type", TYPES[PLAYLIST]), PLAYLIST_CACHE, *CORS)
 
 
@@ -133,7 +152,8 @@ async def _send_segment(path: str, scope: Scope, receive: Receive, send: Send) -
         await _failed(error)(scope, receive, send)
         return
     try:
-        status, headers, span = _head(path, facts, scope)
+        # no inode: the same on every node that holds a copy with its time
+        status, headers, span = _head(path, facts.st_size, f'"{facts.st_mtime_ns:x}-{facts.st_size:x}"', scope)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         position, stop = span.start, span.stop
         while stop - position > CHUNK_BYTES:
@@ -149,10 +169,8 @@ async def _send_segment(path: str, scope: Scope, receive: Receive, send: Send) -
         await send({"type": "http.response.body", "body": rest})
 
 
-def _head(path: str, facts: os.stat_result, scope: Scope) -> tuple[int, Headers, range]:
+def _head(path: str, size: int, etag: str, scope: Scope) -> tuple[int, Headers, range]:
     """Return status, headers, and which bytes of the file to send."""
-    size = facts.st_size
-    etag = f'"{facts.st_mtime_ns:x}-{size:x}"'  # no inode: the same on every node that holds a copy with its time
     common = ((b"etag", etag.encode()), (b"accept-ranges", b"bytes"), SEGMENT_CACHE, NOSNIFF, *CORS)
     if has_already(header(scope, b"if-none-match"), etag):
         return 304, common, range(0)

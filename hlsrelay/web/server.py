@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -22,13 +23,14 @@ BACKLOG = 2048
 
 
 @asynccontextmanager
-async def serve(app: ASGIApp, http: str) -> AsyncGenerator[str, None]:
+async def serve(app: ASGIApp, http: str, *, shared: bool = False) -> AsyncGenerator[str, None]:
     """Serve *app* at *http* ('127.0.0.1:8080', '[::]:8080', port 0: any) while the block runs; the value is the URL in use.
 
+    *shared*: another process of ours may have the port; the kernel deals out the connections among all that have it.
     Raises ConfigError for what is no address and ResourceBusy for one that can't be had. Responses under way when the
     block ends get STOP_GRACE_S; after that neither a task nor a connection is left.
     """
-    listener = await _listen(http)
+    listener = await _listen(http, shared=shared)
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
         app,
@@ -54,6 +56,12 @@ async def serve(app: ASGIApp, http: str) -> AsyncGenerator[str, None]:
         finally:
             listener.close()
             await _abandon(server.server_state)
+
+
+def advertised(url: str) -> str:
+    """Return *url*, which is ours, as others may reach it: by the host's name where it is of all addresses."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return f"http://{socket.gethostname()}:{port}" if host in ("0.0.0.0", "[::]") else url
 
 
 class _Server(uvicorn.Server):
@@ -87,8 +95,8 @@ async def _abandon(state: uvicorn.server.ServerState) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _listen(http: str) -> socket.socket:
-    """Return a socket that listens at *http* already: connections queue from now on, and nobody else can have the port."""
+async def _listen(http: str, *, shared: bool) -> socket.socket:
+    """Return a socket that listens at *http* already: connections queue from now on, and nobody can have the port but one of ours."""
     match = re.fullmatch(r"(?:\[(?P<six>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:\[\]/\s]+)):(?P<port>\d{1,5})", http.strip())
     if match is None or int(match["port"]) > 65535:
         raise ConfigError(f"HLSRELAY_HTTP: {http!r} is no address and port; write one such as 127.0.0.1:8080, 0.0.0.0:8080 or [::]:8080")
@@ -100,9 +108,17 @@ async def _listen(http: str) -> socket.socket:
             f"HLSRELAY_HTTP: {host!r} is no address of a machine ({error.strerror}); write one such as 127.0.0.1:8080"
         ) from None
     family, kind, protocol, _, address = found[0]
+    if not shared and port:  # a port that is shared can be shared by anybody of this user: whether it is free tells one that is not
+        _bound(http, family, kind, protocol, address, shared=False).close()
+    return _bound(http, family, kind, protocol, address, shared=bool(port))
+
+
+def _bound(http: str, family: int, kind: int, protocol: int, address: Any, *, shared: bool) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared and hasattr(socket, "SO_REUSEPORT"):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # [::] is everybody, whatever the system's default
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it: one that takes nothing any more frees its file and its memory

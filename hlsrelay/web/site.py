@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from hlsrelay.edge import Fetched
 from hlsrelay.statuses import NodeStatus, StreamStatus
 
 
@@ -23,6 +24,12 @@ class Site(Protocol):
 
     async def started(self, path: str) -> str:
         """Wait until a stream that is relayed on demand has something to show; returns why it has not, empty if it has."""
+
+    def elsewhere(self, path: str) -> bool:
+        """Say whether *path* is of a stream that another node relays, into a folder that is not ours."""
+
+    async def fetched(self, path: str) -> Fetched:
+        """Return what that node has at *path*: fetched once, however many ask."""
 
     async def streams(self) -> list[StreamStatus]:
         """Return every registered stream, soon: what is known now, rather than waiting for Redis."""

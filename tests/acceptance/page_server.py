@@ -12,6 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
+from hlsrelay.edge import Fetched
 from hlsrelay.statuses import NodeStatus, StreamStatus, read
 from hlsrelay.web import create_app, serve
 from hlsrelay.web.app import PAGE_DIR
@@ -33,6 +34,12 @@ class DiskSite:
 
     async def started(self, path: str) -> str:
         return ""
+
+    def elsewhere(self, path: str) -> bool:
+        return False
+
+    async def fetched(self, path: str) -> Fetched:
+        raise AssertionError(path)
 
     async def streams(self) -> list[StreamStatus]:
         if self._told.exists():

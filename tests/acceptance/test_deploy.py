@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from hlsrelay.commands import LONGEST_SERVED_ON_S
+from hlsrelay.handover import OFFERED_FOR_S
 from tests.acceptance.live_source import muxing, nginx
 from tests.acceptance.relay_process import environment, hlsrelay, redis_server, relaying
 from tests.needs import needs
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.acceptance
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNIT = DEPLOY / "hlsrelay@.service"
+WORKER = DEPLOY / "hlsrelay-worker@.service"
 OURS = str(Path(sys.executable).parent)
 MOST_EXPOSED = 30
 """Tenths, of 100, by `systemd-analyze security`: what it calls OK ends at 50."""
@@ -37,11 +40,11 @@ def linted(program: str, *words: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.fixture
-def unit(tmp_path: Path) -> str:
-    """The unit as it would be of a stream `news`, on a machine where hlsrelay is at another place."""
-    path = tmp_path / "hlsrelay@news.service"
-    path.write_text(UNIT.read_text().replace("/opt/hlsrelay/.venv/bin/hlsrelay", sys.executable))
+@pytest.fixture(params=[UNIT, WORKER], ids=["run", "worker"])
+def unit(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A unit as it would be of an instance `news`, on a machine where hlsrelay is at another place."""
+    path = tmp_path / request.param.name.replace("@", "@news")
+    path.write_text(request.param.read_text().replace("/opt/hlsrelay/.venv/bin/hlsrelay", sys.executable))
     return str(path)
 
 
@@ -55,11 +58,25 @@ def test_the_unit_is_shut_in_well_by_systemds_own_measure(unit: str) -> None:
     linted("systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={MOST_EXPOSED}", unit)
 
 
-def test_the_unit_ends_starts_and_limits_the_relay_as_the_relay_expects() -> None:
+def service_of(unit: Path) -> dict[str, str]:
+    """Return what a unit's section Service says; of what it says twice the last."""
     parsed = configparser.ConfigParser(strict=False, interpolation=None)
     parsed.optionxform = str  # type: ignore[assignment, method-assign]
-    parsed.read(UNIT)
-    service = dict(parsed["Service"])
+    parsed.read(unit)
+    return dict(parsed["Service"])
+
+
+def test_a_worker_is_limited_as_a_relay_is_and_has_the_time_to_hand_its_streams_on() -> None:
+    relay, worker = service_of(UNIT), service_of(WORKER)
+    differ = {name for name in relay.keys() | worker.keys() if relay.get(name) != worker.get(name)}
+    named = {"EnvironmentFile", "Environment", "ExecStart", "Restart", "RestartPreventExitStatus"}
+    assert differ == named | {"TimeoutStopSec", "MemoryHigh", "MemoryMax", "TasksMax"}
+    assert worker["ExecStart"].endswith("/hlsrelay worker")
+    assert int(worker["TimeoutStopSec"]) >= OFFERED_FOR_S + LONGEST_SERVED_ON_S + int(relay["TimeoutStopSec"])
+
+
+def test_the_unit_ends_starts_and_limits_the_relay_as_the_relay_expects() -> None:
+    service = service_of(UNIT)
     wanted = {
         "Type": "notify",
         "KillMode": "mixed",

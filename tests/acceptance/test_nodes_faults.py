@@ -6,17 +6,70 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
+from tests.acceptance.browser import viewer
 from tests.acceptance.live_source import muxing
-from tests.acceptance.nodes import LEASE_S, is_whole, listed, newest, owner, runs_on, working
-from tests.acceptance.relay_process import KEY, ROOT, environment, hlsrelay, redis_server, relaying
+from tests.acceptance.nodes import LEASE_S, Audience, free_port, is_whole, listed, newest, owner, runs_on, working
+from tests.acceptance.relay_process import KEY, ROOT, environment, hlsrelay, redis_server, relaying, running
 from tests.needs import needs
 from tests.waiting import until
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "nginx", "redis-server", "redis-cli"), pytest.mark.xdist_group("realtime")]
+
+
+def test_a_stream_of_a_node_that_is_killed_is_taken_over_and_nothing_is_repeated_or_missing(
+    origin: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, url = origin
+    data = tmp_path / "data"
+    with (
+        redis_server() as redis,
+        muxing(folder, segment_s=1, size="320x180"),
+        working("a", data, redis) as a,
+        working("b", data, redis) as b,
+    ):
+        redis.hset(KEY, source=f"{url}/live.m3u8", desired="run", window="60")
+        first = until(lambda: runs_on(redis, "a", "b"))
+        dies, stays = (a, b) if first == "a" else (b, a)
+        before = until(lambda: newest(data) if len(listed(data).segments) >= 4 else None)
+        epoch = int(redis.cli("HGET", KEY, "epoch"))
+        began_s = time.monotonic()
+        dies.process.send_signal(signal.SIGKILL)
+        until(lambda: owner(redis)[0] == stays.name)
+        taken_s = time.monotonic() - began_s
+        until(lambda: newest(data) > before + 3)
+        with capsys.disabled():
+            print(f"\ntaken over {taken_s:.2f} s after kill -9; the lease lasts {LEASE_S:g} s")
+        assert taken_s < LEASE_S + 5.0, "0.5 s on a machine that has nothing else to do"
+        assert int(redis.cli("HGET", KEY, "epoch")) > epoch
+        assert is_whole(data)
+
+
+def test_a_node_serves_what_another_one_relays_into_a_folder_of_its_own(origin: tuple[Path, str], tmp_path: Path) -> None:
+    folder, url = origin
+    with redis_server() as redis, muxing(folder, segment_s=1, size="320x180"), working("far", tmp_path / "far", redis):
+        redis.hset(KEY, source=f"{url}/live.m3u8", desired="run", window="60")
+        until(lambda: runs_on(redis, "far"))
+        http = f"127.0.0.1:{free_port()}"
+        with (
+            working("near", tmp_path / "near", redis, HLSRELAY_HTTP=http),
+            httpx.Client(trust_env=False, base_url=f"http://{http}") as client,
+        ):
+            master = until(lambda: found if (found := client.get("/live/news/index.m3u8")).status_code == 200 else None)
+            assert b"source/index.m3u8" in master.content
+            with Audience(f"http://{http}", ["news"]) as audience:
+                until(lambda: max(audience.first_s["news"], default=0) > 4)
+            assert audience.failures == []
+            name = f"/live/news/source/{listed(tmp_path / 'far').segments[-1].uri.rpartition('/')[2]}"
+            assert client.get(name).content == (tmp_path / f"far{name}").read_bytes()
+            assert client.get("/live/nothing/index.m3u8").status_code == 404
+            assert not (tmp_path / "near/live/news").exists()
 
 
 def test_a_node_that_stands_still_loses_its_streams_and_writes_no_more(origin: tuple[Path, str], tmp_path: Path) -> None:
@@ -98,3 +151,48 @@ def test_a_stream_that_another_node_has_is_not_relayed_twice_and_is_handed_over_
             assert is_whole(data)
             assert a.process.poll() is None
         until(lambda: runs_on(redis, "a"), within_s=60)
+
+
+@pytest.mark.timeout(900)
+@needs("chromium", "node")
+def test_four_nodes_with_forty_streams_are_replaced_one_after_another_and_no_player_notices(
+    origin: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, url = origin
+    data, http, streams = tmp_path / "data", f"127.0.0.1:{free_port()}", [f"s{number:02}" for number in range(40)]
+    player = ["ffmpeg", "-hide_banner", "-nostdin", "-loglevel", "warning", "-i", f"http://{http}/live/s01/index.m3u8"]
+    with redis_server() as redis, muxing(folder, segment_s=4, size="320x180"), ExitStack() as stack:
+        nodes = [stack.enter_context(working(f"old{number}", data, redis, HLSRELAY_HTTP=http)) for number in range(4)]
+        for stream in streams:
+            redis.hset(f"hlsrelay:stream:{stream}", source=f"{url}/live.m3u8", desired="run", window="300")
+        olds = [one.name for one in nodes]
+        until(lambda: all(runs_on(redis, *olds, stream=stream) for stream in streams), within_s=60)
+        until(lambda: newest(data, streams[-1]) >= 4)
+        with (
+            Audience(f"http://{http}", streams) as audience,
+            viewer() as watching,
+            running([*player, "-f", "null", "-"], tmp_path / "player.log") as ffmpeg,
+        ):
+            watching.open(f"http://{http}", "s00")
+            watching.played(8)
+            shares = []
+            for number, old in enumerate(nodes):
+                name = f"new{number}"
+                stack.enter_context(working(name, data, redis, HLSRELAY_HTTP=http))
+                shares.append(sum(runs_on(redis, old.name, stream=stream) is not None for stream in streams))
+                old.process.terminate()
+                assert old.process.wait(90) == 0
+            last = newest(data, streams[-1])
+            until(lambda: newest(data, streams[-1]) > last + 1)
+            seen = watching.report()
+            assert ffmpeg.poll() is None
+        with capsys.disabled():
+            print(f"\nreplaced: 4 nodes that had {shares} of 40 streams; segments of 4 s that players saw come:")
+            print(f"{sum(map(len, audience.first_s.values()))}, {audience.missing()} missing, {len(audience.failures)} failed requests, ")
+            print(f"longest interval {audience.longest_interval_s():.2f} s; hls.js: {seen.played_s:.0f} s played, stalls {seen.stalls_s}")
+        assert audience.failures == []
+        assert audience.cuts == 0
+        assert audience.missing() == 0
+        assert (tmp_path / "player.log").read_text() == ""
+        assert seen.smooth()
+        assert all(is_whole(data, stream) for stream in streams)

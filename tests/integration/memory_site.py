@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from hlsrelay.edge import Fetched
 from hlsrelay.statuses import NodeStatus, StreamStatus
 from hlsrelay.web.files import CHUNK_BYTES
 
@@ -25,6 +26,7 @@ class MemorySite:
         self.fault: Exception | None = None
         self.is_ready = True
         self.cold = ""
+        self.owners: dict[str, Fetched] = {}
         folder = self.live_dir / "news" / "720p"
         folder.mkdir(parents=True)
         (folder / "812.ts").write_bytes(SEGMENT)
@@ -38,6 +40,12 @@ class MemorySite:
 
     async def started(self, path: str) -> str:
         return self.cold
+
+    def elsewhere(self, path: str) -> bool:
+        return path in self.owners
+
+    async def fetched(self, path: str) -> Fetched:
+        return self.owners[path]
 
     async def streams(self) -> list[StreamStatus]:
         if self.fault is not None:

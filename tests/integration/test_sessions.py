@@ -73,6 +73,17 @@ def test_who_leaves_has_nothing_any_more_and_is_not_waited_for(run: Run) -> None
     run(body)
 
 
+def test_what_an_operator_wishes_of_a_node_is_told_to_it_and_outlives_what_that_tells_of_itself(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        assert not await registry.tell_session("one", {"wish": "drain"}), "no such node"
+        last = await registry.beat("one", 0, ONE, 60)
+        assert await registry.tell_session("one", {"wish": "drain"})
+        await registry.beat("one", last, ONE, 60)
+        assert [one.fields for one in await registry.sessions()] == [{**ONE, "wish": "drain"}]
+
+    run(body)
+
+
 def test_nobody_is_declared_dead_where_nobody_came_for_a_while(run: Run) -> None:
     """Redis stood still, or was away: the first who is back waits for the others."""
 
@@ -106,6 +117,24 @@ def test_what_an_earlier_owner_writes_is_refused_and_a_deleted_stream_is_not_bro
         assert found.fields["state"] == "running"
         await registry.delete("news")
         assert not await registry.report("news", {"state": "running"}, second)
+
+    run(body)
+
+
+def test_where_a_stream_stands_is_kept_for_its_next_owner_and_goes_with_it(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        await registry.register("news", FIELDS)
+        first = await claimed(registry, "one")
+        assert await registry.carried("news") == ""
+        assert await registry.carry("news", "stands here", first)
+        await registry.change("news", {"session": ""})
+        second = await claimed(registry, "other")
+        with pytest.raises(Superseded):
+            await registry.carry("news", "stood here", first)
+        assert await registry.carried("news") == "stands here"
+        await registry.delete("news")
+        assert not await registry.carry("news", "stands there", second)
+        assert await registry.carried("news") == ""
 
     run(body)
 

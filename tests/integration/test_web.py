@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from hlsrelay.edge import Fetched
 from hlsrelay.errors import RegistryUnavailable
 from hlsrelay.statuses import ChildStatus, NodeStatus, StreamStatus
 from hlsrelay.web import create_app
@@ -401,3 +402,22 @@ def test_a_response_that_is_cancelled_leaves_no_descriptor(site: MemorySite) -> 
 
     asyncio.run(cancel())
     assert descriptors() == before
+
+
+def test_a_stream_that_another_node_relays_is_answered_with_what_that_has_in_parts_too(site: MemorySite) -> None:
+    site.owners = {
+        "far/source/index.m3u8": Fetched(200, PLAYLIST),
+        "far/source/1.ts": Fetched(200, b"0123456789", '"theirs"'),
+        "far/source/2.ts": Fetched(404),
+        "far/source/3.ts": Fetched(502),
+    }
+    listing = ask(site, "/live/far/source/index.m3u8")
+    assert (listing.content, listing.headers["content-type"]) == (PLAYLIST, "application/vnd.apple.mpegurl")
+    whole = ask(site, "/live/far/source/1.ts")
+    assert (whole.status_code, whole.content, whole.headers["etag"]) == (200, b"0123456789", '"theirs"')
+    part = ask(site, "/live/far/source/1.ts", range="bytes=2-4")
+    assert (part.status_code, part.content, part.headers["content-range"]) == (206, b"234", "bytes 2-4/10")
+    assert ask(site, "/live/far/source/1.ts", if_none_match='"theirs"').status_code == 304
+    assert ask(site, "/live/far/source/2.ts").status_code == 404
+    assert ask(site, "/live/far/source/3.ts").status_code == 503
+    assert ask(site, "/live/far/source/1.ts", x_hlsrelay_hop="1").status_code == 404, "a node's own request is not passed on"

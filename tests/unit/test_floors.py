@@ -13,17 +13,18 @@ model errors failover ladder urls fields redis_keys hls media judge cookies expa
 codecs phase
 / clock metrics settings log addresses notify proc memory
 / orphans pidfile pipes processes embedded transport recipe sound offers
-/ upstream encoder storage ledger registry demand
+/ upstream encoder storage ledger registry demand edge
 / link session relay house stages cutting downloading sampling transcoding desk joints
 / worker web places checking probing
-/ site vitals claims
+/ site vitals handover
+/ claims
 / demo_origin operate commands cli __main__
 """
 FLOORS = [set(floor.split()) for floor in HOUSE.split("/")]
 """From the ground up."""
 ONLY_IN = {
     "m3u8": {"hls"},
-    "httpx": {"upstream", "transport"},
+    "httpx": {"upstream", "transport", "edge"},
     "aiohttp": {"upstream", "transport"},
     "httpx_aiohttp": {"transport"},
     "redis": {"registry"},

@@ -1,0 +1,135 @@
+"""Fetches from the node that relays a stream what players ask for here, once for all of them.
+
+Laws:
+- A file is fetched once, however many ask for it at a time, and kept while the newest ones fit into KEPT_BYTES. Playlists are as old as
+  FRESH_S at most.
+- Only what is relayed by another node is asked for, and only there: a request that comes from a node is answered from what is here.
+- A stream that changes hands is asked for where it is now; who asks meanwhile waits, for FOLLOWED_WITHIN_S at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import httpx
+import structlog
+
+FRESH_S = 0.25
+"""A fraction of what a player waits between two looks (a target duration): it costs the owner four requests a second and stream at most."""
+KEPT_BYTES = 64 * 2**20
+LARGEST_BYTES = 256 * 2**20
+FETCHED_WITHIN_S = 20.0
+FOLLOWED_WITHIN_S = 3.0
+LOOKED_EVERY_S = 0.1
+MOST_CONNECTIONS = 32
+HOP = "x-hlsrelay-hop"
+"""A request that has it comes from a node, which asks only the owner: it is not passed on a second time."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A whole answer of the owner's: 200 with a body, or what it says instead."""
+
+    status: int
+    body: bytes = b""
+    etag: str = ""
+
+
+class Edge:
+    """What this node fetches from others. *where* tells by stream id at which URL its owner serves; streams of ours are not in it."""
+
+    def __init__(
+        self, where: Callable[[], Mapping[str, str]], now_s: Callable[[], float], transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._where = where
+        self._now_s = now_s
+        self._transport = transport
+        self._client: httpx.AsyncClient | None = None
+        self._under_way: dict[str, asyncio.Task[Fetched]] = {}
+        self._kept: OrderedDict[str, tuple[float, str, Fetched]] = OrderedDict()
+        self._kept_bytes = 0
+        self.fetches = 0
+
+    def has(self, stream_id: str) -> bool:
+        """Return whether a stream is relayed by another node, whose folder is not ours."""
+        return stream_id in self._where()
+
+    async def get(self, path: str) -> Fetched:
+        """Return what the owner of its stream has at *path* ('news/720p/12.ts'); 503 where nobody can be reached that has it."""
+        fresh_s = FRESH_S if path.endswith(".m3u8") else float("inf")
+        until_s = self._now_s() + FOLLOWED_WITHIN_S
+        while True:
+            owner = self._where().get(path.partition("/")[0], "")
+            kept = self._kept.get(path)
+            if kept and self._now_s() - kept[0] <= fresh_s and (kept[1] == owner or fresh_s != FRESH_S):
+                self._kept.move_to_end(path)
+                return kept[2]
+            found = await self._once(owner, path) if owner else Fetched(503)
+            if found.status not in (404, 502, 503) or self._now_s() >= until_s:
+                return found
+            # It may have changed hands: before the new owner is known here, or before it has published.
+            if found.status == 404 and self._where().get(path.partition("/")[0], "") == owner:
+                return found
+            await asyncio.sleep(LOOKED_EVERY_S)
+
+    async def _once(self, owner: str, path: str) -> Fetched:
+        """Fetch a file, or wait for who fetches it already; whoever gives up waiting does not end it for the others."""
+        name = f"{owner} {path}"
+        task = self._under_way.get(name)
+        if task is None:
+            task = self._under_way[name] = asyncio.create_task(self._fetch(owner, path), name=f"edge {path}")
+            task.add_done_callback(lambda _: self._under_way.pop(name, None))
+        return await asyncio.shield(task)
+
+    async def _fetch(self, owner: str, path: str) -> Fetched:
+        if self._client is None:
+            limits = httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_CONNECTIONS)
+            self._client = httpx.AsyncClient(
+                trust_env=False,
+                limits=limits,
+                timeout=FETCHED_WITHIN_S,
+                transport=self._transport,
+                headers={HOP: "1"},
+                follow_redirects=False,
+            )
+        self.fetches += 1
+        try:
+            async with asyncio.timeout(FETCHED_WITHIN_S), self._client.stream("GET", f"{owner}/live/{path}") as answer:
+                if answer.status_code != 200:
+                    return Fetched(answer.status_code)
+                body = bytearray()
+                async for chunk in answer.aiter_bytes():
+                    body += chunk
+                    if len(body) > LARGEST_BYTES:
+                        log.warning("edge.too_large", path=path, owner=owner)
+                        return Fetched(502)
+                found = Fetched(200, bytes(body), answer.headers.get("etag", ""))
+        except (httpx.HTTPError, TimeoutError) as error:
+            log.warning("edge.failed", path=path, owner=owner, reason=f"{type(error).__name__} {error}".strip())
+            return Fetched(502)
+        self._keep(owner, path, found)
+        return found
+
+    def _keep(self, owner: str, path: str, found: Fetched) -> None:
+        if before := self._kept.pop(path, None):
+            self._kept_bytes -= len(before[2].body)
+        self._kept[path] = self._now_s(), owner, found
+        self._kept_bytes += len(found.body)
+        while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
+            self._kept_bytes -= len(self._kept.popitem(last=False)[1][2].body)
+
+    async def aclose(self) -> None:
+        """End what is under way."""
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._client is not None:
+            with suppress(httpx.HTTPError):
+                await self._client.aclose()

@@ -1,0 +1,213 @@
+"""Workers that share streams: who claims what, drains, is asked, balances; in virtual time, over relays that do nothing but be there."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hlsrelay import claims
+from hlsrelay.claims import Claims
+from hlsrelay.handover import OFFERED_FOR_S
+from hlsrelay.link import Claim
+from hlsrelay.processes import Children
+from hlsrelay.registry import MemoryRegistry
+from hlsrelay.settings import load_settings
+from hlsrelay.worker import HANDED_ON, LET_GO, Node
+from tests.integration.relaying import NoEncoder
+from tests.integration.test_registry import FIELDS
+from tests.virtual import VirtualClock, elapse, run_virtually
+
+LINK_S = 0.5
+"""So long a relay may take to hear that its stream is wanted."""
+TARGET_DURATION_S = 4.0
+
+
+@dataclass
+class Worker:
+    """A worker that was started."""
+
+    name: str
+    claims: Claims
+    leaving: asyncio.Event
+    kept: asyncio.Task[dict[str, float]]
+
+
+@dataclass
+class House:
+    """Workers, a registry, and when each stream was relayed by whom."""
+
+    folder: Path
+    registry: MemoryRegistry = field(default_factory=MemoryRegistry)
+    on_air: dict[str, list[tuple[float, float, str]]] = field(default_factory=dict)
+
+    async def relayed(self, claim: Claim, node: Node, leaving: asyncio.Event) -> float:
+        """Be there as a relay is (handover.relayed)."""
+        stream, loop = claim.registered.id, asyncio.get_running_loop()
+        await node.registry.report(stream, {"state": "running", "wanted": ""}, claim.epoch)
+        began_s, wanted = loop.time(), ""
+        while not leaving.is_set() and wanted in ("", claim.session):
+            await elapse(LINK_S)
+            wanted = self.registry.streams[stream].get("wanted", "")
+        self.on_air.setdefault(stream, []).append((began_s, loop.time(), node.name))
+        await node.registry.report(stream, {"state": "registered", **(LET_GO if leaving.is_set() else HANDED_ON)}, claim.epoch)
+        return TARGET_DURATION_S
+
+    @asynccontextmanager
+    async def worker(self, name: str, capacity: int = 100) -> AsyncGenerator[Worker, None]:
+        """Run a worker while the block runs."""
+        settings = load_settings(http="none", node=name, capacity=capacity)
+        node = Node(settings, self.folder, self.registry, Children(), NoEncoder(), clock=VirtualClock())
+        leaving = asyncio.Event()
+        one = Claims(node, leaving)
+        one.member.id = f"session of {name}"
+        async with one.member.taking_part():
+            kept = asyncio.create_task(one.kept())
+            try:
+                yield Worker(name, one, leaving, kept)
+            finally:
+                leaving.set()
+                await kept
+
+    async def registered(self, count: int) -> None:
+        for number in range(count):
+            await self.registry.register(f"s{number}", FIELDS)
+
+    def owners(self) -> list[str]:
+        """Who has each stream."""
+        return [one.get("node", "") if one.get("session") else "" for _, one in sorted(self.registry.streams.items())]
+
+    def longest_break_s(self) -> float:
+        """The longest time that a stream was with nobody, between two who relayed it."""
+        breaks = [after[0] - before[1] for spans in self.on_air.values() for before, after in itertools.pairwise(spans)]
+        return max(breaks, default=0.0)
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+    found = House(tmp_path)
+    monkeypatch.setattr(claims, "relayed", found.relayed)
+    return found
+
+
+def virtually(work: Coroutine[Any, Any, None]) -> None:
+    run_virtually(work)
+
+
+def test_streams_are_claimed_by_capacity_and_what_nobody_has_room_for_is_left_lying(house: House) -> None:
+    async def body() -> None:
+        await house.registered(9)
+        async with house.worker("small", 2), house.worker("large", 4):
+            await elapse(10)
+            assert house.owners().count("small") == 2
+            assert house.owners().count("large") == 4
+            assert house.owners().count("") == 3
+
+    virtually(body())
+
+
+def test_who_leaves_relays_on_until_others_have_asked_for_each_stream(house: House) -> None:
+    async def body() -> None:
+        await house.registered(40)
+        async with AsyncExitStack() as stack:
+            first = await stack.enter_async_context(house.worker("first"))
+            await elapse(10)
+            assert house.owners() == ["first"] * 40
+            for name in ("second", "third"):
+                await stack.enter_async_context(house.worker(name))
+            first.leaving.set()
+            assert await first.kept == {f"s{number}": TARGET_DURATION_S for number in range(40)}
+            await elapse(2)
+            assert min(house.owners().count(name) for name in ("second", "third")) >= 12
+            assert house.owners().count("first") == 0
+            assert all(len(spans) == 1 for spans in house.on_air.values()), "each moved once"
+        assert house.longest_break_s() <= 0.2, "who has asked for a stream is there as soon as it is free"
+
+    virtually(body())
+
+
+def test_who_leaves_when_nobody_else_takes_on_streams_lets_go_at_once_and_when_nobody_has_room_in_time(house: House) -> None:
+    async def body() -> None:
+        await house.registered(2)
+        loop = asyncio.get_running_loop()
+        async with house.worker("alone") as alone:
+            await elapse(5)
+            at_s = loop.time()
+            alone.leaving.set()
+            await alone.kept
+            assert loop.time() - at_s <= 1
+        async with house.worker("leaves") as leaves:
+            await elapse(5)
+            async with house.worker("full", 1):
+                await house.registry.register("own", FIELDS)
+                house.registry.streams["own"]["wanted"] = "session of full"
+                await elapse(5)
+                at_s = loop.time()
+                leaves.leaving.set()
+                await leaves.kept
+                assert OFFERED_FOR_S <= loop.time() - at_s <= OFFERED_FOR_S + 2
+                assert house.owners() == ["full", "", ""]
+
+    virtually(body())
+
+
+def test_a_node_that_is_told_to_drain_hands_on_all_and_takes_on_none_until_that_is_undone(house: House) -> None:
+    async def body() -> None:
+        await house.registered(4)
+        async with house.worker("a"), house.worker("b"):
+            await elapse(5)
+            assert await house.registry.tell_session("session of a", {"wish": "drain"})
+            await elapse(10)
+            assert house.owners() == ["b"] * 4
+            await house.registry.register("s9", FIELDS)
+            await elapse(10)
+            assert house.owners() == ["b"] * 5
+            await house.registry.tell_session("session of a", {"wish": ""})
+            await elapse(200)
+            assert house.owners().count("a") == 2, "b is relieved of what is beyond its part"
+        assert house.longest_break_s() <= 0.2
+        assert not await house.registry.tell_session("session of nobody", {"wish": "drain"})
+
+    virtually(body())
+
+
+def test_a_stream_that_one_node_is_to_take_over_goes_there(house: House) -> None:
+    async def body() -> None:
+        await house.registered(6)
+        async with house.worker("a"), house.worker("b"), house.worker("c"):
+            await elapse(5)
+            of_a = next(name for name, one in house.registry.streams.items() if one["node"] == "a")
+            await house.registry.report(of_a, {"wanted": "session of c"})
+            await elapse(5)
+            assert house.registry.streams[of_a]["node"] == "c"
+            assert house.registry.streams[of_a]["wanted"] == ""
+            await house.registry.report(of_a, {"wanted": "session of one that is gone"})
+            await elapse(10)
+            assert house.registry.streams[of_a]["node"], "nobody comes for it: whoever has room takes it"
+
+    virtually(body())
+
+
+def test_a_new_node_takes_its_part_one_stream_at_a_time_and_then_all_stay_where_they_are(house: House) -> None:
+    async def body() -> None:
+        await house.registered(12)
+        async with house.worker("a"), house.worker("b"):
+            await elapse(5)
+            async with house.worker("c"):
+                await elapse(60)
+                assert house.owners().count("c") <= 3
+                await elapse(300)
+                assert [house.owners().count(name) for name in "abc"] == [4, 4, 4]
+                moved = sum(map(len, house.on_air.values()))
+                assert 4 <= moved <= 6
+                await elapse(600)
+                assert sum(map(len, house.on_air.values())) == moved
+        assert house.longest_break_s() <= 0.2
+
+    virtually(body())

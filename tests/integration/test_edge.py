@@ -1,0 +1,131 @@
+"""What a node fetches from the one that relays a stream, once for all who ask here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import httpx
+
+from hlsrelay import edge
+from hlsrelay.edge import FOLLOWED_WITHIN_S, FRESH_S, HOP, Edge, Fetched
+from tests.virtual import elapse, run_virtually
+
+OWNER, NEXT = "http://one:8080", "http://other:8080"
+SEGMENT = "news/source/12.ts"
+PLAYLIST = "news/source/index.m3u8"
+
+
+@dataclass
+class Nodes(httpx.AsyncBaseTransport):
+    """Nodes that have files, by URL; each answer takes a while."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    takes_s: float = 0.05
+    down: set[str] = field(default_factory=set)
+    asked: Counter[str] = field(default_factory=Counter)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        url = str(request.url)
+        self.asked[url] += 1
+        assert request.headers[HOP]
+        await elapse(self.takes_s)
+        if any(url.startswith(one) for one in self.down):
+            raise httpx.ConnectError("refused")
+        if url not in self.files:
+            return httpx.Response(404)
+        return httpx.Response(200, content=self.files[url], headers={"etag": '"tag"'})
+
+
+def at(node: str, path: str) -> str:
+    return f"{node}/live/{path}"
+
+
+def played(body: Callable[[Edge, Nodes, dict[str, str]], Awaitable[None]]) -> None:
+    async def within() -> None:
+        nodes, where = Nodes(), {"news": OWNER}
+        fetching = Edge(lambda: where, asyncio.get_running_loop().time, nodes)
+        try:
+            await body(fetching, nodes, where)
+        finally:
+            await fetching.aclose()
+
+    run_virtually(within())
+
+
+def test_a_thousand_viewers_cost_the_owner_one_fetch_of_a_segment_and_a_few_of_a_playlist() -> None:
+    async def body(fetching: Edge, nodes: Nodes, where: dict[str, str]) -> None:
+        nodes.files = {at(OWNER, SEGMENT): b"media", at(OWNER, PLAYLIST): b"#EXTM3U 1"}
+        found = await asyncio.gather(*(fetching.get(SEGMENT) for _ in range(1000)))
+        assert set(found) == {Fetched(200, b"media", '"tag"')}
+        assert (await fetching.get(SEGMENT)).body == b"media"
+        assert nodes.asked[at(OWNER, SEGMENT)] == 1
+        for _ in range(100):
+            await asyncio.gather(*(fetching.get(PLAYLIST) for _ in range(10)))
+            await elapse(0.04)
+        assert nodes.asked[at(OWNER, PLAYLIST)] <= 4 / FRESH_S + 1
+        nodes.files[at(OWNER, PLAYLIST)] = b"#EXTM3U 2"
+        await elapse(FRESH_S + 0.01)
+        assert (await fetching.get(PLAYLIST)).body == b"#EXTM3U 2"
+
+    played(body)
+
+
+def test_who_asks_while_a_stream_changes_hands_waits_for_the_next_owner() -> None:
+    async def body(fetching: Edge, nodes: Nodes, where: dict[str, str]) -> None:
+        nodes.files = {at(NEXT, PLAYLIST): b"#EXTM3U"}
+        nodes.down = {OWNER}
+        asking = asyncio.ensure_future(fetching.get(PLAYLIST))
+        await elapse(1)
+        assert not asking.done()
+        where["news"] = NEXT
+        assert (await asking).body == b"#EXTM3U"
+
+    played(body)
+
+
+def test_an_owner_that_stays_away_is_503_or_502_after_a_while_and_what_it_lacks_is_404_at_once() -> None:
+    async def body(fetching: Edge, nodes: Nodes, where: dict[str, str]) -> None:
+        loop = asyncio.get_running_loop()
+        at_s = loop.time()
+        assert (await fetching.get(SEGMENT)).status == 404
+        assert loop.time() - at_s < 0.1
+        nodes.down = {OWNER}
+        at_s = loop.time()
+        assert (await fetching.get(PLAYLIST)).status == 502
+        assert FOLLOWED_WITHIN_S <= loop.time() - at_s <= FOLLOWED_WITHIN_S + 0.5
+        del where["news"]
+        assert (await fetching.get(PLAYLIST)).status == 503
+
+    played(body)
+
+
+def test_what_is_kept_is_bounded_and_the_longest_unasked_goes_first() -> None:
+    async def body(fetching: Edge, nodes: Nodes, _: dict[str, str]) -> None:
+        each = edge.KEPT_BYTES // 4
+        paths = [f"news/source/{number}.ts" for number in range(6)]
+        nodes.files = {at(OWNER, path): bytes(each) for path in paths}
+        for path in paths:
+            await fetching.get(path)
+            await fetching.get(paths[0])
+        assert nodes.asked[at(OWNER, paths[0])] == 1
+        await fetching.get(paths[5])
+        assert nodes.asked[at(OWNER, paths[5])] == 1
+        await fetching.get(paths[1])
+        assert nodes.asked[at(OWNER, paths[1])] == 2
+
+    played(body)
+
+
+def test_who_gives_up_waiting_does_not_end_the_fetch_for_the_others() -> None:
+    async def body(fetching: Edge, nodes: Nodes, _: dict[str, str]) -> None:
+        nodes.files = {at(OWNER, SEGMENT): b"media"}
+        first, second = (asyncio.ensure_future(fetching.get(SEGMENT)) for _ in range(2))
+        await elapse(0.01)
+        first.cancel()
+        assert (await second).body == b"media"
+        assert nodes.asked[at(OWNER, SEGMENT)] == 1
+
+    played(body)
