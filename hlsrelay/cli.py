@@ -128,6 +128,24 @@ def set_(
     operate.run_until_done(operate.change(stream_id, changes, as_json))
 
 
+APPLY_WORDS = """The file maps `streams:` to ids, and each id to the fields of that stream: what an unset field is, it is unset there too.
+Everything is checked before anything is changed. The difference comes first: + registers, ~ changes, - removes a stream."""
+
+
+@app.command(epilog=APPLY_WORDS)
+def apply(
+    file: Annotated[str, typer.Option("--file", "-f", help="YAML, such as `streams: {news: {source: https://…}}`; - is standard input.")],
+    prune: Annotated[bool, typer.Option("--prune", help="Remove streams that the file does not name.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask; nobody is asked where standard input is no terminal.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference, and change nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make what is registered what a file says; for those whose streams are kept in a repository or come from a database."""
+    from hlsrelay import operate
+
+    operate.run_until_done(operate.apply(file, prune=prune, yes=yes, dry_run=dry_run, as_json=as_json))
+
+
 @app.command()
 def start(stream_id: StreamId, as_json: AsJson = False) -> None:
     """Set a stream's `desired` to run."""

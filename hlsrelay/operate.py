@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hlsrelay import statuses
+from hlsrelay.declared import Difference, declared, difference
 from hlsrelay.errors import ConfigError, RegistryUnavailable, ResourceBusy, UnknownStream
 from hlsrelay.fields import OPERATOR_FIELDS, Registered, checked_id, shown, stream_of
 from hlsrelay.ladder import weight_of
@@ -70,6 +71,63 @@ async def change(stream_id: str, changes: list[str], as_json: bool) -> None:
         unset = tuple(name for name, value in pairs.items() if not value)
         await registry.change(stream_id, {name: value for name, value in pairs.items() if value}, unset)
         await _told(registry, stream_id, "changed", as_json)
+
+
+async def apply(path: str, *, prune: bool, yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Make what is registered what a file says: shows the difference first, and asks where a person is there."""
+    wanted = declared(_text_of(path))
+    async with _registry() as registry:
+        found = difference(wanted, await registry.all(), prune=prune)
+        if not as_json:
+            for line in _differences(found):
+                typer.echo(line)
+        ask = not (yes or dry_run or as_json) and bool(found) and path != "-" and sys.stdin.isatty()
+        applies = bool(found) and not dry_run and (not ask or typer.confirm("Apply this?"))
+        if applies:
+            await _applied(registry, found)
+        if as_json:
+            told = {stream: {name: list(_safe(name, *pair)) for name, pair in fields.items()} for stream, fields in found.changed.items()}
+            added, removed = list(found.added), list(found.removed)
+            typer.echo(json.dumps({"added": added, "changed": told, "removed": removed, "applied": applies}, indent=2))
+        elif not found:
+            typer.echo("Nothing to change.")
+        else:
+            typer.echo("Applied." if applies else "Nothing was changed.")
+
+
+async def _applied(registry: Registry, found: Difference) -> None:
+    for stream_id, fields in found.added.items():
+        if not await registry.register(stream_id, fields):
+            raise ConfigError(f"stream '{stream_id}' was registered by somebody else meanwhile: apply again")
+    for stream_id, changes in found.changed.items():
+        unset = tuple(name for name, (_, new) in changes.items() if new is None)
+        await registry.change(stream_id, {name: new for name, (_, new) in changes.items() if new is not None}, unset)
+    for stream_id in found.removed:
+        await registry.delete(stream_id)
+
+
+def _text_of(path: str) -> str:
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror if isinstance(error, OSError) else 'it is no UTF-8'}") from None
+
+
+def _differences(found: Difference) -> list[str]:
+    lines = [
+        f"+ {stream_id}: {', '.join(f'{name}={value}' for name, value in shown(fields).items())}"
+        for stream_id, fields in found.added.items()
+    ]
+    for stream_id, changes in found.changed.items():
+        for name, pair in changes.items():
+            old, new = _safe(name, *pair)
+            lines.append(f"~ {stream_id}: {name} {old or '(unset)'} -> {new or '(unset)'}")
+    return [*lines, *(f"- {stream_id}" for stream_id in found.removed)]
+
+
+def _safe(name: str, old: str | None, new: str | None) -> tuple[str | None, str | None]:
+    """Return both values of a field as they may be shown."""
+    return tuple(None if value is None else shown({name: value})[name] for value in (old, new))  # type: ignore[return-value]
 
 
 async def desire(stream_id: str, desired: str, as_json: bool) -> None:

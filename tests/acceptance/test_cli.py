@@ -62,6 +62,23 @@ def test_a_stream_lives_through_all_verbs(cli: Cli) -> None:
     assert [one["id"] for one in json.loads(cli("ls", "--json").stdout)] == ["sport"]
 
 
+def test_a_file_is_applied_after_its_difference_was_shown_and_what_is_not_in_it_stays_or_goes(cli: Cli, tmp_path: Path) -> None:
+    cli("add", "old", SOURCE)
+    file = tmp_path / "streams.yaml"
+    file.write_text(f"streams:\n  news:\n    source: {SOURCE}?token=secret\n    ladder: [480p, 360p]\n")
+    shown = cli("apply", "-f", str(file), "--prune", "--dry-run").stdout
+    assert "+ news: desired=run, source=" in shown
+    assert "- old\n" in shown
+    assert "secret" not in shown
+    assert cli("apply", "-f", str(file)).stdout.endswith("Applied.\n")
+    assert [one["id"] for one in json.loads(cli("ls", "--json").stdout)] == ["news", "old"]
+    file.write_text(file.read_text().replace("[480p, 360p]", "480p"))
+    told = {"added": [], "changed": {"news": {"ladder": ["480p,360p", "480p"]}}, "removed": ["old"], "applied": True}
+    assert json.loads(cli("apply", "-f", str(file), "--prune", "--json").stdout) == told
+    file.write_text("streams: {news: {source: nowhere}}")
+    refused(cli("apply", "-f", str(file)), 2, "stream 'news'", "http")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "hints"),
     [
@@ -70,6 +87,9 @@ def test_a_stream_lives_through_all_verbs(cli: Cli) -> None:
         (("stop", "nosuch"), 3, ("hlsrelay add nosuch",)),
         (("rm", "nosuch"), 3, ("hlsrelay add nosuch",)),
         (("run", "no/such"), 2, ("stream id",)),
+        (("move", "nosuch", "a"), 3, ("hlsrelay add nosuch",)),
+        (("drain", "nosuch"), 2, ("no node is called 'nosuch'",)),
+        (("apply", "-f", "/no/such"), 2, ("/no/such can't be read",)),
         (("add", "news", "ftp://x/y"), 2, ("http:// or https://",)),
         (("add", "news", SOURCE, "--ladder", "721p"), 2, ("721p", "1080p")),
         (("add", "..", SOURCE), 2, ("stream id",)),

@@ -12,7 +12,7 @@ HOUSE = """
 model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
 codecs phase
 / clock metrics settings log addresses notify proc memory
-/ orphans pidfile pipes processes embedded transport recipe sound offers
+/ declared orphans pidfile pipes processes embedded transport recipe sound offers
 / upstream encoder storage ledger registry demand edge
 / link session relay house stages cutting downloading sampling transcoding desk joints
 / worker web places checking probing
