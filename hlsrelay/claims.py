@@ -64,7 +64,8 @@ class Claims:
     """The streams of a worker."""
 
     def __init__(self, node: Node, leaving: asyncio.Event) -> None:
-        self.member = Member(node.registry, self._tells, node.metrics.registry_up.set)
+        self.member = Member(node.registry, self._tells, node.metrics.registry_up.set, node.edge.hears_redis)
+        node.hears_redis = lambda: self.member.hears
         self._node = node
         self._leaving = leaving
         self._let_go = asyncio.Event()
@@ -100,12 +101,15 @@ class Claims:
         Returns what was relayed then: target durations, in seconds, by stream id.
         """
         gone = asyncio.create_task(self._leaving.wait())
+        cut_off = asyncio.create_task(self.member.cut_off.wait())
         try:
             while not gone.done():
-                with suppress(RegistryUnavailable):
-                    await self._look()
+                await self._looked(cut_off)
                 self._reaped()
-                await asyncio.wait((gone,), timeout=LOOKED_EVERY_S * random.uniform(0.8, 1.2))
+                await asyncio.wait((gone, cut_off), timeout=LOOKED_EVERY_S * random.uniform(0.8, 1.2), return_when=asyncio.FIRST_COMPLETED)
+                if cut_off.done():
+                    await self._yielded(gone)
+                    cut_off = asyncio.create_task(self.member.cut_off.wait())
             had = {stream_id: task for stream_id, (task, _) in self._running.items()}
             self._node.draining = True
             await offered(self._node, self.member, lambda: [task for task in had.values() if not task.done()])
@@ -114,10 +118,28 @@ class Claims:
             return {stream_id: task.result() for stream_id, task in had.items() if not task.cancelled() and not task.exception()}
         finally:
             gone.cancel()
+            cut_off.cancel()
             for task, _ in self._running.values():
                 task.cancel()
             await asyncio.gather(*(task for task, _ in self._running.values()), return_exceptions=True)
             self._reaped()
+
+    async def _looked(self, cut_off: asyncio.Task[bool]) -> None:
+        looking = asyncio.ensure_future(self._look())
+        try:
+            await asyncio.wait((looking, cut_off), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not looking.done():
+                looking.cancel()  # a claim whose answer is lost so is made again: see _waiting
+            with suppress(RegistryUnavailable, asyncio.CancelledError):
+                await looking
+
+    async def _yielded(self, gone: asyncio.Task[bool]) -> None:
+        """Stop all that we relay, before others begin with it, and wait until Redis answers us again."""
+        self._let_go.set()
+        self._let_go = asyncio.Event()
+        while self.member.cut_off.is_set() and not gone.done():
+            await asyncio.wait((gone,), timeout=LOOKED_EVERY_S)
 
     def _reaped(self) -> None:
         for stream_id in [stream_id for stream_id, (task, _) in self._running.items() if task.done()]:
@@ -134,6 +156,7 @@ class Claims:
     async def _look(self) -> None:
         sessions = await self._node.registry.sessions()
         self._told_to_drain = any(one.id == self.member.id and is_told_to_drain(one) for one in sessions)
+        self.member.peers = tuple(one.fields["url"] for one in sessions if one.id != self.member.id and one.lives and one.fields.get("url"))
         streams = await self._node.registry.all()
         self._node.elsewhere = self._elsewhere(streams, sessions)
         wanted = await self._wanted(streams, sessions)
@@ -202,6 +225,7 @@ class Claims:
             if one.id in self._running or _backs_off(one, now):
                 continue
             has, taker = holder(one.fields, sessions), one.fields.get("wanted", "")
+            has = None if has and has.id == self.member.id else has  # claimed, and we never heard of it
             offered = has is not None and (has.fields.get("state") == DRAINING or taker == self.member.id)
             waiting = Waiting(one, weight, self._free.get(one.id, -1) + 1, offered)
             if (has is None or offered) and (taker not in takers or taker == self.member.id or waiting.is_left_lying):

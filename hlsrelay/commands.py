@@ -168,6 +168,7 @@ async def _relay(registered: Registered, node: Node, leaving: asyncio.Event, *, 
             return {"name": node.name, "state": DRAINING if node.draining else "alone", "streams": "1", **node.place()}
 
         member = Member(node.registry, tells, node.metrics.registry_up.set)
+        node.hears_redis = lambda: member.hears
         await stack.enter_async_context(member.taking_part())
         claim = await (taken_over if take_over else obtained)(node, member, registered)
         if node.serves:

@@ -23,6 +23,7 @@ FRESH_S = 0.25
 KEPT_BYTES = 64 * 2**20
 LARGEST_BYTES = 256 * 2**20
 FETCHED_WITHIN_S = 20.0
+HEARD_WITHIN_S = 0.5
 FOLLOWED_WITHIN_S = 3.0
 LOOKED_EVERY_S = 0.1
 MOST_CONNECTIONS = 32
@@ -78,6 +79,15 @@ class Edge:
                 return found
             await asyncio.sleep(LOOKED_EVERY_S)
 
+    async def hears_redis(self, url: str) -> bool:
+        """Ask the node at *url* whether Redis answers it; one that can't be reached says no."""
+        try:
+            async with asyncio.timeout(HEARD_WITHIN_S):
+                answer = await self._connected().get(f"{url}/healthz")
+                return answer.status_code == 200 and answer.json().get("redis") is True
+        except (httpx.HTTPError, TimeoutError, ValueError, AttributeError):
+            return False
+
     async def _once(self, owner: str, path: str) -> Fetched:
         """Fetch a file, or wait for who fetches it already; whoever gives up waiting does not end it for the others."""
         name = f"{owner} {path}"
@@ -87,7 +97,7 @@ class Edge:
             task.add_done_callback(lambda _: self._under_way.pop(name, None))
         return await asyncio.shield(task)
 
-    async def _fetch(self, owner: str, path: str) -> Fetched:
+    def _connected(self) -> httpx.AsyncClient:
         if self._client is None:
             limits = httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_CONNECTIONS)
             self._client = httpx.AsyncClient(
@@ -98,9 +108,12 @@ class Edge:
                 headers={HOP: "1"},
                 follow_redirects=False,
             )
+        return self._client
+
+    async def _fetch(self, owner: str, path: str) -> Fetched:
         self.fetches += 1
         try:
-            async with asyncio.timeout(FETCHED_WITHIN_S), self._client.stream("GET", f"{owner}/live/{path}") as answer:
+            async with asyncio.timeout(FETCHED_WITHIN_S), self._connected().stream("GET", f"{owner}/live/{path}") as answer:
                 if answer.status_code != 200:
                     return Fetched(answer.status_code)
                 body = bytearray()

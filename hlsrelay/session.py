@@ -3,14 +3,16 @@
 Laws:
 - A relay waits for none of this. While Redis is away nobody loses anything: nobody is declared dead before all had time to come back.
 - Who is told that it has come too late learns that from its streams, each by itself (link): a stream that nobody took is its own still.
+- Who alone can't reach Redis, as another node tells that can, is about to lose all that it has: it stops before others begin.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -19,9 +21,15 @@ import structlog
 from hlsrelay import proc
 from hlsrelay.errors import HlsRelayError, RegistryUnavailable
 from hlsrelay.orphans import incarnation
-from hlsrelay.registry import Registry, Session
+from hlsrelay.registry import LEASE_S, Registry, Session
 
 BEAT_S = 1.0
+PEERS_ASKED_AFTER_S = LEASE_S
+SHORTEST_WAIT_S = 0.5
+"""It may have been us who stood still."""
+ANSWERED_LATELY_S = 1.3
+"""A beat and a little more. Where Redis answers nobody, it was so long ago for everybody when the first one asks the others: who missed
+its lease was answered a beat, and what that took, before Redis fell silent at the earliest."""
 DRAINING = "draining"
 
 log = structlog.get_logger()
@@ -66,8 +74,22 @@ def _boot() -> str:
 class Member:
     """A session that is kept alive; *tells* gives the fields of its hash, asked for anew at each beat."""
 
-    def __init__(self, registry: Registry, tells: Callable[[], Mapping[str, str]], is_up: Callable[[bool], object]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        tells: Callable[[], Mapping[str, str]],
+        is_up: Callable[[bool], object],
+        hears: Callable[[str], Awaitable[bool]] | None = None,
+    ) -> None:
         self.id = session_id()
+        self.peers: tuple[str, ...] = ()
+        """Where the other nodes serve, as far as is known."""
+        self.cut_off = asyncio.Event()
+        """Set while Redis answers others, and not us."""
+        self._hears = hears
+        """Asks the node at a URL whether Redis answers it."""
+        self._answered_s = 0.0
+        self._answers_since_s = math.inf
         self._registry = registry
         self._tells = tells
         self._is_up = is_up
@@ -92,10 +114,40 @@ class Member:
             self._is_up(self._up)
 
     async def _kept(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(BEAT_S)
-            with suppress(RegistryUnavailable):
-                await self.beat()
+            asks_in_s = self._answered_s + PEERS_ASKED_AFTER_S - loop.time()
+            await asyncio.sleep(asks_in_s if 0.05 < asks_in_s < BEAT_S else BEAT_S)
+            began_s = loop.time()
+            beating = asyncio.ensure_future(self.beat())
+            try:
+                await asyncio.wait((beating,), timeout=max(SHORTEST_WAIT_S, self._answered_s + PEERS_ASKED_AFTER_S - began_s))
+                if not beating.done() or beating.exception() is not None:
+                    await self._peers_asked()
+                await beating
+            except RegistryUnavailable:
+                self._answers_since_s = math.inf
+                continue
+            finally:
+                beating.cancel()
+            self._answered_s, self._answers_since_s = began_s, min(began_s, self._answers_since_s)
+            self.cut_off.clear()
+
+    @property
+    def hears(self) -> bool:
+        """Whether Redis answers us, and has for so long that it takes who does not come for dead (registry.Refused.IN_DOUBT)."""
+        now_s = asyncio.get_running_loop().time()
+        return now_s - self._answered_s <= ANSWERED_LATELY_S and now_s - self._answers_since_s >= LEASE_S
+
+    async def _peers_asked(self) -> None:
+        """Ask the other nodes whether it is us alone that Redis does not answer: where it is none of them, all go on."""
+        late = asyncio.get_running_loop().time() - self._answered_s > PEERS_ASKED_AFTER_S - 0.05
+        if self._hears is None or not late or self.cut_off.is_set():
+            return
+        answers = await asyncio.gather(*(self._hears(url) for url in self.peers))
+        if url := next((url for url, hears in zip(self.peers, answers, strict=False) if hears), ""):
+            log.warning("node.cut_off", reason=f"Redis answers the node at {url}, and not this one")
+            self.cut_off.set()
 
     @asynccontextmanager
     async def taking_part(self) -> AsyncGenerator[None, None]:
@@ -103,6 +155,7 @@ class Member:
         for one in await self._registry.sessions():
             if is_dead(one.id):
                 await self._registry.leave(one.id)
+        self._answered_s = asyncio.get_running_loop().time()
         await self.beat()
         keeping = asyncio.create_task(self._kept(), name="session")
         try:

@@ -98,6 +98,10 @@ class RelaySite:
         """See web.Site."""
         return not self._node.draining
 
+    def hears_redis(self) -> bool:
+        """See web.Site."""
+        return self._node.hears_redis()
+
     def metrics(self) -> bytes:
         """See web.Site."""
         self._node.metrics.children.set(len(self._node.children.running()))

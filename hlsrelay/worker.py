@@ -77,6 +77,8 @@ class Node:
     """Streams that other nodes relay into folders that are not ours, and the URLs at which those serve."""
     url: str = ""
     """Where other nodes reach our web server, once it serves."""
+    hears_redis: Callable[[], bool] = lambda: True
+    """Says whether Redis has answered lately."""
     draining: bool = False
     """Whether it is about to leave: what balances load is to send viewers elsewhere."""
     told: Callable[[str], None] = lambda _: None

@@ -84,7 +84,7 @@ def create_app(site: Site, *, page_dir: Path = PAGE_DIR) -> ASGIApp:
         return json_of(request, statuses.shown(await site.nodes()))
 
     async def healthz(request: Request) -> Answer:
-        return json_of(request, {"status": "ok", "ready": site.ready(), "version": __version__})
+        return json_of(request, {"status": "ok", "ready": site.ready(), "redis": site.hears_redis(), "version": __version__})
 
     async def readyz(_: Request) -> Answer:
         return short(200, "ready") if site.ready() else short(503, "not ready: draining, or not started yet")

@@ -40,5 +40,8 @@ class Site(Protocol):
     def ready(self) -> bool:
         """Say whether a load balancer should send viewers here (false while draining)."""
 
+    def hears_redis(self) -> bool:
+        """Say whether Redis answers: other nodes ask that whom it does not answer (session)."""
+
     def metrics(self) -> bytes:
         """Return the figures in Prometheus' text format."""

@@ -53,6 +53,9 @@ class DiskSite:
     def ready(self) -> bool:
         return True
 
+    def hears_redis(self) -> bool:
+        return True
+
     def metrics(self) -> bytes:
         return b""
 

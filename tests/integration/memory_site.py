@@ -58,6 +58,9 @@ class MemorySite:
     def ready(self) -> bool:
         return self.is_ready
 
+    def hears_redis(self) -> bool:
+        return True
+
     def metrics(self) -> bytes:
         return b"hlsrelay_up 1\n"
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from hlsrelay import claims
 from hlsrelay.claims import Claims
+from hlsrelay.errors import RegistryUnavailable, Superseded
 from hlsrelay.handover import OFFERED_FOR_S
 from hlsrelay.link import Claim
 from hlsrelay.processes import Children
-from hlsrelay.registry import MemoryRegistry
+from hlsrelay.registry import LEASE_S, MemoryRegistry, Registry
+from hlsrelay.session import Member
 from hlsrelay.settings import load_settings
 from hlsrelay.worker import HANDED_ON, LET_GO, Node
 from tests.integration.relaying import NoEncoder
@@ -29,6 +31,27 @@ LINK_S = 0.5
 TARGET_DURATION_S = 4.0
 
 
+class Door:
+    """One node's way to a registry: it may be cut, or lead to one that stands still."""
+
+    def __init__(self, registry: MemoryRegistry) -> None:
+        self._registry = registry
+        self.is_cut = False
+        self.stands_still = False
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        async def ask(*words: Any, **named: Any) -> Any:
+            for _ in range(40):
+                if not self.stands_still:
+                    break
+                await elapse(0.1)
+            if self.is_cut or self.stands_still:
+                raise RegistryUnavailable("no answer")
+            return await getattr(self._registry, name)(*words, **named)
+
+        return ask
+
+
 @dataclass
 class Worker:
     """A worker that was started."""
@@ -37,6 +60,7 @@ class Worker:
     claims: Claims
     leaving: asyncio.Event
     kept: asyncio.Task[dict[str, float]]
+    door: Door
 
 
 @dataclass
@@ -46,34 +70,43 @@ class House:
     folder: Path
     registry: MemoryRegistry = field(default_factory=MemoryRegistry)
     on_air: dict[str, list[tuple[float, float, str]]] = field(default_factory=dict)
+    members: dict[str, Member] = field(default_factory=dict)
 
     async def relayed(self, claim: Claim, node: Node, leaving: asyncio.Event) -> float:
         """Be there as a relay is (handover.relayed)."""
         stream, loop = claim.registered.id, asyncio.get_running_loop()
-        await node.registry.report(stream, {"state": "running", "wanted": ""}, claim.epoch)
+        with suppress(RegistryUnavailable):
+            await node.registry.report(stream, {"state": "running", "wanted": ""}, claim.epoch)
         began_s, wanted = loop.time(), ""
         while not leaving.is_set() and wanted in ("", claim.session):
             await elapse(LINK_S)
             wanted = self.registry.streams[stream].get("wanted", "")
         self.on_air.setdefault(stream, []).append((began_s, loop.time(), node.name))
-        await node.registry.report(stream, {"state": "registered", **(LET_GO if leaving.is_set() else HANDED_ON)}, claim.epoch)
+        with suppress(RegistryUnavailable, Superseded):
+            await node.registry.report(stream, {"state": "registered", **(LET_GO if leaving.is_set() else HANDED_ON)}, claim.epoch)
         return TARGET_DURATION_S
 
     @asynccontextmanager
     async def worker(self, name: str, capacity: int = 100) -> AsyncGenerator[Worker, None]:
         """Run a worker while the block runs."""
-        settings = load_settings(http="none", node=name, capacity=capacity)
-        node = Node(settings, self.folder, self.registry, Children(), NoEncoder(), clock=VirtualClock())
+        settings, door = load_settings(http="none", node=name, capacity=capacity), Door(self.registry)
+        node = Node(settings, self.folder, cast(Registry, door), Children(), NoEncoder(), clock=VirtualClock(), url=name)
         leaving = asyncio.Event()
         one = Claims(node, leaving)
         one.member.id = f"session of {name}"
+        one.member._hears = self.hears
         async with one.member.taking_part():
             kept = asyncio.create_task(one.kept())
             try:
-                yield Worker(name, one, leaving, kept)
+                self.members[name] = one.member
+                yield Worker(name, one, leaving, kept, door)
             finally:
                 leaving.set()
                 await kept
+
+    async def hears(self, url: str) -> bool:
+        await elapse(0.01)
+        return self.members[url].hears
 
     async def registered(self, count: int) -> None:
         for number in range(count):
@@ -209,5 +242,50 @@ def test_a_new_node_takes_its_part_one_stream_at_a_time_and_then_all_stay_where_
                 await elapse(600)
                 assert sum(map(len, house.on_air.values())) == moved
         assert house.longest_break_s() <= 0.2
+
+    virtually(body())
+
+
+@pytest.mark.parametrize("how", ["is_cut", "stands_still"])
+def test_a_node_that_alone_is_cut_off_from_redis_stops_before_others_begin_and_takes_part_again_later(house: House, how: str) -> None:
+    async def body() -> None:
+        await house.registered(6)
+        loop = asyncio.get_running_loop()
+        async with house.worker("a") as a, house.worker("b"):
+            await elapse(5)
+            its = [stream for stream, one in house.registry.streams.items() if one["node"] == "a"]
+            assert its
+            at_s = loop.time()
+            setattr(a.door, how, True)
+            await elapse(12)
+            assert house.owners() == ["b"] * 6
+            for stream in its:
+                assert house.on_air[stream][0][2] == "a"
+                assert house.on_air[stream][0][1] - at_s <= LEASE_S + 1
+            setattr(a.door, how, False)
+            await elapse(300)
+            assert house.owners().count("a") == 3
+        for spans in house.on_air.values():
+            assert all(before[1] <= after[0] + LINK_S for before, after in itertools.pairwise(spans)), "never two at a time"
+
+    virtually(body())
+
+
+@pytest.mark.parametrize("how", ["is_cut", "stands_still"])
+def test_while_redis_answers_nobody_all_go_on_and_nothing_changes_hands(house: House, how: str) -> None:
+    async def body() -> None:
+        await house.registered(6)
+        async with house.worker("a") as a, house.worker("b") as b, house.worker("c") as c:
+            await elapse(5)
+            before = {name: (one["node"], one["epoch"]) for name, one in house.registry.streams.items()}
+            for worker in (a, b, c):
+                setattr(worker.door, how, True)
+            await elapse(3600)
+            for worker in (a, b, c):
+                setattr(worker.door, how, False)
+                await elapse(0.7)
+            await elapse(60)
+            assert {name: (one["node"], one["epoch"]) for name, one in house.registry.streams.items()} == before
+            assert house.on_air == {}
 
     virtually(body())
