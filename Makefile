@@ -50,9 +50,8 @@ test: install .venv/.dev .venv/.strict
 bench: install
 	@.venv/bin/hlsrelay bench $(ARGS)
 
-NIGHTLY = tests/unit/test_histories.py tests/integration/test_relay.py \
-	$(addprefix tests/acceptance/,test_encoder.py test_sound.py test_formats.py test_demo_origin.py test_fault_origin.py test_ladder_real.py \
-	test_nodes_real.py test_nodes_faults.py)
+NIGHTLY = tests/unit/test_histories.py tests/integration/test_relay.py tests/integration/test_faults.py \
+	$(addprefix tests/acceptance/test_,$(addsuffix .py,encoder sound formats split demo_origin fault_origin ladder_real page bench nodes_real nodes_faults))
 nightly: install .venv/.dev
 	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -n 2 --dist loadgroup -rs $(NIGHTLY) $(ARGS)
 

@@ -9,10 +9,6 @@ import pytest
 
 from tests.acceptance.live_source import nginx
 from tests.acceptance.relay_process import KEY, RedisServer, redis_server
-from tests.needs import NIGHTLY
-
-collect_ignore = [] if NIGHTLY else ["test_nodes_faults.py"]
-"""What is left to the night, as real time is what it takes; by day tests/integration has the same in its own ways."""
 
 
 @pytest.fixture(scope="module")

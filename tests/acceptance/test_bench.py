@@ -38,6 +38,7 @@ def in_use(folder: Path) -> list[str]:
     return lines
 
 
+@pytest.mark.night
 def test_one_stream_is_measured_and_nothing_is_left_behind(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     out = tmp_path / "rows.json"

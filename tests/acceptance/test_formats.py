@@ -22,7 +22,7 @@ from hlsrelay.processes import Children
 from hlsrelay.recipe import EncodeJob, container_of, needs_previous
 from tests.acceptance.media_checks import frame_digests
 from tests.acceptance.test_encoder import CHECKING, encode, ffmpegs, output
-from tests.needs import in_turn, needs
+from tests.needs import by_day, in_turn, needs
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "ffprobe")]
 
@@ -217,7 +217,7 @@ def same_moments(made: list[tuple[float, str]], source: list[tuple[float, str]],
     assert max(abs(one - other) for one, other in zip(ours, theirs, strict=True)) < within_s
 
 
-@pytest.mark.parametrize(("name", "program"), in_turn(KINDS, ffmpegs()))
+@pytest.mark.parametrize(("name", "program"), in_turn(by_day(list(KINDS), 2), ffmpegs()))
 def test_pictures_and_sound_of_every_rung_come_when_the_source_s_do(name: str, program: str, tmp_path: Path) -> None:
     kind, ffmpeg = KINDS[name], ffmpegs()[program]
     source = make(tmp_path, kind)

@@ -1,4 +1,4 @@
-"""Several nodes: one stands still, Redis stands still, one leaves, one asks for what another has (`make nightly`; see conftest)."""
+"""Several nodes: one stands still, Redis stands still, one leaves, one asks for what another has (`make nightly`, `make nemesis`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ from tests.acceptance.relay_process import KEY, ROOT, environment, hlsrelay, red
 from tests.needs import needs
 from tests.waiting import until
 
-pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "nginx", "redis-server", "redis-cli"), pytest.mark.xdist_group("realtime")]
+pytestmark = [
+    pytest.mark.acceptance,
+    pytest.mark.night,
+    needs("ffmpeg", "nginx", "redis-server", "redis-cli"),
+    pytest.mark.xdist_group("realtime"),
+]
 
 
 def test_a_stream_of_a_node_that_is_killed_is_taken_over_and_nothing_is_repeated_or_missing(

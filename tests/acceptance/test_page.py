@@ -107,6 +107,7 @@ def test_a_viewer_of_a_live_ladder_sees_no_stall_and_no_error_across_a_forced_sw
     assert seen.console == ()
 
 
+@pytest.mark.night
 @hls_js
 def test_a_chosen_quality_holds_again_after_a_gap_in_it(tmp_path: Path) -> None:
     folder = tmp_path / "live" / "news"

@@ -13,7 +13,7 @@ import pytest
 from hlsrelay.media.split import Slice, split
 from tests.acceptance.media_checks import ran
 from tests.acceptance.test_encoder import CHECKING
-from tests.needs import needs
+from tests.needs import by_day, needs
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "ffprobe")]
 
@@ -97,7 +97,7 @@ def packets(path: Path, track: str) -> list[dict[str, Any]]:
     return list(json.loads(ran("ffprobe", "-v", "quiet", *words, str(path)).stdout)["packets"])
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", by_day(list(KINDS), 2))
 def test_slices_play_as_the_segment_they_are_of(name: str, tmp_path: Path) -> None:
     kind = KINDS[name]
     packets.cache_clear()  # a folder's name is used again once its test has passed
