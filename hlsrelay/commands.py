@@ -33,7 +33,7 @@ from hlsrelay.site import RelaySite
 from hlsrelay.storage import live_dir
 from hlsrelay.urls import redacted
 from hlsrelay.vitals import attended
-from hlsrelay.web import advertised, create_app, serve
+from hlsrelay.web import advertised, api_routes, create_app, serve
 from hlsrelay.worker import Node, admitted, local_encoder
 
 DEMO = "demo"
@@ -212,7 +212,7 @@ async def _served(node: Node) -> AsyncGenerator[str, None]:
         one.lives and is_here(one.id) and (one.fields.get("http"), one.fields.get("live")) == (http, live)
         for one in await node.registry.sessions()
     )
-    async with serve(create_app(RelaySite(node)), http, shared=shared) as url:
+    async with serve(create_app(RelaySite(node), api=api_routes(node.registry, node.settings.api_token)), http, shared=shared) as url:
         node.url = node.settings.advertise or advertised(url)
         try:
             yield url

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from hlsrelay.errors import ConfigError
-from hlsrelay.fields import OPERATOR_FIELDS, Registered, stream_of
+from hlsrelay.fields import OPERATOR_FIELDS, Registered, shown, stream_of
 
 _JOINED = {"ladder": ",", "variants": ",", "backup": " "}
 
@@ -29,6 +29,17 @@ class Difference:
     def __bool__(self) -> bool:
         return bool(self.added or self.changed or self.removed)
 
+    def told(self) -> dict[str, Any]:
+        """Return it as commands and the API tell it in JSON, without what is secret."""
+        changed = {stream_id: {name: list(safe(name, pair)) for name, pair in fields.items()} for stream_id, fields in self.changed.items()}
+        return {"added": list(self.added), "changed": changed, "removed": list(self.removed)}
+
+
+def safe(name: str, pair: tuple[str | None, str | None]) -> tuple[str | None, str | None]:
+    """Return both values of a field as they may be shown."""
+    before, after = (None if value is None else shown({name: value})[name] for value in pair)
+    return before, after
+
 
 def declared(text: str) -> dict[str, dict[str, str]]:
     """Return the fields of each stream that *text* names, by id. Raises ConfigError that says where it is wrong, and what to write."""
@@ -36,6 +47,11 @@ def declared(text: str) -> dict[str, dict[str, str]]:
         found = yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"this is no YAML: {' '.join(str(error).split())}") from None
+    return declared_of(found)
+
+
+def declared_of(found: Any) -> dict[str, dict[str, str]]:
+    """Return the fields of each stream that a file, or a JSON body, names. Raises ConfigError as `declared` does."""
     if not isinstance(found, dict) or set(found) != {"streams"} or not isinstance(found["streams"] or {}, dict):
         raise ConfigError("the file has to be one mapping `streams:` of stream ids to their fields")
     streams = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import shutil
@@ -21,22 +20,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hlsrelay import statuses
-from hlsrelay.declared import Difference, declared, difference
-from hlsrelay.errors import ConfigError, RegistryUnavailable, ResourceBusy, UnknownStream
-from hlsrelay.fields import OPERATOR_FIELDS, Registered, checked_id, shown, stream_of
-from hlsrelay.ladder import weight_of
+from hlsrelay import statuses, steering
+from hlsrelay.declared import Difference, declared, safe
+from hlsrelay.errors import ConfigError, RegistryUnavailable, ResourceBusy
+from hlsrelay.fields import Registered, checked_id, shown
 from hlsrelay.log import start_logging
 from hlsrelay.orphans import found_here
 from hlsrelay.processes import Children
-from hlsrelay.registry import LEASE_S, Registry, Session, fetched, open_registry
-from hlsrelay.session import takes_on
+from hlsrelay.registry import LEASE_S, Registry, fetched, open_registry
 from hlsrelay.settings import Settings, load_settings
 from hlsrelay.statuses import ChildStatus, NodeStatus, StreamStatus, read_all, stream_status
 from hlsrelay.storage import LocalStorage
 
-ASKED_EVERY_S = 0.25
-MOVED_WITHIN_S = 30.0
 FILES_FREE_WITHIN_S = 20.0
 """A relay that is stopped first finishes what its encoder has begun."""
 
@@ -49,61 +44,36 @@ def run_until_done(work: Coroutine[Any, Any, None]) -> None:
 
 async def register(stream_id: str, fields: Mapping[str, str], as_json: bool) -> None:
     """Register a new stream."""
-    fields = {name: value for name, value in fields.items() if value}
-    stream_of(checked_id(stream_id), fields)
+    steering.checked(stream_id, fields)  # before a Redis is asked, or started, for it
     async with _registry() as registry:
-        if not await registry.register(stream_id, fields):
-            hint = f"hlsrelay set {stream_id} source={fields['source']}"
-            raise ConfigError(f"stream '{stream_id}' is registered already: to change it, {hint}")
-        await _told(registry, stream_id, "registered", as_json)
+        _told(await steering.register(registry, stream_id, fields), "registered", as_json)
 
 
 async def change(stream_id: str, changes: list[str], as_json: bool) -> None:
     """Set and unset fields of a stream, all or none."""
     pairs = dict(_pair(one) for one in changes)
-    for name in pairs:
-        if name not in OPERATOR_FIELDS:
-            raise ConfigError(f"'{name}' is no field of a stream's: the fields are {', '.join(OPERATOR_FIELDS)}")
     async with _registry() as registry:
-        registered = await fetched(registry, stream_id)
-        wanted = {name: value for name, value in {**registered.fields, **pairs}.items() if value and name in OPERATOR_FIELDS}
-        stream_of(stream_id, wanted)
-        unset = tuple(name for name, value in pairs.items() if not value)
-        await registry.change(stream_id, {name: value for name, value in pairs.items() if value}, unset)
-        await _told(registry, stream_id, "changed", as_json)
+        _told(await steering.change(registry, stream_id, pairs), "changed", as_json)
 
 
 async def apply(path: str, *, prune: bool, yes: bool, dry_run: bool, as_json: bool) -> None:
     """Make what is registered what a file says: shows the difference first, and asks where a person is there."""
     wanted = declared(_text_of(path))
     async with _registry() as registry:
-        found = difference(wanted, await registry.all(), prune=prune)
+        found = await steering.differs(registry, wanted, prune=prune)
         if not as_json:
             for line in _differences(found):
                 typer.echo(line)
         ask = not (yes or dry_run or as_json) and bool(found) and path != "-" and sys.stdin.isatty()
         applies = bool(found) and not dry_run and (not ask or typer.confirm("Apply this?"))
         if applies:
-            await _applied(registry, found)
+            await steering.apply(registry, found)
         if as_json:
-            told = {stream: {name: list(_safe(name, *pair)) for name, pair in fields.items()} for stream, fields in found.changed.items()}
-            added, removed = list(found.added), list(found.removed)
-            typer.echo(json.dumps({"added": added, "changed": told, "removed": removed, "applied": applies}, indent=2))
+            typer.echo(json.dumps({**found.told(), "applied": applies}, indent=2))
         elif not found:
             typer.echo("Nothing to change.")
         else:
             typer.echo("Applied." if applies else "Nothing was changed.")
-
-
-async def _applied(registry: Registry, found: Difference) -> None:
-    for stream_id, fields in found.added.items():
-        if not await registry.register(stream_id, fields):
-            raise ConfigError(f"stream '{stream_id}' was registered by somebody else meanwhile: apply again")
-    for stream_id, changes in found.changed.items():
-        unset = tuple(name for name, (_, new) in changes.items() if new is None)
-        await registry.change(stream_id, {name: new for name, (_, new) in changes.items() if new is not None}, unset)
-    for stream_id in found.removed:
-        await registry.delete(stream_id)
 
 
 def _text_of(path: str) -> str:
@@ -120,22 +90,15 @@ def _differences(found: Difference) -> list[str]:
     ]
     for stream_id, changes in found.changed.items():
         for name, pair in changes.items():
-            old, new = _safe(name, *pair)
+            old, new = safe(name, pair)
             lines.append(f"~ {stream_id}: {name} {old or '(unset)'} -> {new or '(unset)'}")
     return [*lines, *(f"- {stream_id}" for stream_id in found.removed)]
-
-
-def _safe(name: str, old: str | None, new: str | None) -> tuple[str | None, str | None]:
-    """Return both values of a field as they may be shown."""
-    return tuple(None if value is None else shown({name: value})[name] for value in (old, new))  # type: ignore[return-value]
 
 
 async def desire(stream_id: str, desired: str, as_json: bool) -> None:
     """Set what is wanted of a stream."""
     async with _registry() as registry:
-        await fetched(registry, stream_id)
-        await registry.change(stream_id, {"desired": desired})
-        await _told(registry, stream_id, f"desired is {desired}", as_json)
+        _told(await steering.desire(registry, stream_id, desired), f"desired is {desired}", as_json)
 
 
 async def remove(stream_id: str, files: bool, data: Path | None, as_json: bool) -> None:
@@ -143,8 +106,7 @@ async def remove(stream_id: str, files: bool, data: Path | None, as_json: bool) 
     settings = load_settings(data=data)
     folder = settings.data / "live" / checked_id(stream_id) if files else None
     async with _registry(settings) as registry:
-        await fetched(registry, stream_id)
-        await registry.delete(stream_id)
+        await steering.remove(registry, stream_id)
     if folder:
         await _remove_files(folder)
     typer.echo(json.dumps({"id": stream_id, "removed": True}) if as_json else f"{stream_id}: removed")
@@ -167,8 +129,7 @@ async def list_nodes(as_json: bool) -> None:
     async with _registry() as registry:
         sessions = await registry.sessions()
     if as_json:
-        told = [{"session": one.id, "lives": one.lives, "lease_s": round(one.left_s, 3), **one.fields} for one in sessions]
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps([steering.told(one) for one in sessions], indent=2))
     elif not sessions:
         typer.echo("No node takes part. Start one: hlsrelay worker")
     else:
@@ -183,8 +144,7 @@ async def list_nodes(as_json: bool) -> None:
 async def drain(name: str, undo: bool, as_json: bool) -> None:
     """Have a node hand on what it relays, and take on nothing until that is undone; prints how much it still has."""
     async with _registry() as registry:
-        session = await _session(registry, name)
-        await registry.tell_session(session.id, {"wish": "" if undo else "drain"})
+        session = await steering.drain(registry, name, undo=undo)
         if as_json:
             typer.echo(json.dumps({"node": name, "drains": not undo}))
         else:
@@ -196,34 +156,7 @@ async def drain(name: str, undo: bool, as_json: bool) -> None:
 async def move(stream_id: str, name: str, as_json: bool) -> None:
     """Have a node take a stream over from the one that relays it, and wait until it has."""
     async with _registry() as registry:
-        registered = await fetched(registry, stream_id)
-        session = await _session(registry, name)
-        if not takes_on(session):
-            raise ConfigError(f"node {name} takes on no streams: it is {session.fields.get('state', 'about to start')}")
-        weight = weight_of(stream_of(stream_id, registered.fields).ladder)
-        load, capacity = (int(session.fields.get(field, "0")) for field in ("load", "capacity"))
-        if load and load + weight > capacity:
-            raise ResourceBusy(f"node {name} has no room for '{stream_id}': it has taken on {load} of {capacity}, and this takes {weight}")
-        if registered.fields.get("session") != session.id:
-            await registry.report(stream_id, {"wanted": session.id})
-        for _ in range(round(MOVED_WITHIN_S / ASKED_EVERY_S)):
-            registered = await fetched(registry, stream_id)
-            if registered.fields.get("session") == session.id and registered.fields.get("state") == "running":
-                break
-            await asyncio.sleep(ASKED_EVERY_S)
-        else:
-            raise ResourceBusy(f"'{stream_id}' was not taken over by {name} within {MOVED_WITHIN_S:.0f} s: hlsrelay show {stream_id}")
-        await _told(registry, stream_id, f"relayed by {name}", as_json)
-
-
-async def _session(registry: Registry, name: str) -> Session:
-    """Return the living session of a node. Raises ConfigError that names those there are."""
-    living = [one for one in await registry.sessions() if one.lives]
-    found = [one for one in living if name in (one.fields.get("name"), one.id)]
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(sorted(one.fields.get("name", one.id) for one in living)) or "none"
-    raise ConfigError(f"{'several nodes are' if found else 'no node is'} called '{name}': those that live are {names}")
+        _told(await steering.move(registry, stream_id, name), f"relayed by {name}", as_json)
 
 
 async def list_processes(as_json: bool) -> None:
@@ -264,14 +197,11 @@ async def _registry(settings: Settings | None = None) -> AsyncGenerator[Registry
         await children.aclose()
 
 
-async def _told(registry: Registry, stream_id: str, what: str, as_json: bool) -> None:
-    registered = await registry.get(stream_id)
-    if registered is None:
-        raise UnknownStream(f"stream '{stream_id}' was removed meanwhile")
+def _told(registered: Registered, what: str, as_json: bool) -> None:
     if as_json:
         _print_stream(registered, as_json)
     else:
-        typer.echo(f"{stream_id}: {what}")
+        typer.echo(f"{registered.id}: {what}")
 
 
 def _print_stream(registered: Registered, as_json: bool) -> None:

@@ -42,6 +42,9 @@ class Settings(BaseSettings):
         description="URL at which other nodes reach this one's web server, such as http://10.0.0.5:8080; empty: its address and port, "
         "or the host's name where it serves on all addresses",
     )
+    api_token: str = Field(
+        "", description="what the HTTP API wants in Authorization: Bearer; empty: it serves this machine only, and through no proxy"
+    )
     capacity: int = Field(
         0,
         ge=0,

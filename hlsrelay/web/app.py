@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -47,8 +48,8 @@ _ASSETS = {
 _FIELDS = tuple(field.name for field in fields(StreamStatus))
 
 
-def create_app(site: Site, *, page_dir: Path = PAGE_DIR) -> ASGIApp:
-    """Return the web application of *site*; *page_dir* holds the page and, where npm was there, hls.js."""
+def create_app(site: Site, *, page_dir: Path = PAGE_DIR, api: Sequence[Route] = ()) -> ASGIApp:
+    """Return the web application of *site*; *page_dir* holds the page and, where npm was there, hls.js; *api* is the operators'."""
     texts = Texts()
 
     def asset(request: Request, name: str, paths: tuple[str, ...], content_type: bytes) -> Answer:
@@ -101,6 +102,7 @@ def create_app(site: Site, *, page_dir: Path = PAGE_DIR) -> ASGIApp:
             Route("/assets/{name}", assets),
             Route("/api/streams", streams),
             Route("/api/processes", processes),
+            *api,
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", metrics),

@@ -14,7 +14,8 @@ codecs phase
 / clock metrics settings log addresses notify proc memory
 / declared orphans pidfile pipes processes embedded transport recipe sound offers
 / upstream encoder storage ledger registry demand edge
-/ link session relay house stages cutting downloading sampling transcoding desk joints
+/ link session
+/ steering relay house stages cutting downloading sampling transcoding desk joints
 / worker web places checking probing
 / site vitals handover
 / claims
