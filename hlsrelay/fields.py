@@ -38,6 +38,7 @@ RELAY_FIELDS: Mapping[str, str] = {
     "node": "who relays it",
     "session": "the process that does; a stream is free where it is empty, or its lease ran out",
     "epoch": "which claim of the stream that was; it rises with each, and what an earlier owner writes after a later claim is refused",
+    "carried": "which claim last kept where its numbering stands, for an owner that has none of its files",
     "wanted": "the session that asks for it to be handed over",
     "attempt": "how often in a row relaying it failed at once",
     "retry_at": "when it is tried again, where it failed",

@@ -167,10 +167,11 @@ async def offered(node: Node, member: Member, relaying: Callable[[], Collection[
     until_s = node.clock.monotonic_s() + OFFERED_FOR_S
     with suppress(RegistryUnavailable):
         await member.beat()
-        while relaying() and node.clock.monotonic_s() < until_s:
-            if not any(one.lives and takes_on(one) for one in await node.registry.sessions() if one.id != member.id):
+        while node.clock.monotonic_s() < until_s:
+            heirs = [one for one in await node.registry.sessions() if one.id != member.id and one.lives and takes_on(one)]
+            if not heirs or not (left := relaying()):
                 return
-            await asyncio.wait(relaying(), timeout=LOOKED_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(left, timeout=LOOKED_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def has_heir(node: Node, member: Member, stream_id: str) -> bool:

@@ -109,10 +109,12 @@ return 1
 
 CARRY = """
 -- KEYS a stream's hash, its position; ARGV epoch, text: write where it stands, for a week. 0, and nothing is written, where the operator
--- has deleted the stream; -1 where another claim was made since that epoch
+-- has deleted the stream; -1 where another claim was made since that epoch. The hash names the epoch too: a stream that is deleted, and
+-- registered anew under its id, does not go on from there.
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if (redis.call('HGET', KEYS[1], 'epoch') or '') ~= ARGV[1] then return -1 end
-redis.call('SET', KEYS[2], ARGV[2], 'EX', 604800)
+redis.call('HSET', KEYS[1], 'carried', ARGV[1])
+redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. ARGV[2], 'EX', 604800)
 return 1
 """
 

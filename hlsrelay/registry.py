@@ -218,7 +218,17 @@ class RedisRegistry:
 
     async def carried(self, stream_id: str) -> str:
         """See Registry."""
-        return str(await self._asked(lambda: self._redis.get(self._keys.position(stream_id))) or "")
+
+        async def read() -> tuple[str, str]:
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.hget(self._keys.stream(stream_id), "carried")
+            pipeline.get(self._keys.position(stream_id))
+            epoch, kept = await pipeline.execute()
+            return epoch or "", kept or ""
+
+        epoch, kept = await self._asked(read)
+        told, _, text = kept.partition(" ")
+        return text if epoch and told == epoch else ""
 
     async def beat(self, session: str, last: int, fields: Mapping[str, str], lease_s: float = LEASE_S) -> int:
         """See Registry."""
@@ -303,7 +313,7 @@ class MemoryRegistry:
 
     def __init__(self) -> None:
         self.streams: dict[str, dict[str, str]] = {}
-        self.positions: dict[str, str] = {}
+        self.positions: dict[str, tuple[str, str]] = {}
         self.vitals: dict[str, str] = {}
         self.away = False
         self.lives = 1
@@ -375,15 +385,16 @@ class MemoryRegistry:
 
     async def carry(self, stream_id: str, text: str, epoch: int) -> bool:
         """See Registry."""
-        if not await self.report(stream_id, {}, epoch):
+        if not await self.report(stream_id, {"carried": str(epoch)}, epoch):
             return False
-        self.positions[stream_id] = text
+        self.positions[stream_id] = str(epoch), text
         return True
 
     async def carried(self, stream_id: str) -> str:
         """See Registry."""
         self._answering()
-        return self.positions.get(stream_id, "")
+        epoch, text = self.positions.get(stream_id, ("", ""))
+        return text if epoch and self.streams.get(stream_id, {}).get("carried") == epoch else ""
 
     async def beat(self, session: str, last: int, fields: Mapping[str, str], lease_s: float = LEASE_S) -> int:
         """See Registry."""

@@ -18,7 +18,7 @@ from hlsrelay.errors import RegistryUnavailable, Superseded
 from hlsrelay.handover import OFFERED_FOR_S
 from hlsrelay.link import Claim
 from hlsrelay.processes import Children
-from hlsrelay.registry import LEASE_S, MemoryRegistry, Registry
+from hlsrelay.registry import LEASE_S, MemoryRegistry, Registry, Session
 from hlsrelay.session import Member
 from hlsrelay.settings import load_settings
 from hlsrelay.worker import HANDED_ON, LET_GO, Node
@@ -287,5 +287,29 @@ def test_while_redis_answers_nobody_all_go_on_and_nothing_changes_hands(house: H
             await elapse(60)
             assert {name: (one["node"], one["epoch"]) for name, one in house.registry.streams.items()} == before
             assert house.on_air == {}
+
+    virtually(body())
+
+
+def test_a_node_whose_streams_end_just_as_it_leaves_goes_at_once(house: House) -> None:
+    async def body() -> None:
+        await house.registered(1)
+        loop = asyncio.get_running_loop()
+        async with house.worker("a") as a, house.worker("full", 0):
+            await elapse(5)
+            [(task, _)] = a.claims._running.values()
+            asked = house.registry.sessions
+
+            async def ends_meanwhile() -> list[Session]:
+                if a.leaving.is_set():
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+                return await asked()
+
+            house.registry.sessions = ends_meanwhile  # type: ignore[method-assign]
+            at_s = loop.time()
+            a.leaving.set()
+            await a.kept
+            assert loop.time() - at_s < 2
 
     virtually(body())

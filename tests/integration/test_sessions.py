@@ -9,7 +9,7 @@ import pytest
 
 from hlsrelay.errors import Superseded
 from hlsrelay.link import Claim, Link
-from hlsrelay.registry import MemoryRegistry, Refused, Registry
+from hlsrelay.registry import MemoryRegistry, RedisRegistry, Refused, Registry
 from hlsrelay.session import is_dead, process_of, session_id
 from tests.integration.test_registry import FIELDS, Run, lost, run
 from tests.virtual import elapse, run_virtually
@@ -132,8 +132,26 @@ def test_where_a_stream_stands_is_kept_for_its_next_owner_and_goes_with_it(run: 
         with pytest.raises(Superseded):
             await registry.carry("news", "stood here", first)
         assert await registry.carried("news") == "stands here"
+        assert await registry.carry("news", "stands there", second)
+        assert await registry.carried("news") == "stands there"
         await registry.delete("news")
-        assert not await registry.carry("news", "stands there", second)
+        assert not await registry.carry("news", "stands nowhere", second)
+        assert await registry.carried("news") == ""
+
+    run(body)
+
+
+def test_a_stream_that_is_deleted_by_hand_and_registered_anew_does_not_go_on_from_where_it_stood(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        await registry.register("news", FIELDS)
+        assert await registry.carry("news", "stands here", await claimed(registry, "one"))
+        if isinstance(registry, MemoryRegistry):
+            del registry.streams["news"]
+        else:
+            assert isinstance(registry, RedisRegistry)
+            await registry._redis.delete(registry._keys.stream("news"))
+        await registry.register("news", FIELDS)
+        assert await claimed(registry, "other") > 0
         assert await registry.carried("news") == ""
 
     run(body)
