@@ -160,11 +160,14 @@ class Claims:
         streams = await self._node.registry.all()
         self._node.elsewhere = self._elsewhere(streams, sessions)
         wanted = await self._wanted(streams, sessions)
+        total = sum(weight for _, weight in wanted)
+        self._node.metrics.load.set(self.load)
+        self._node.metrics.load_wanted.set(total)
         waiting = self._waiting(wanted, sessions)
         self._free = {one.registered.id: one.looks for one in waiting}
         if self._node.refusal() or self._drains:
             return
-        part = our_part(sum(weight for _, weight in wanted), self.member.id, sessions)
+        part = our_part(total, self.member.id, sessions)
         waiting += self._surplus(wanted, sessions, part)
         room = capacity_of(self._node)
         for one in sorted(waiting, key=lambda one: (-one.looks, random.random())):

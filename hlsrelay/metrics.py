@@ -27,6 +27,10 @@ class Metrics:
         )
         self.children = Gauge("hlsrelay_children", "Child processes running", registry=self.registry)
         self.memory_pressure = Gauge("hlsrelay_memory_pressure", "1 while memory is short: no ladder job starts", registry=self.registry)
+        self.load = Gauge("hlsrelay_load", "What of its capacity a worker has taken on", registry=self.registry)
+        self.load_wanted = Gauge(
+            "hlsrelay_load_wanted", "What all streams that are to run take, wherever they do, as a worker sees it", registry=self.registry
+        )
         self.registry_up = Gauge("hlsrelay_redis_up", "1 while Redis answers", registry=self.registry)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:

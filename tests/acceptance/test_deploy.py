@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hlsrelay.commands import LONGEST_SERVED_ON_S
 from hlsrelay.handover import OFFERED_FOR_S
+from hlsrelay.metrics import Metrics
+from hlsrelay.settings import Settings
 from tests.acceptance.live_source import muxing, nginx
 from tests.acceptance.relay_process import environment, hlsrelay, redis_server, relaying
 from tests.needs import needs
@@ -25,6 +28,7 @@ pytestmark = pytest.mark.acceptance
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNIT = DEPLOY / "hlsrelay@.service"
+WANTED = "hlsrelay_load_wanted"
 WORKER = DEPLOY / "hlsrelay-worker@.service"
 OURS = str(Path(sys.executable).parent)
 MOST_EXPOSED = 30
@@ -97,8 +101,38 @@ def test_hadolint_finds_no_fault_with_the_dockerfile() -> None:
     linted("hadolint", "--no-color", str(DEPLOY / "Dockerfile"))
 
 
-def test_the_compose_file_keeps_to_the_schema_of_compose() -> None:
-    linted("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(DEPLOY / "compose.yaml"))
+def test_the_compose_files_keep_to_the_schema_of_compose() -> None:
+    files = sorted(map(str, DEPLOY.glob("compose*.yaml")))
+    assert len(files) == 2
+    linted("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *files)
+
+
+def test_the_kubernetes_files_keep_to_its_schemas_and_name_one_another() -> None:
+    folder = DEPLOY / "kubernetes"
+    listed = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
+    assert {*listed, "kustomization.yaml"} == {path.name for path in folder.iterdir()}
+    linted("kubernetes-validate", "--strict", *(str(folder / name) for name in listed if name != "scaling.yaml"))  # KEDA's is not in there
+    made = {name: yaml.safe_load((folder / name).read_text()) for name in listed}
+    labels = made["workers.yaml"]["spec"]["template"]["metadata"]["labels"]
+    for selector in (
+        made["workers.yaml"]["spec"]["selector"]["matchLabels"],
+        made["service.yaml"]["spec"]["selector"],
+        made["disruption.yaml"]["spec"]["selector"]["matchLabels"],
+        made["network.yaml"]["spec"]["podSelector"]["matchLabels"],
+    ):
+        assert selector.items() <= labels.items()
+    pod = made["workers.yaml"]["spec"]["template"]["spec"]
+    [worker] = pod["containers"]
+    assert pod["terminationGracePeriodSeconds"] >= 5 + OFFERED_FOR_S + LONGEST_SERVED_ON_S + int(service_of(UNIT)["TimeoutStopSec"])
+    assert worker["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert {
+        one["name"].removeprefix("HLSRELAY_").lower() for one in worker["env"] if one["name"] != "POD_IP"
+    } <= Settings.model_fields.keys()
+    scaled = made["scaling.yaml"]
+    assert scaled["spec"]["scaleTargetRef"]["name"] == made["workers.yaml"]["metadata"]["name"]
+    [trigger] = scaled["spec"]["triggers"]
+    assert f"({WANTED})" in trigger["metadata"]["query"]
+    assert WANTED in Metrics().text().decode()
 
 
 def test_the_image_has_an_init_a_user_a_health_check_and_installs_from_the_lock_only() -> None:

@@ -6,7 +6,10 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -18,6 +21,7 @@ from tests.waiting import until
 pytestmark = [pytest.mark.acceptance, needs("nginx")]
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "nginx.conf"
+EDGE = CONFIG.with_name("nginx-edge.conf")
 PLAYLIST = "#EXTM3U\n" + "#EXTINF:2.0,\n1.ts\n" * 50
 
 
@@ -37,14 +41,7 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     text = CONFIG.read_text().replace("listen 8081;", f"listen 127.0.0.1:{port};").replace("root /var/lib/hlsrelay;", f"root {folder};")
     assert str(port) in text
     assert str(folder) in text
-    kept = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    config = folder / "nginx.conf"
-    user = "user root;\n" if os.getuid() == 0 else ""  # else its workers could not enter a folder of ours
-    config.write_text(f"{user}daemon off;\npid {folder}/pid;\n" + text.replace("http {\n", "http {\n" + kept))
-    argv = [str(shutil.which("nginx")), "-c", str(config), "-p", str(folder), "-e", str(folder / "error.log")]
-    tested = subprocess.run([*argv, "-t"], check=False, capture_output=True, text=True, timeout=30)
-    assert "test is successful" in tested.stderr, tested.stderr
-    assert "[warn]" not in tested.stderr
+    argv = configured(text, folder)
     with (
         subprocess.Popen(argv, stderr=subprocess.DEVNULL) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}/live/news/", trust_env=False) as client,
@@ -56,6 +53,28 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         finally:
             process.terminate()
             process.wait(10)
+
+
+def configured(text: str, folder: Path) -> list[str]:
+    """Write a configuration that keeps its own things in *folder*; returns what runs it. Fails where nginx finds fault with it."""
+    kept = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    config = folder / "nginx.conf"
+    user = "user root;\n" if os.getuid() == 0 else ""  # else its workers could not enter a folder of ours
+    config.write_text(f"{user}daemon off;\npid {folder}/pid;\n" + text.replace("http {\n", "http {\n" + kept))
+    argv = [str(shutil.which("nginx")), "-c", str(config), "-p", str(folder), "-e", str(folder / "error.log")]
+    tested = subprocess.run([*argv, "-t"], check=False, capture_output=True, text=True, timeout=30)
+    assert "test is successful" in tested.stderr, tested.stderr
+    assert "[warn]" not in tested.stderr
+    return argv
+
+
+def edge(folder: Path, port: int, *workers: str) -> list[str]:
+    """Return what runs deploy/nginx-edge.conf at *port* in front of *workers*."""
+    text = EDGE.read_text().replace("listen 8080;", f"listen 127.0.0.1:{port};").replace("/var/cache/nginx/live", f"{folder}/cache")
+    for name, worker in zip(("worker-a:8080", "worker-b:8080"), workers, strict=True):
+        assert name in text
+        text = text.replace(name, worker)
+    return configured(text, folder)
 
 
 def is_up(port: int) -> bool:
@@ -96,3 +115,39 @@ def test_what_is_not_published_is_not_served_and_not_remembered(nginx: httpx.Cli
 def test_a_preflight_is_answered_and_nothing_can_be_written(nginx: httpx.Client) -> None:
     assert nginx.request("OPTIONS", "source/1.ts").status_code == 204
     assert nginx.put("source/1.ts", content=b"x").status_code in (403, 405)
+
+
+def test_the_edge_asks_another_worker_where_one_is_gone_keeps_segments_and_shows_nothing_but_streams(tmp_path: Path) -> None:
+    asked: Counter[str] = Counter()
+
+    class Worker(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked[self.path] += 1
+            self.send_response(200)
+            self.send_header("Cache-Control", "max-age=1" if self.path.endswith(".m3u8") else "public, max-age=3600")
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"data")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        port, gone = one.getsockname()[1], other.getsockname()[1]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Worker) as worker:
+        threading.Thread(target=worker.serve_forever, daemon=True).start()
+        argv = edge(tmp_path, port, f"127.0.0.1:{gone}", f"127.0.0.1:{worker.server_port}")
+        with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as process, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            try:
+                until(lambda: is_up(port))
+                for number in range(20):
+                    assert client.get(f"/live/news/source/{number % 2}.ts").content == b"data"
+                    assert client.get("/live/news/source/index.m3u8").status_code == 200
+                assert {asked[f"/live/news/source/{number}.ts"] for number in range(2)} == {1}
+                assert asked["/live/news/source/index.m3u8"] <= 10
+                assert client.get("/api/nodes").status_code == 404
+                assert client.post("/live/news/source/index.m3u8").status_code in (403, 405)
+            finally:
+                process.terminate()
+                process.wait(10)
+                worker.shutdown()
