@@ -61,22 +61,26 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 
 BEAT = f"""
--- KEYS nodes, a session's hash, meta, life; ARGV session, lease in ms, what this returned last (0: nothing yet), what a next life is to
--- be called, field, value, ...: renew a session's lease; returns when that was.
+-- KEYS nodes, a session's hash, meta, life; ARGV session, lease in ms, when it came last and the life that was then (0: never), what a
+-- next life is to be called, field, value, ...: renew a session's lease; returns when that was, and the life.
 -- Where nobody came for longer than a lease lasts, Redis itself was away or stood still: none is declared dead until all had time to come.
--- Where Redis has forgotten that we came it has lost data, all or what was written since: another life begins.
+-- Where Redis has forgotten that we came, and tells the same life all the same, it went back to an older state: another life begins.
 {_NOW}
 local lease = tonumber(ARGV[2])
 local last = tonumber(redis.call('HGET', KEYS[3], 'beat') or '0')
 if now - last > lease or now < last then redis.call('HSET', KEYS[3], 'grace', now + lease) end
 local kept = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '0')
-if ARGV[3] ~= '0' and kept < tonumber(ARGV[3]) + lease then redis.call('SET', KEYS[4], ARGV[4]) end
+local life = redis.call('GET', KEYS[4])
+if not life or (ARGV[3] ~= '0' and life == ARGV[4] and kept < tonumber(ARGV[3]) + lease) then
+    life = ARGV[5]
+    redis.call('SET', KEYS[4], life)
+end
 redis.call('HSET', KEYS[3], 'beat', now)
 redis.call('ZADD', KEYS[1], now + lease, ARGV[1])
-redis.call('HSET', KEYS[2], unpack(ARGV, 5))
+redis.call('HSET', KEYS[2], unpack(ARGV, 6))
 redis.call('PEXPIRE', KEYS[2], 20 * lease)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 20 * lease)
-return now
+return {{now, life}}
 """
 
 CLAIM = f"""

@@ -52,6 +52,14 @@ class Session:
         return self.left_s >= 0
 
 
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """When a session was renewed, by the registry's clock, and the life of the registry (`follow`) that this was in."""
+
+    at_ms: int
+    life: str
+
+
 class Registry(Protocol):
     """What commands and links need. Every method raises RegistryUnavailable where Redis does not answer."""
 
@@ -88,10 +96,11 @@ class Registry(Protocol):
     async def carried(self, stream_id: str) -> str:
         """Return where a stream stands as its owners kept it last; empty where none did."""
 
-    async def beat(self, session: str, last: int, fields: Mapping[str, str], lease_s: float = LEASE_S) -> int:
-        """Renew a session, and write what its process tells of itself; returns when that was, by the registry's clock.
+    async def beat(self, session: str, last: Beat | None, fields: Mapping[str, str], lease_s: float = LEASE_S) -> Beat:
+        """Renew a session, and write what its process tells of itself.
 
-        *last*: what this returned last, 0 before. Where the registry does not know of that any more another life begins (`follow`).
+        *last*: what this returned last, None before. Where the registry does not know of that any more, in the same life, it went back to
+        an older state: another life begins.
         """
 
     async def tell_session(self, session: str, fields: Mapping[str, str]) -> bool:
@@ -230,11 +239,13 @@ class RedisRegistry:
         told, _, text = kept.partition(" ")
         return text if epoch and told == epoch else ""
 
-    async def beat(self, session: str, last: int, fields: Mapping[str, str], lease_s: float = LEASE_S) -> int:
+    async def beat(self, session: str, last: Beat | None, fields: Mapping[str, str], lease_s: float = LEASE_S) -> Beat:
         """See Registry."""
         keys = (self._keys.nodes(), self._keys.node(session), self._keys.meta(), self._keys.life())
-        arguments = (session, _ms(lease_s), str(last), uuid.uuid4().hex, *_flat(fields))
-        return int(await self._asked(lambda: self._redis.eval(BEAT, 4, *keys, *arguments)))
+        before = (str(last.at_ms), last.life) if last else ("0", "")
+        arguments = (session, _ms(lease_s), *before, uuid.uuid4().hex, *_flat(fields))
+        at_ms, life = await self._asked(lambda: self._redis.eval(BEAT, 4, *keys, *arguments))
+        return Beat(int(at_ms), str(life))
 
     async def tell_session(self, session: str, fields: Mapping[str, str]) -> bool:
         """See Registry."""
@@ -396,16 +407,16 @@ class MemoryRegistry:
         epoch, text = self.positions.get(stream_id, ("", ""))
         return text if epoch and self.streams.get(stream_id, {}).get("carried") == epoch else ""
 
-    async def beat(self, session: str, last: int, fields: Mapping[str, str], lease_s: float = LEASE_S) -> int:
+    async def beat(self, session: str, last: Beat | None, fields: Mapping[str, str], lease_s: float = LEASE_S) -> Beat:
         """See Registry."""
         self._answering()
         now_s = self.now_s()
         if now_s - self._beaten_s > lease_s:
             self._grace_s = now_s + lease_s
-        self.lives += last > 0 and session not in self._leases
+        self.lives += last is not None and last.life == str(self.lives) and session not in self._leases
         self._beaten_s = now_s
         self._leases[session] = now_s + lease_s, {**self._leases.get(session, (0.0, {}))[1], **fields}
-        return round(now_s * 1000)
+        return Beat(round(now_s * 1000), str(self.lives))
 
     async def tell_session(self, session: str, fields: Mapping[str, str]) -> bool:
         """See Registry."""

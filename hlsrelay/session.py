@@ -21,7 +21,7 @@ import structlog
 from hlsrelay import proc
 from hlsrelay.errors import HlsRelayError, RegistryUnavailable
 from hlsrelay.orphans import incarnation
-from hlsrelay.registry import LEASE_S, Registry, Session
+from hlsrelay.registry import LEASE_S, Beat, Registry, Session
 
 BEAT_S = 1.0
 PEERS_ASKED_AFTER_S = LEASE_S
@@ -95,7 +95,7 @@ class Member:
         self._is_up = is_up
         """Hears after each beat whether Redis answered."""
         self._up = True
-        self._last = 0
+        self._last: Beat | None = None
 
     async def beat(self) -> None:
         """Renew the lease. Raises RegistryUnavailable."""

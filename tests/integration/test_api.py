@@ -61,7 +61,7 @@ def test_a_stream_lives_through_all_that_the_api_does(ask: Asking) -> None:
 
 
 def test_nodes_are_told_of_and_told_to_drain(ask: Asking) -> None:
-    asyncio.run(ask.registry.beat("session of a", 0, {"name": "a", "state": "active"}, 1e9))
+    asyncio.run(ask.registry.beat("session of a", None, {"name": "a", "state": "active"}, 1e9))
     ask.registry.now_s = lambda: 1e9  # type: ignore[method-assign]
     assert [one["name"] for one in ask("GET", "/api/nodes").json()["nodes"]] == ["a"]
     assert ask("POST", "/api/nodes/a/drain", {}).json() == {"node": "a", "drains": True}

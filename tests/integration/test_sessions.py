@@ -9,7 +9,7 @@ import pytest
 
 from hlsrelay.errors import Superseded
 from hlsrelay.link import Claim, Link
-from hlsrelay.registry import MemoryRegistry, RedisRegistry, Refused, Registry
+from hlsrelay.registry import Beat, MemoryRegistry, RedisRegistry, Refused, Registry
 from hlsrelay.session import is_dead, process_of, session_id
 from tests.integration.test_registry import FIELDS, Run, lost, run
 from tests.virtual import elapse, run_virtually
@@ -36,11 +36,11 @@ def test_a_stream_is_claimed_by_one_living_session_and_by_another_once_its_lease
     async def body(registry: Registry) -> None:
         assert await claimed(registry, "one") == Refused.UNKNOWN
         await registry.register("news", FIELDS)
-        last = await registry.beat("one", 0, ONE, SHORT_S)
+        last = await registry.beat("one", None, ONE, SHORT_S)
         first = await claimed(registry, "one")
         assert first > 0
         ends = asyncio.get_running_loop().time() + SHORT_S
-        beaten = await registry.beat("other", 0, OTHER, SHORT_S)
+        beaten = await registry.beat("other", None, OTHER, SHORT_S)
         assert await claimed(registry, "other") == Refused.HELD
         second = 0
         while second <= 0:
@@ -48,7 +48,7 @@ def test_a_stream_is_claimed_by_one_living_session_and_by_another_once_its_lease
             second = await claimed(registry, "other")
         assert asyncio.get_running_loop().time() >= ends - 0.05
         assert second > first
-        assert last > 0
+        assert last.at_ms > 0
         found = await registry.get("news")
         assert found is not None
         assert found.fields == {**FIELDS, "session": "other", "node": "other", "epoch": str(second)}
@@ -60,8 +60,8 @@ def test_a_stream_is_claimed_by_one_living_session_and_by_another_once_its_lease
 def test_who_leaves_has_nothing_any_more_and_is_not_waited_for(run: Run) -> None:
     async def body(registry: Registry) -> None:
         await registry.register("news", FIELDS)
-        await registry.beat("one", 0, ONE, 60)
-        await registry.beat("other", 0, OTHER, 60)
+        await registry.beat("one", None, ONE, 60)
+        await registry.beat("other", None, OTHER, 60)
         assert [(one.id, one.lives, one.fields["name"]) for one in await registry.sessions()] == [
             ("one", True, "one"),
             ("other", True, "other"),
@@ -76,7 +76,7 @@ def test_who_leaves_has_nothing_any_more_and_is_not_waited_for(run: Run) -> None
 def test_what_an_operator_wishes_of_a_node_is_told_to_it_and_outlives_what_that_tells_of_itself(run: Run) -> None:
     async def body(registry: Registry) -> None:
         assert not await registry.tell_session("one", {"wish": "drain"}), "no such node"
-        last = await registry.beat("one", 0, ONE, 60)
+        last = await registry.beat("one", None, ONE, 60)
         assert await registry.tell_session("one", {"wish": "drain"})
         await registry.beat("one", last, ONE, 60)
         assert [one.fields for one in await registry.sessions()] == [{**ONE, "wish": "drain"}]
@@ -89,13 +89,13 @@ def test_nobody_is_declared_dead_where_nobody_came_for_a_while(run: Run) -> None
 
     async def body(registry: Registry) -> None:
         await registry.register("news", FIELDS)
-        await registry.beat("one", 0, ONE, SHORT_S)
+        await registry.beat("one", None, ONE, SHORT_S)
         await claimed(registry, "one")
         await asyncio.sleep(2 * SHORT_S)
         assert await claimed(registry, "other") == Refused.IN_DOUBT, "it has not come itself"
-        await registry.beat("other", 0, OTHER, SHORT_S)
+        await registry.beat("other", None, OTHER, SHORT_S)
         assert await claimed(registry, "other") == Refused.IN_DOUBT
-        await registry.beat("one", 0, ONE, SHORT_S)
+        await registry.beat("one", None, ONE, SHORT_S)
         assert await claimed(registry, "other") == Refused.HELD
         assert await claimed(registry, "other", dead="one") > 0, "who knows that it is dead need not wait"
 
@@ -157,15 +157,20 @@ def test_a_stream_that_is_deleted_by_hand_and_registered_anew_does_not_go_on_fro
     run(body)
 
 
-def test_a_registry_that_has_forgotten_a_session_began_another_life(run: Run) -> None:
+def test_a_registry_that_went_back_to_an_older_state_began_another_life_and_one_that_lost_all_no_second_one(run: Run) -> None:
     async def body(registry: Registry) -> None:
         _, life = await registry.follow("news")
-        last = await registry.beat("one", 0, ONE, SHORT_S)
+        last = await registry.beat("one", None, ONE, SHORT_S)
         last = await registry.beat("one", last, ONE, SHORT_S)
-        assert (await registry.follow("news"))[1] == life
+        assert (await registry.follow("news"))[1] == life == last.life
         await registry.leave("one")
-        await registry.beat("one", last, ONE, SHORT_S)
-        assert (await registry.follow("news"))[1] != life
+        last = await registry.beat("one", last, ONE, SHORT_S)
+        assert (await registry.follow("news"))[1] == last.life != life
+        await lost(registry)
+        _, life = await registry.follow("news")
+        assert life != last.life
+        assert (await registry.beat("one", last, ONE, SHORT_S)).life == life, "what is deleted in this life is no loss"
+        assert (await registry.follow("news"))[1] == life
 
     run(body)
 
@@ -189,7 +194,7 @@ def test_who_relays_a_stream_claims_it_again_where_the_registry_is_of_before_tha
 
     async def body(registry: Registry) -> None:
         await registry.register("news", {**FIELDS, "session": "other", "epoch": "7", "node": "other"})
-        await registry.beat("other", 0, OTHER, 60)
+        await registry.beat("other", None, OTHER, 60)
         old = await registry.get("news")
         assert old is not None
         await registry.change("news", {"session": ""})
@@ -217,10 +222,10 @@ def test_who_relays_a_stream_claims_it_again_where_the_registry_is_of_before_tha
 def test_a_stream_that_is_lost_is_written_back_with_its_owner_and_nobody_else_has_it(run: Run) -> None:
     async def body(registry: Registry) -> None:
         await registry.register("news", FIELDS)
-        await registry.beat("one", 0, ONE, 60)
+        await registry.beat("one", None, ONE, 60)
         link = await link_of(registry, "one")
         await lost(registry)
-        await registry.beat("one", 1, ONE, 60)
+        await registry.beat("one", Beat(1, "of before"), ONE, 60)
         async with aclosing(link.changes()) as changes:
             following = asyncio.ensure_future(anext(changes))
             async with asyncio.timeout(10):
