@@ -34,6 +34,8 @@ LEFT_LYING = 3
 """What nobody took so many looks long is taken beyond our part."""
 OFFERED_PATIENCE = 4
 BALANCED_EVERY_S = 30.0
+FAILED_HERE_S = 300.0
+"""What failed here is left to others for so long: it may be this node that is broken."""
 TAKEN_OVER_AT_ONCE = 8
 ROOM_PER_CORE = 50
 
@@ -71,6 +73,7 @@ class Claims:
         self._let_go = asyncio.Event()
         self._running: dict[str, tuple[asyncio.Task[float], int]] = {}
         self._free: dict[str, int] = {}
+        self._failed_s: dict[str, float] = {}
         self._told_to_drain = False
         self._taking_over = asyncio.Semaphore(TAKEN_OVER_AT_ONCE)
         self._balanced_s = node.clock.monotonic_s()
@@ -112,7 +115,7 @@ class Claims:
                     cut_off = asyncio.create_task(self.member.cut_off.wait())
             had = {stream_id: task for stream_id, (task, _) in self._running.items()}
             self._node.draining = True
-            await offered(self._node, self.member, lambda: [task for task in had.values() if not task.done()])
+            await offered(self._node, self.member, lambda: [task for task in had.values() if not task.done()], self.looked_elsewhere)
             self._let_go.set()
             await asyncio.gather(*had.values(), return_exceptions=True)
             return {stream_id: task.result() for stream_id, task in had.items() if not task.cancelled() and not task.exception()}
@@ -131,8 +134,17 @@ class Claims:
         finally:
             if not looking.done():
                 looking.cancel()  # a claim whose answer is lost so is made again: see _waiting
-            with suppress(RegistryUnavailable, asyncio.CancelledError):
+            try:
                 await looking
+            except (RegistryUnavailable, asyncio.CancelledError):
+                pass
+            except Exception:
+                log.exception("node.look_failed")
+
+    async def looked_elsewhere(self) -> None:
+        """See again where the streams of others are served. Raises RegistryUnavailable."""
+        self._reaped()
+        self._node.elsewhere = self._elsewhere(await self._node.registry.all(), await self._node.registry.sessions())
 
     async def _yielded(self, gone: asyncio.Task[bool]) -> None:
         """Stop all that we relay, before others begin with it, and wait until Redis answers us again."""
@@ -148,6 +160,8 @@ class Claims:
     def _ended(self, stream_id: str) -> None:
         task, _ = self._running.pop(stream_id)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Superseded):
+            if not isinstance(error, RegistryUnavailable):
+                self._failed_s[stream_id] = self._node.clock.monotonic_s()
             if isinstance(error, HlsRelayError):
                 log.warning("stream.failed", stream=stream_id, reason=str(error))
             else:
@@ -188,7 +202,7 @@ class Claims:
         try:
             async with self._taking_over:
                 claim = await taken_over(self._node, self.member, registered)
-        except (ResourceBusy, UnknownStream, RegistryUnavailable) as error:  # another was faster, or it stays where it is
+        except (ResourceBusy, Superseded, UnknownStream, RegistryUnavailable) as error:  # another was faster, or it stays where it is
             log.info("stream.not_taken_over", stream=registered.id, reason=str(error))
             return 0.0
         return await relayed(claim, self._node, self._let_go)
@@ -205,24 +219,37 @@ class Claims:
                     with suppress(ConfigError):
                         await admitted(one, self._node)
                 continue
+            except Exception as error:  # no field of one stream may hold up the others
+                log.warning("stream.unreadable", stream=one.id, reason=type(error).__name__)
+                continue
             if stream.desired is Desired.RUN:
                 found.append((one, weight_of(stream.ladder)))
         return found
 
     def _elsewhere(self, streams: Iterable[Registered], sessions: list[Session]) -> dict[str, str]:
-        """Return where the streams are served that others relay into folders of their own."""
+        """Return where the streams are served that others relay into folders of their own.
+
+        One that nobody has just now, and that one of these had last, is there still, or will be somewhere else before long.
+        """
         ours = str(self._node.live.resolve())
-        urls = {
-            one.id: one.fields["url"]
-            for one in sessions
-            if one.lives and one.fields.get("url") and not (is_here(one.id) and one.fields.get("live") == ours)
-        }
-        return {one.id: urls[session] for one in streams if (session := one.fields.get("session", "")) in urls}
+        there = [one for one in sessions if one.fields.get("url") and not (is_here(one.id) and one.fields.get("live") == ours)]
+        urls = {one.id: one.fields["url"] for one in there if one.lives}
+        living = {one.id for one in sessions if one.lives}
+        found = {}
+        for one in streams:
+            owner = one.fields.get("session", "")
+            if owner in urls:
+                found[one.id] = urls[owner]
+            elif owner not in living and one.id in self._node.elsewhere and one.fields.get("desired") != Desired.STOP:
+                found[one.id] = self._node.elsewhere[one.id]
+        return {stream_id: url for stream_id, url in found.items() if stream_id not in self._running}
 
     def _waiting(self, wanted: Iterable[tuple[Registered, int]], sessions: list[Session]) -> list[Waiting]:
         """Return what nobody has, who leaves has, or we are to take over; not what another one is to take over, unless it does not."""
         now = self._node.clock.utc_now()
         takers = {one.id for one in sessions if one.lives and takes_on(one)}
+        now_s = self._node.clock.monotonic_s()
+        self._failed_s = {stream_id: at_s for stream_id, at_s in self._failed_s.items() if now_s - at_s < FAILED_HERE_S}
         found = []
         for one, weight in wanted:
             if one.id in self._running or _backs_off(one, now):
@@ -231,14 +258,15 @@ class Claims:
             has = None if has and has.id == self.member.id else has  # claimed, and we never heard of it
             offered = has is not None and (has.fields.get("state") == DRAINING or taker == self.member.id)
             waiting = Waiting(one, weight, self._free.get(one.id, -1) + 1, offered)
-            if (has is None or offered) and (taker not in takers or taker == self.member.id or waiting.is_left_lying):
+            theirs = (taker in takers and taker != self.member.id) or (one.id in self._failed_s and takers - {self.member.id})
+            if (has is None or offered) and (not theirs or waiting.is_left_lying):
                 found.append(waiting)
         return found
 
     def _surplus(self, wanted: Iterable[tuple[Registered, int]], sessions: list[Session], part: int) -> list[Waiting]:
         """Return one stream, now and then, of a node that is more taken than we shall be once we have it."""
         now_s, capacity = self._node.clock.monotonic_s(), capacity_of(self._node)
-        if now_s - self._balanced_s < BALANCED_EVERY_S or any(task.done() for task, _ in self._running.values()):
+        if self._failed_s or now_s - self._balanced_s < BALANCED_EVERY_S or any(task.done() for task, _ in self._running.values()):
             return []
         self._balanced_s = now_s + random.uniform(0, BALANCED_EVERY_S / 2)
         others = {one.id: one.fields for one in sessions if one.id != self.member.id and one.lives and takes_on(one)}

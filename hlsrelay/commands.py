@@ -33,7 +33,7 @@ from hlsrelay.site import RelaySite
 from hlsrelay.storage import live_dir
 from hlsrelay.urls import redacted
 from hlsrelay.vitals import attended
-from hlsrelay.web import advertised, api_routes, create_app, serve
+from hlsrelay.web import advertised, api_routes, create_app, local_token, serve
 from hlsrelay.worker import Node, admitted, local_encoder
 
 DEMO = "demo"
@@ -170,9 +170,9 @@ async def _relay(registered: Registered, node: Node, leaving: asyncio.Event, *, 
         member = Member(node.registry, tells, node.metrics.registry_up.set)
         node.hears_redis = lambda: member.hears
         await stack.enter_async_context(member.taking_part())
+        url = await stack.enter_async_context(_served(node)) if node.serves else ""  # before another node lets go for us
         claim = await (taken_over if take_over else obtained)(node, member, registered)
-        if node.serves:
-            url = await stack.enter_async_context(_served(node))
+        if url:
             typer.echo(f"Watch     {url}/#{stream.id}\nPlaylist  {url}/live/{stream.id}/index.m3u8")
             sys.stdout.flush()
         tell(f"{READY}\nSTATUS=stream {stream.id}")
@@ -212,12 +212,13 @@ async def _served(node: Node) -> AsyncGenerator[str, None]:
         one.lives and is_here(one.id) and (one.fields.get("http"), one.fields.get("live")) == (http, live)
         for one in await node.registry.sessions()
     )
-    async with serve(create_app(RelaySite(node), api=api_routes(node.registry, node.settings.api_token)), http, shared=shared) as url:
-        node.url = node.settings.advertise or advertised(url)
-        try:
+    routes = api_routes(node.registry, node.settings.api_token or local_token(node.settings.data))
+    try:
+        async with serve(create_app(RelaySite(node), api=routes), http, shared=shared) as url:
+            node.url = node.settings.advertise or advertised(url)
             yield url
-        finally:
-            await node.edge.aclose()
+    finally:
+        await node.edge.aclose()
 
 
 async def _viewers_left(node: Node, member: Member, had: Mapping[str, float]) -> None:

@@ -23,7 +23,9 @@ FRESH_S = 0.25
 KEPT_BYTES = 64 * 2**20
 LARGEST_BYTES = 256 * 2**20
 FETCHED_WITHIN_S = 20.0
+CONNECTED_WITHIN_S = 2.0
 HEARD_WITHIN_S = 0.5
+HEALTH = "health"
 FOLLOWED_WITHIN_S = 3.0
 LOOKED_EVERY_S = 0.1
 MOST_CONNECTIONS = 32
@@ -51,7 +53,7 @@ class Edge:
         self._where = where
         self._now_s = now_s
         self._transport = transport
-        self._client: httpx.AsyncClient | None = None
+        self._clients: dict[str, httpx.AsyncClient] = {}
         self._under_way: dict[str, asyncio.Task[Fetched]] = {}
         self._kept: OrderedDict[str, tuple[float, str, Fetched]] = OrderedDict()
         self._kept_bytes = 0
@@ -66,54 +68,64 @@ class Edge:
         fresh_s = FRESH_S if path.endswith(".m3u8") else float("inf")
         until_s = self._now_s() + FOLLOWED_WITHIN_S
         while True:
-            owner = self._where().get(path.partition("/")[0], "")
+            owner = self._owner(path)
             kept = self._kept.get(path)
             if kept and self._now_s() - kept[0] <= fresh_s and (kept[1] == owner or fresh_s != FRESH_S):
                 self._kept.move_to_end(path)
                 return kept[2]
             found = await self._once(owner, path) if owner else Fetched(503)
+            if found is None:  # it is another's now
+                until_s = self._now_s() + FOLLOWED_WITHIN_S
+                continue
             if found.status not in (404, 502, 503) or self._now_s() >= until_s:
                 return found
             # It may have changed hands: before the new owner is known here, or before it has published.
-            if found.status == 404 and self._where().get(path.partition("/")[0], "") == owner:
+            if found.status == 404 and self._owner(path) == owner:
                 return found
             await asyncio.sleep(LOOKED_EVERY_S)
+
+    def _owner(self, path: str) -> str:
+        return self._where().get(path.partition("/")[0], "")
 
     async def hears_redis(self, url: str) -> bool:
         """Ask the node at *url* whether Redis answers it; one that can't be reached says no."""
         try:
             async with asyncio.timeout(HEARD_WITHIN_S):
-                answer = await self._connected().get(f"{url}/healthz")
+                answer = await self._connected(HEALTH).get(f"{url}/healthz")
                 return answer.status_code == 200 and answer.json().get("redis") is True
-        except (httpx.HTTPError, TimeoutError, ValueError, AttributeError):
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, AttributeError):
             return False
 
-    async def _once(self, owner: str, path: str) -> Fetched:
-        """Fetch a file, or wait for who fetches it already; whoever gives up waiting does not end it for the others."""
+    async def _once(self, owner: str, path: str) -> Fetched | None:
+        """Fetch a file, or wait for who fetches it already; None once its stream has another owner: this one may answer never.
+
+        Whoever gives up waiting does not end it for the others.
+        """
         name = f"{owner} {path}"
         task = self._under_way.get(name)
         if task is None:
             task = self._under_way[name] = asyncio.create_task(self._fetch(owner, path), name=f"edge {path}")
             task.add_done_callback(lambda _: self._under_way.pop(name, None))
-        return await asyncio.shield(task)
+        while not task.done():
+            await asyncio.wait((task,), timeout=LOOKED_EVERY_S)
+            if not task.done() and self._owner(path) not in ("", owner):
+                return None
+        return task.result() if not task.cancelled() else Fetched(503)
 
-    def _connected(self) -> httpx.AsyncClient:
-        if self._client is None:
+    def _connected(self, owner: str) -> httpx.AsyncClient:
+        """Return the client of one owner: one that hangs takes no connection from the others."""
+        if owner not in self._clients:
             limits = httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_CONNECTIONS)
-            self._client = httpx.AsyncClient(
-                trust_env=False,
-                limits=limits,
-                timeout=FETCHED_WITHIN_S,
-                transport=self._transport,
-                headers={HOP: "1"},
-                follow_redirects=False,
+            timeout = httpx.Timeout(FETCHED_WITHIN_S, connect=CONNECTED_WITHIN_S)
+            self._clients[owner] = httpx.AsyncClient(
+                trust_env=False, limits=limits, timeout=timeout, transport=self._transport, headers={HOP: "1"}, follow_redirects=False
             )
-        return self._client
+        return self._clients[owner]
 
     async def _fetch(self, owner: str, path: str) -> Fetched:
         self.fetches += 1
         try:
-            async with asyncio.timeout(FETCHED_WITHIN_S), self._connected().stream("GET", f"{owner}/live/{path}") as answer:
+            async with asyncio.timeout(FETCHED_WITHIN_S), self._connected(owner).stream("GET", f"{owner}/live/{path}") as answer:
                 if answer.status_code != 200:
                     return Fetched(answer.status_code)
                 body = bytearray()
@@ -123,7 +135,7 @@ class Edge:
                         log.warning("edge.too_large", path=path, owner=owner)
                         return Fetched(502)
                 found = Fetched(200, bytes(body), answer.headers.get("etag", ""))
-        except (httpx.HTTPError, TimeoutError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             log.warning("edge.failed", path=path, owner=owner, reason=f"{type(error).__name__} {error}".strip())
             return Fetched(502)
         self._keep(owner, path, found)
@@ -143,6 +155,7 @@ class Edge:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._client is not None:
+        for client in self._clients.values():
             with suppress(httpx.HTTPError):
-                await self._client.aclose()
+                await client.aclose()
+        self._clients.clear()

@@ -126,7 +126,7 @@ def _headers(text: str) -> tuple[tuple[str, str], ...]:
     hint = 'write a JSON object of text, such as {"Referer": "https://example.com/"}'
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError(f"headers is no JSON: {hint}") from None
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise ConfigError(f"headers is not what is needed: {hint}")

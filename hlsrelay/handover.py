@@ -12,7 +12,7 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -48,7 +48,7 @@ async def claimed(node: Node, member: Member, registered: Registered) -> Claim |
     if found is None:
         return Refused.UNKNOWN
     owner = found.fields.get("session", "")
-    epoch = await node.registry.claim(registered.id, member.id, {"node": node.name}, dead=owner if is_dead(owner) else "")
+    epoch = await node.registry.claim(registered.id, member.id, {"node": node.name, "wanted": ""}, dead=owner if is_dead(owner) else "")
     return Claim(found, member.id, epoch, life) if epoch > 0 else Refused(epoch)
 
 
@@ -75,7 +75,8 @@ async def obtained(node: Node, member: Member, registered: Registered) -> Claim:
 async def taken_over(node: Node, member: Member, registered: Registered) -> Claim:
     """Ask the owner of a stream to let go of it, and claim it then.
 
-    Raises ResourceBusy where it does not, or another was faster; UnknownStream; RegistryUnavailable.
+    Raises ResourceBusy where it does not, or another was faster; Superseded where it changed hands just then; UnknownStream;
+    RegistryUnavailable.
     """
     claim = await claimed(node, member, registered)
     if isinstance(claim, Claim):
@@ -83,7 +84,11 @@ async def taken_over(node: Node, member: Member, registered: Registered) -> Clai
     first = await _owner(node, registered, claim)
     if first is None or first.id != registered.fields.get("session"):  # another was faster: it is not asked to let go again
         raise _held(registered, first)
-    await node.registry.report(registered.id, {"wanted": member.id})
+    now = await node.registry.get(registered.id) or registered
+    epoch = now.fields.get("epoch", "")
+    await node.registry.report(
+        registered.id, {"wanted": member.id}, int(epoch) if epoch.isdecimal() else 0
+    )  # of this owner, and no later one
     waited_s = 0.0
     while not isinstance(claim := await claimed(node, member, registered), Claim):
         has = await _owner(node, registered, claim)
@@ -154,15 +159,20 @@ async def _backed_off(claim: Claim, node: Node, error: Exception) -> None:
     pause_s = min(LONGEST_BACK_OFF_S, SHORTEST_BACK_OFF_S * 2 ** min(attempt - 1, 10)) * random.uniform(0.8, 1.2)
     retry_at = (node.clock.utc_now() + timedelta(seconds=pause_s)).isoformat(timespec="milliseconds")
     reason = str(error) if isinstance(error, HlsRelayError) else type(error).__name__
-    told = {"state": "failed", "reason": reason, "node": "", "session": "", "attempt": str(attempt), "retry_at": retry_at}
+    told = {"state": "failed", "reason": reason, "node": "", "session": "", "wanted": "", "attempt": str(attempt), "retry_at": retry_at}
     with suppress(RegistryUnavailable, Superseded):
         await node.registry.report(claim.registered.id, told, claim.epoch)
 
 
-async def offered(node: Node, member: Member, relaying: Callable[[], Collection[asyncio.Task[float]]]) -> None:
+async def offered(
+    node: Node,
+    member: Member,
+    relaying: Callable[[], Collection[asyncio.Task[float]]],
+    meanwhile: Callable[[], Awaitable[None]] | None = None,
+) -> None:
     """Relay on what *relaying* gives until others have taken it: the session says that it is draining. Returns once nobody will.
 
-    Nobody will where no other node takes on streams, Redis is away, or OFFERED_FOR_S have gone by.
+    Nobody will where no other node takes on streams, Redis is away, or OFFERED_FOR_S have gone by. *meanwhile* is done at each look.
     """
     until_s = node.clock.monotonic_s() + OFFERED_FOR_S
     with suppress(RegistryUnavailable):
@@ -172,6 +182,8 @@ async def offered(node: Node, member: Member, relaying: Callable[[], Collection[
             if not heirs or not (left := relaying()):
                 return
             await asyncio.wait(left, timeout=LOOKED_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+            if meanwhile is not None:
+                await meanwhile()
 
 
 async def has_heir(node: Node, member: Member, stream_id: str) -> bool:

@@ -89,7 +89,7 @@ def _rung(word: str) -> Rung:
 
 
 def _within(text: str, least: int, most: int) -> bool:
-    return text.isascii() and text.isdigit() and least <= int(text) <= most
+    return text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most
 
 
 def weight_of(rungs: tuple[Rung, ...]) -> int:

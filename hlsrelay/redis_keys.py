@@ -64,14 +64,16 @@ BEAT = f"""
 -- KEYS nodes, a session's hash, meta, life; ARGV session, lease in ms, when it came last and the life that was then (0: never), what a
 -- next life is to be called, field, value, ...: renew a session's lease; returns when that was, and the life.
 -- Where nobody came for longer than a lease lasts, Redis itself was away or stood still: none is declared dead until all had time to come.
--- Where Redis has forgotten that we came, and tells the same life all the same, it went back to an older state: another life begins.
+-- Where Redis has forgotten that we came (not so long ago that it had to) and tells the same life all the same, it went back to an older
+-- state: another life begins.
 {_NOW}
 local lease = tonumber(ARGV[2])
 local last = tonumber(redis.call('HGET', KEYS[3], 'beat') or '0')
 if now - last > lease or now < last then redis.call('HSET', KEYS[3], 'grace', now + lease) end
 local kept = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '0')
 local life = redis.call('GET', KEYS[4])
-if not life or (ARGV[3] ~= '0' and life == ARGV[4] and kept < tonumber(ARGV[3]) + lease) then
+local came = tonumber(ARGV[3])
+if not life or (came > 0 and life == ARGV[4] and kept < came + lease and now - came < 20 * lease) then
     life = ARGV[5]
     redis.call('SET', KEYS[4], life)
 end
@@ -87,9 +89,11 @@ CLAIM = f"""
 -- KEYS a stream's hash, nodes, meta; ARGV session, lease in ms, epoch, a session known to be dead or nothing, field, value, ...: take a
 -- stream that no living session has, or whose hash is of before that epoch: Redis went back to an older state.
 -- Returns the fencing epoch, which rises with each claim, over the loss of all data too; or 0 where there is no such stream,
--- -1 where a living session has it, -2 where its session may yet come back (BEAT; or Redis' clock jumped, and nobody came since).
+-- -1 where a living session has it, -2 where its session may yet come back (BEAT; or Redis' clock jumped, and nobody came since), or
+-- where the lease of who claims is over.
 {_NOW}
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if tonumber(redis.call('ZSCORE', KEYS[2], ARGV[1]) or now) < now then return -2 end
 local owner = redis.call('HGET', KEYS[1], 'session') or ''
 local told, ours = tonumber(redis.call('HGET', KEYS[1], 'epoch') or '0') or 0, tonumber(ARGV[3])
 if owner ~= '' and owner ~= ARGV[1] and owner ~= ARGV[4] and told >= ours then

@@ -35,7 +35,7 @@ class Refused(IntEnum):
     HELD = -1
     """A living session has it."""
     IN_DOUBT = -2
-    """Its session ran out while nobody's was renewed, as when Redis stood still: it may yet come back."""
+    """Its session ran out while nobody's was renewed, as when Redis stood still: it may yet come back. Or the claimer's own ran out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,6 +445,8 @@ class MemoryRegistry:
         if stream_id not in self.streams:
             return Refused.UNKNOWN
         hash_, now_s = self.streams[stream_id], self.now_s()
+        if session in self._leases and self._leases[session][0] < now_s:
+            return Refused.IN_DOUBT
         owner, told = hash_.get("session", ""), int(hash_.get("epoch") or "0")
         if owner not in ("", session, dead) and told >= epoch:
             if owner in self._leases and self._leases[owner][0] >= now_s:

@@ -43,7 +43,21 @@ def session_id() -> str:
 def is_dead(session: str) -> bool:
     """Return whether a session is of a process of this machine, seen from here, that is no more: nobody has to wait for its lease."""
     found = _here(session)
-    return found is not None and proc.started(found[0]) != found[1]
+    if found is None:
+        return False
+    since = proc.started(found[0])
+    return since != found[1] if since is not None else _is_gone(found[0])
+
+
+def _is_gone(pid: int) -> bool:
+    """Return whether a process that /proc does not show is no more: it may be another user's, and hidden from us."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def process_of(session: str) -> int | None:
@@ -127,6 +141,9 @@ class Member:
                 await beating
             except RegistryUnavailable:
                 self._answers_since_s = math.inf
+                continue
+            except Exception:  # whatever it is: a lease that is renewed no more loses all streams
+                log.exception("session.beat_failed")
                 continue
             finally:
                 beating.cancel()

@@ -43,7 +43,7 @@ class Settings(BaseSettings):
         "or the host's name where it serves on all addresses",
     )
     api_token: str = Field(
-        "", description="what the HTTP API wants in Authorization: Bearer; empty: it serves this machine only, and through no proxy"
+        "", description="what the HTTP API wants in Authorization: Bearer; empty: one is made, and kept in the data directory (api-token)"
     )
     capacity: int = Field(
         0,

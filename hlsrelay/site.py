@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from hlsrelay import vitals
-from hlsrelay.edge import FOLLOWED_WITHIN_S, LOOKED_EVERY_S, Fetched
+from hlsrelay.demand import START_WITHIN_S
+from hlsrelay.edge import LOOKED_EVERY_S, Fetched
 from hlsrelay.errors import RegistryUnavailable
 from hlsrelay.fields import Registered
 from hlsrelay.statuses import NodeStatus, StreamStatus, read_all, stream_status
@@ -49,14 +50,17 @@ class RelaySite:
         stream_id = path.partition("/")[0]
         demand = self._node.demands.get(stream_id)
         reason = await demand.started() if demand and demand.asked(playlist=path.endswith(".m3u8")) else ""
-        until_s = self._node.clock.monotonic_s() + FOLLOWED_WITHIN_S
-        while not reason and self._begins(stream_id) and self._node.clock.monotonic_s() < until_s:  # noqa: ASYNC110 - it is published to disk
+        until_s = self._node.clock.monotonic_s() + START_WITHIN_S
+        while not reason and self._begins(stream_id):
+            if self._node.clock.monotonic_s() >= until_s:
+                reason = "nothing of it is published yet"
             await asyncio.sleep(LOOKED_EVERY_S)
         return f"stream '{stream_id}' can't be watched just now: {reason}" if reason else ""
 
     def elsewhere(self, path: str) -> bool:
         """See web.Site."""
-        return self._node.edge.has(path.partition("/")[0])
+        stream_id = path.partition("/")[0]
+        return stream_id not in self._node.storages and self._node.edge.has(stream_id)
 
     async def fetched(self, path: str) -> Fetched:
         """See web.Site."""

@@ -80,6 +80,8 @@ async def apply(registry: Registry, found: Difference) -> None:
 async def drain(registry: Registry, node: str, *, undo: bool = False) -> Session:
     """Have a node hand on what it relays, and take on nothing until that is undone; returns its session as it was."""
     session = await _session(registry, node)
+    if session.fields.get("state") == "alone":
+        raise ConfigError(f"node {node} is an `hlsrelay run`: it relays one stream, until it is told to go; only a worker drains")
     await registry.tell_session(session.id, {"wish": "" if undo else "drain"})
     return session
 
@@ -88,6 +90,8 @@ async def move(registry: Registry, stream_id: str, node: str) -> Registered:
     """Have a node take a stream over from the one that relays it, and wait until it has, MOVED_WITHIN_S at most."""
     registered = await fetched(registry, stream_id)
     session = await _session(registry, node)
+    if registered.fields.get("desired") == "stop":
+        raise ConfigError(f"stream '{stream_id}' is set to stop: hlsrelay start {stream_id} first")
     if not takes_on(session):
         raise ConfigError(f"node {node} takes on no streams: it is {session.fields.get('state', 'about to start')}")
     weight = weight_of(stream_of(stream_id, registered.fields).ladder)
@@ -98,9 +102,10 @@ async def move(registry: Registry, stream_id: str, node: str) -> Registered:
         await registry.report(stream_id, {"wanted": session.id})
     for _ in range(round(MOVED_WITHIN_S / ASKED_EVERY_S)):
         registered = await fetched(registry, stream_id)
-        if registered.fields.get("session") == session.id and registered.fields.get("state") == "running":
+        if registered.fields.get("session") == session.id and registered.fields.get("state") in ("running", "stalled", "idle", "ended"):
             return registered
         await asyncio.sleep(ASKED_EVERY_S)
+    await registry.report(stream_id, {"wanted": ""})
     raise ResourceBusy(f"'{stream_id}' was not taken over by {node} within {MOVED_WITHIN_S:.0f} s: hlsrelay show {stream_id}")
 
 

@@ -27,7 +27,7 @@ from hlsrelay.fields import Registered, stream_of
 from hlsrelay.hls.window import Progress
 from hlsrelay.house import cleared, withdraw
 from hlsrelay.ladder import format_ladder
-from hlsrelay.ledger import packed, unpacked
+from hlsrelay.ledger import LocalLedger, packed, unpacked
 from hlsrelay.link import Claim, Link
 from hlsrelay.log import Repeated
 from hlsrelay.memory import Pressure
@@ -190,7 +190,8 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
     nudges = Nudges()
     demand = Demand(lambda: wishes.stream, node.clock, nudges, node.refusal)
     with LocalStorage(node.live, stream.id) as storage:
-        await _taken_up(storage, node, stream.id)
+        await _taken_up(storage, node, stream.id, carried=bool(claim and claim.registered.fields.get("carried")))
+        reporter.resumed(storage)
         node.storages[stream.id] = storage
         node.demands[stream.id] = demand
         reporter.state("starting", node=node.name, reason="", wanted="", ladder_trouble="")
@@ -227,11 +228,13 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
     return 0.0 if demand.idle else reporter.target_duration_s
 
 
-async def _taken_up(storage: LocalStorage, node: Node, stream_id: str) -> None:
-    """Go on from where an owner on another machine stood, if our folder knows less of the stream. Redis is waited for no longer."""
-    with suppress(RegistryUnavailable, OSError):
-        if unpacked(await node.registry.carried(stream_id), storage):
-            log.info("stream.taken_up", stream=stream_id, reason="its last owner's folder is not ours")
+async def _taken_up(storage: LocalStorage, node: Node, stream_id: str, *, carried: bool) -> None:
+    """Go on from where an owner on another machine stood, if our folder knows less of the stream.
+
+    Raises RegistryUnavailable where that can't be had, and so nobody knows how far its numbers have come.
+    """
+    if carried and unpacked(await node.registry.carried(stream_id), storage):
+        log.info("stream.taken_up", stream=stream_id, reason="its last owner's folder is not ours")
 
 
 async def _kept(storage: LocalStorage, wishes: Wishes, nudges: Nudges, demand: Demand, reporter: Reporter, node: Node) -> None:
@@ -357,6 +360,11 @@ class Reporter:
             self._state = state
             self._told(state)
             self._link.report(state=state, since=_stamp(self._clock.utc_now()), **fields)
+
+    def resumed(self, storage: LocalStorage) -> None:
+        """Take up all tracks that were ever published: who comes next has to know of those too that bring nothing just now."""
+        found = {name: LocalLedger(storage, name).resume() for name in storage.ledgers()}
+        self._tracks = {name: progress for name, progress in found.items() if progress}
 
     def idle(self) -> None:
         """Report that nobody watches: what comes after begins anew."""

@@ -35,7 +35,7 @@ class Answer(Response):
 
 def short(status: int, text: str, *more: tuple[bytes, bytes]) -> Answer:
     """Return one line for a person, which nobody may keep: a file that is missing now may exist in a second."""
-    body = text.encode() + b"\n"
+    body = text.encode(errors="replace") + b"\n"
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body)), NO_STORE, NOSNIFF, *more]
     return Answer(status, headers, body)
 

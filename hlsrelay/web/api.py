@@ -1,17 +1,21 @@
 """The HTTP API for operators: what the command line does, as JSON. It changes things, so it wants to know who asks.
 
 Laws:
-- With a token set (HLSRELAY_API_TOKEN) nobody gets in without it. Without one only this machine does: over loopback, by a name that is
-  of loopback, and through no proxy. A page that a browser here has open can't write: a body is JSON, and no other origin's.
+- Nobody gets in without the token: HLSRELAY_API_TOKEN, or one that is made and kept in the data folder, for whoever may read that. That
+  somebody asks over loopback says nothing: so does every proxy of this machine, for anybody.
 - Header values and credentials in URLs never come out again.
 """
 
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import json
+import os
+import secrets
+import tempfile
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -27,7 +31,7 @@ from hlsrelay.web.openapi import openapi
 
 MOST_BYTES = 1 << 20
 _STATUS: Mapping[type[HlsRelayError], int] = {ConfigError: 400, UnknownStream: 404, ResourceBusy: 409, RegistryUnavailable: 503}
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+KEPT_AS = "api-token"
 
 Act = Callable[[Registry, Request, dict[str, Any]], Awaitable[object]]
 
@@ -41,7 +45,7 @@ class Refused(Exception):
 
 
 def api_routes(registry: Registry, token: str) -> list[Route]:
-    """Return the routes of the API; an empty *token* lets only this machine in."""
+    """Return the routes of the API, for who has the *token*."""
 
     def route(path: str, method: str, act: Act, status: int = 200) -> Route:
         async def endpoint(request: Request) -> Answer:
@@ -70,29 +74,28 @@ def api_routes(registry: Registry, token: str) -> list[Route]:
     ]
 
 
-def _let_in(request: Request, token: str) -> None:
-    """Raise Refused unless who asks may."""
-    if token:
-        given = request.headers.get("authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            raise Refused(401, "This needs the header Authorization: Bearer, with the token that HLSRELAY_API_TOKEN is set to.")
-        return
-    host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
-    peer = request.client.host if request.client else ""
-    if not (_is_loopback(peer) and _is_loopback(host.strip("[]"))) or any(name in request.headers for name in _FORWARDED):
-        raise Refused(403, "Only this machine may do that: set HLSRELAY_API_TOKEN to let others in.")
-    origin = request.headers.get("origin")
-    if origin and origin.partition("://")[2] != request.headers.get("host"):
-        raise Refused(403, "Pages of other origins may not do that.")
-
-
-def _is_loopback(host: str) -> bool:
+def local_token(data: Path) -> str:
+    """Return the token in the data folder, made where there is none. Raises ResourceBusy where the folder can't be written."""
+    path = data / KEPT_AS
     try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
+        data.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=data, prefix=f".{KEPT_AS}-") as made:  # nobody else may read it
+            made.write(secrets.token_urlsafe(32))
+            made.flush()
+            with suppress(FileExistsError):
+                os.link(made.name, path)
+        return path.read_text().strip()
+    except OSError as error:
+        raise ResourceBusy(f"{path} can't be had: {error.strerror}; set HLSRELAY_DATA to a folder that can be written") from None
+
+
+def _let_in(request: Request, token: str) -> None:
+    """Raise Refused unless who asks has the token."""
+    given = request.headers.get("authorization", "")
+    if not token or not hmac.compare_digest(given.encode(errors="replace"), f"Bearer {token}".encode()):
+        raise Refused(
+            401, f"This needs the header Authorization: Bearer, with HLSRELAY_API_TOKEN, or what {KEPT_AS} in HLSRELAY_DATA holds."
+        )
 
 
 async def _body(request: Request) -> dict[str, Any]:

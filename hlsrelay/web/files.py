@@ -85,7 +85,8 @@ class Live:
         elif self._site.waits(path) and (reason := await self._site.started(path)):
             await short(503, reason, START_AGAIN, *CORS)(scope, receive, send)
         elif self._site.elsewhere(path) and not header(scope, HOP.encode()):
-            await (await self._from_owner(scope, path))(scope, receive, send)
+            if path.endswith(PLAYLIST) or not await _send_segment(f"{self._site.live_dir}/{path}", scope, receive, send, or_else=True):
+                await (await self._from_owner(scope, path))(scope, receive, send)
         elif path.endswith(PLAYLIST):
             await self._playlist(scope, path)(scope, receive, send)
         else:
@@ -145,12 +146,14 @@ def _read(path: str) -> bytes:
         os.close(descriptor)
 
 
-async def _send_segment(path: str, scope: Scope, receive: Receive, send: Send) -> None:
+async def _send_segment(path: str, scope: Scope, receive: Receive, send: Send, *, or_else: bool = False) -> bool:
+    """Answer with a file; returns whether that was done: not where there is none, if there is something *or_else*."""
     try:
         descriptor, facts = _open(path)
     except OSError as error:
-        await _failed(error)(scope, receive, send)
-        return
+        if not or_else:
+            await _failed(error)(scope, receive, send)
+        return not or_else
     try:
         # no inode: the same on every node that holds a copy with its time
         status, headers, span = _head(path, facts.st_size, f'"{facts.st_mtime_ns:x}-{facts.st_size:x}"', scope)
@@ -159,7 +162,7 @@ async def _send_segment(path: str, scope: Scope, receive: Receive, send: Send) -
         while stop - position > CHUNK_BYTES:
             chunk = os.pread(descriptor, CHUNK_BYTES, position)
             if not chunk:
-                return  # cut short under our hands: the connection ends, nobody takes it for complete
+                return True  # cut short under our hands: the connection ends, nobody takes it for complete
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
             position += len(chunk)
         rest = os.pread(descriptor, stop - position, position)
@@ -167,6 +170,7 @@ async def _send_segment(path: str, scope: Scope, receive: Receive, send: Send) -
         os.close(descriptor)  # before the last, and mostly the only, wait for the client
     if len(rest) == stop - position:
         await send({"type": "http.response.body", "body": rest})
+    return True
 
 
 def _head(path: str, size: int, etag: str, scope: Scope) -> tuple[int, Headers, range]:

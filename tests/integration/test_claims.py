@@ -14,7 +14,7 @@ import pytest
 
 from hlsrelay import claims
 from hlsrelay.claims import Claims
-from hlsrelay.errors import RegistryUnavailable, Superseded
+from hlsrelay.errors import RegistryUnavailable, ResourceBusy, Superseded
 from hlsrelay.handover import OFFERED_FOR_S
 from hlsrelay.link import Claim
 from hlsrelay.processes import Children
@@ -311,5 +311,38 @@ def test_a_node_whose_streams_end_just_as_it_leaves_goes_at_once(house: House) -
             a.leaving.set()
             await a.kept
             assert loop.time() - at_s < 2
+
+    virtually(body())
+
+
+def test_a_node_where_every_stream_fails_leaves_them_to_the_others(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one whose disk is full: its load stays 0, so that it seems to have the most room."""
+
+    async def or_fails(claim: Claim, node: Node, leaving: asyncio.Event) -> float:
+        if node.name == "broken":
+            await node.registry.report(claim.registered.id, {"session": "", "node": ""}, claim.epoch)
+            raise ResourceBusy("no space left on device")
+        return await house.relayed(claim, node, leaving)
+
+    async def body() -> None:
+        monkeypatch.setattr(claims, "relayed", or_fails)
+        await house.registered(12)
+        async with house.worker("broken"), house.worker("well"):
+            await elapse(60)
+            for _ in range(10):
+                await elapse(60)
+                assert house.owners().count("well") >= 11
+
+    virtually(body())
+
+
+def test_fields_that_nobody_foresaw_hold_up_no_other_stream(house: House) -> None:
+    async def body() -> None:
+        await house.registered(2)
+        for number, fields in enumerate(({"headers": "[" * 100_000}, {"ladder": f"x:720:{'9' * 5000}"}, {"window": "\ud800"})):
+            await house.registry.register(f"bad{number}", {**FIELDS, **fields})
+        async with house.worker("a"):
+            await elapse(10)
+            assert house.owners()[-2:] == ["a", "a"]
 
     virtually(body())

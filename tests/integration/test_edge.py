@@ -129,3 +129,19 @@ def test_who_gives_up_waiting_does_not_end_the_fetch_for_the_others() -> None:
         assert nodes.asked[at(OWNER, SEGMENT)] == 1
 
     played(body)
+
+
+def test_an_owner_that_never_answers_holds_up_nobody_once_there_is_another() -> None:
+    async def body(fetching: Edge, nodes: Nodes, where: dict[str, str]) -> None:
+        nodes.files = {at(NEXT, PLAYLIST): b"#EXTM3U"}
+        nodes.takes_s = 3600
+        asking = asyncio.ensure_future(fetching.get(PLAYLIST))
+        await elapse(4)
+        nodes.takes_s = 0.05
+        where["news"] = NEXT
+        at_s = asyncio.get_running_loop().time()
+        assert (await asking).body == b"#EXTM3U"
+        assert asyncio.get_running_loop().time() - at_s < 0.5
+        assert not await fetching.hears_redis("http://10.0.0.5:80800x"), "an address that is none is no answer"
+
+    played(body)

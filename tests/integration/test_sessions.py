@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
+from hlsrelay import proc
 from hlsrelay.errors import Superseded
 from hlsrelay.link import Claim, Link
 from hlsrelay.registry import Beat, MemoryRegistry, RedisRegistry, Refused, Registry
@@ -80,6 +81,18 @@ def test_what_an_operator_wishes_of_a_node_is_told_to_it_and_outlives_what_that_
         assert await registry.tell_session("one", {"wish": "drain"})
         await registry.beat("one", last, ONE, 60)
         assert [one.fields for one in await registry.sessions()] == [{**ONE, "wish": "drain"}]
+
+    run(body)
+
+
+def test_who_has_come_too_late_itself_claims_nothing(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        await registry.register("news", FIELDS)
+        await registry.beat("one", None, ONE, SHORT_S)
+        await asyncio.sleep(2 * SHORT_S)
+        await registry.beat("other", None, OTHER, 60)
+        assert await claimed(registry, "one") == Refused.IN_DOUBT
+        assert await claimed(registry, "other") > 0
 
     run(body)
 
@@ -284,4 +297,5 @@ def test_sessions_name_processes_of_one_machine_that_live_or_do_not() -> None:
     assert not is_dead(f"{boot}.1.{pid}.{int(since) - 1}")
     assert not is_dead("")
     assert process_of("x") is None
+    assert not is_dead(f"{boot}.{namespace}.1.{since}") or proc.started(1) is not None, "one that is hidden from us may live"
     assert process_of(f"{boot}.{namespace}.1.0") is None
