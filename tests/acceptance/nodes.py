@@ -97,6 +97,8 @@ class Audience:
 
     def __init__(self, url: str, streams: Sequence[str]) -> None:
         self.failures: list[str] = []
+        self.resets = 0
+        """Requests that were made a second time, because no answer came."""
         self.first_s: dict[str, dict[int, float]] = {stream: {} for stream in streams}
         self.cuts = 0
         self._url = url
@@ -122,7 +124,7 @@ class Audience:
 
     def _look(self, client: httpx.Client, stream: str) -> None:
         try:
-            answer = client.get(f"{self._url}/live/{stream}/source/index.m3u8")
+            answer = self._asked(client, f"{self._url}/live/{stream}/source/index.m3u8")
         except httpx.TransportError as error:
             self.failures.append(f"{stream}: {type(error).__name__} {error}")
             return
@@ -137,6 +139,14 @@ class Audience:
             self.cuts += segment.discontinuity
         if snapshot.ended:
             self.failures.append(f"{stream}: ENDLIST")
+
+    def _asked(self, client: httpx.Client, url: str) -> httpx.Response:
+        """Ask, and once more where no answer came, as players do: the kernel resets what waits at a port that is just being closed."""
+        try:
+            return client.get(url)
+        except httpx.TransportError:
+            self.resets += 1
+            return client.get(url)
 
     def longest_interval_s(self) -> float:
         """Return the longest time from a segment to the next one, as it was listed, of all streams; the first playlist aside."""

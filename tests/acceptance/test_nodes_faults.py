@@ -194,6 +194,7 @@ def test_four_nodes_with_forty_streams_are_replaced_one_after_another_and_no_pla
         with capsys.disabled():
             print(f"\nreplaced: 4 nodes that had {shares} of 40 streams; segments of 4 s that players saw come:")
             print(f"{sum(map(len, audience.first_s.values()))}, {audience.missing()} missing, {len(audience.failures)} failed requests, ")
+            print(f"{audience.resets} asked twice;")
             print(f"longest interval {audience.longest_interval_s():.2f} s; hls.js: {seen.played_s:.0f} s played, stalls {seen.stalls_s}")
         assert audience.failures == []
         assert audience.cuts == 0
