@@ -29,9 +29,9 @@ from hlsrelay.embedded import ffmpeg_path
 from hlsrelay.hls.parse import parse
 from hlsrelay.ladder import parse_ladder
 from hlsrelay.log import start_logging
+from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.model import Snapshot, Stream
 from hlsrelay.processes import Children
-from hlsrelay.registry import MemoryRegistry
 from hlsrelay.settings import load_settings
 from hlsrelay.site import RelaySite
 from hlsrelay.web import create_app, serve

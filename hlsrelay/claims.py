@@ -74,6 +74,7 @@ class Claims:
         self._running: dict[str, tuple[asyncio.Task[float], int]] = {}
         self._free: dict[str, int] = {}
         self._failed_s: dict[str, float] = {}
+        self._unreadable: set[str] = set()
         self._told_to_drain = False
         self._taking_over = asyncio.Semaphore(TAKEN_OVER_AT_ONCE)
         self._balanced_s = node.clock.monotonic_s()
@@ -219,8 +220,10 @@ class Claims:
                     with suppress(ConfigError):
                         await admitted(one, self._node)
                 continue
-            except Exception as error:  # no field of one stream may hold up the others
-                log.warning("stream.unreadable", stream=one.id, reason=type(error).__name__)
+            except Exception:  # a bug of ours: no field of one stream may hold up the others
+                if one.id not in self._unreadable:
+                    self._unreadable.add(one.id)
+                    log.exception("stream.unreadable", stream=one.id)
                 continue
             if stream.desired is Desired.RUN:
                 found.append((one, weight_of(stream.ladder)))

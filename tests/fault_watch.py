@@ -24,9 +24,9 @@ from hlsrelay.judge import Judge, MediaPlaylist, Severity
 from hlsrelay.judge.listed import Listed
 from hlsrelay.link import Link
 from hlsrelay.media.probe import MediaError, probe
+from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.model import Stream
 from hlsrelay.processes import Children
-from hlsrelay.registry import MemoryRegistry
 from hlsrelay.relay import relay
 from hlsrelay.settings import load_settings
 from hlsrelay.storage import LocalStorage

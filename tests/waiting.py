@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -33,5 +33,13 @@ async def comes_true(claim: Callable[[], T | None], within_s: float = SOON_S, *,
     """See `until`: while the loop goes on."""
     async with asyncio.timeout(within_s):
         while (said := claim()) is None or said is False:  # noqa: ASYNC110 - nobody sets an event for it
+            await asyncio.sleep(every_s)
+    return said
+
+
+async def becomes_true(claim: Callable[[], Awaitable[T | None]], within_s: float = SOON_S, *, every_s: float = 0.01) -> T:
+    """See `until`: what is asked of another process while the loop goes on."""
+    async with asyncio.timeout(within_s):
+        while (said := await claim()) is None or said is False:  # noqa: ASYNC110 - nobody sets an event for it
             await asyncio.sleep(every_s)
     return said

@@ -15,7 +15,7 @@ import pytest
 
 from tests.acceptance.browser import viewer
 from tests.acceptance.live_source import muxing
-from tests.acceptance.nodes import LEASE_S, Audience, free_port, is_whole, listed, newest, owner, runs_on, working
+from tests.acceptance.nodes import LEASE_S, Audience, free_port, is_whole, listed, newest, owner, runs_on, two_nodes, working
 from tests.acceptance.relay_process import KEY, ROOT, environment, hlsrelay, redis_server, relaying, running
 from tests.needs import needs
 from tests.waiting import until
@@ -31,18 +31,9 @@ pytestmark = [
 def test_a_stream_of_a_node_that_is_killed_is_taken_over_and_nothing_is_repeated_or_missing(
     origin: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, url = origin
     data = tmp_path / "data"
-    with (
-        redis_server() as redis,
-        muxing(folder, segment_s=1, size="320x180"),
-        working("a", data, redis) as a,
-        working("b", data, redis) as b,
-    ):
-        redis.hset(KEY, source=f"{url}/live.m3u8", desired="run", window="60")
-        first = until(lambda: runs_on(redis, "a", "b"))
-        dies, stays = (a, b) if first == "a" else (b, a)
-        before = until(lambda: newest(data) if len(listed(data).segments) >= 4 else None)
+    with two_nodes(origin, data) as (redis, dies, stays):
+        before = newest(data)
         epoch = int(redis.cli("HGET", KEY, "epoch"))
         began_s = time.monotonic()
         dies.process.send_signal(signal.SIGKILL)
@@ -78,18 +69,9 @@ def test_a_node_serves_what_another_one_relays_into_a_folder_of_its_own(origin: 
 
 
 def test_a_node_that_stands_still_loses_its_streams_and_writes_no_more(origin: tuple[Path, str], tmp_path: Path) -> None:
-    folder, url = origin
     data = tmp_path / "data"
-    with (
-        redis_server() as redis,
-        muxing(folder, segment_s=1, size="320x180"),
-        working("a", data, redis) as a,
-        working("b", data, redis) as b,
-    ):
-        redis.hset(KEY, source=f"{url}/live.m3u8", desired="run", window="60")
-        first = until(lambda: runs_on(redis, "a", "b"))
-        still, stays = (a, b) if first == "a" else (b, a)
-        before = until(lambda: newest(data) if len(listed(data).segments) >= 4 else None)
+    with two_nodes(origin, data) as (redis, still, stays):
+        before = newest(data)
         still.process.send_signal(signal.SIGSTOP)
         until(lambda: runs_on(redis, stays.name))
         assert still.process.wait(20) == -signal.SIGKILL, "what it would write when it goes on is of another time"
@@ -99,12 +81,8 @@ def test_a_node_that_stands_still_loses_its_streams_and_writes_no_more(origin: t
 
 
 def test_while_redis_stands_still_every_relay_goes_on_and_none_changes_hands(origin: tuple[Path, str], tmp_path: Path) -> None:
-    folder, url = origin
     data = tmp_path / "data"
-    with redis_server() as redis, muxing(folder, segment_s=1, size="320x180"), working("a", data, redis), working("b", data, redis):
-        redis.hset(KEY, source=f"{url}/live.m3u8", desired="run", window="60")
-        first = until(lambda: runs_on(redis, "a", "b"))
-        until(lambda: len(listed(data).segments) >= 4)
+    with two_nodes(origin, data) as (redis, first, _):
         epoch, before = redis.cli("HGET", KEY, "epoch"), newest(data)
         pid = int(re.search(r"process_id:(\d+)", redis.cli("INFO", "server"))[1])  # type: ignore[index]
         subprocess.run(["kill", "-STOP", str(pid)], check=True)
@@ -112,7 +90,7 @@ def test_while_redis_stands_still_every_relay_goes_on_and_none_changes_hands(ori
         subprocess.run(["kill", "-CONT", str(pid)], check=True)
         at = newest(data)
         until(lambda: newest(data) >= at + LEASE_S, within_s=60)
-        assert owner(redis) == (first, "running")
+        assert owner(redis) == (first.name, "running")
         assert redis.cli("HGET", KEY, "epoch") == epoch
         assert is_whole(data)
 

@@ -13,9 +13,9 @@ from hlsrelay.fields import Registered
 from hlsrelay.hls.parse import parse
 from hlsrelay.hls.window import Progress
 from hlsrelay.ledger import LocalLedger
+from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.model import Snapshot
 from hlsrelay.processes import Children
-from hlsrelay.registry import MemoryRegistry
 from hlsrelay.settings import load_settings
 from hlsrelay.site import RelaySite
 from hlsrelay.storage import LocalStorage

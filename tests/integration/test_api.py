@@ -12,7 +12,7 @@ import pytest
 
 from hlsrelay.errors import ResourceBusy
 from hlsrelay.fields import OPERATOR_FIELDS
-from hlsrelay.registry import MemoryRegistry
+from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.web import api_routes, create_app, local_token
 from hlsrelay.web.openapi import openapi
 from tests.integration.memory_site import MemorySite

@@ -17,8 +17,9 @@ from hlsrelay.claims import Claims
 from hlsrelay.errors import RegistryUnavailable, ResourceBusy, Superseded
 from hlsrelay.handover import OFFERED_FOR_S
 from hlsrelay.link import Claim
+from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.processes import Children
-from hlsrelay.registry import LEASE_S, MemoryRegistry, Registry, Session
+from hlsrelay.registry import LEASE_S, Registry, Session
 from hlsrelay.session import Member
 from hlsrelay.settings import load_settings
 from hlsrelay.worker import HANDED_ON, LET_GO, Node

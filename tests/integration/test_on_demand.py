@@ -9,8 +9,8 @@ import pytest
 
 from hlsrelay.errors import ConfigError
 from hlsrelay.fields import Registered
+from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.processes import Children
-from hlsrelay.registry import MemoryRegistry
 from hlsrelay.settings import load_settings
 from hlsrelay.worker import Node, admitted
 from tests.integration.on_demand_house import FIELDS, IDLE_S, House, now_s, recorded, scenario

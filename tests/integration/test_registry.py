@@ -13,9 +13,11 @@ import pytest
 from hlsrelay.embedded import EmbeddedRedis
 from hlsrelay.errors import ConfigError, RegistryUnavailable, UnknownStream
 from hlsrelay.link import Link
+from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.processes import Children
-from hlsrelay.registry import MemoryRegistry, RedisRegistry, Registry, fetched
+from hlsrelay.registry import RedisRegistry, Registry, fetched
 from tests.virtual import elapse, run_virtually
+from tests.waiting import becomes_true
 
 FIELDS = {"source": "https://example.com/live.m3u8", "desired": "run"}
 
@@ -136,9 +138,7 @@ def test_a_stream_that_the_registry_has_lost_is_written_back_as_it_was_and_one_t
             await lost(registry)
             link.report(last_sequence="8")
             following = asyncio.ensure_future(anext(changes))
-            async with asyncio.timeout(10):
-                while (found := await registry.get("news")) is None and not following.done():  # noqa: ASYNC110 - nobody sets an event for it
-                    await asyncio.sleep(0.01)
+            found = await becomes_true(lambda: registry.get("news"))
             assert not following.done(), "it is as it was: no change"
             assert found is not None
             assert found.fields == {**FIELDS, "ladder": "480p", "state": "running", "last_sequence": "8"}

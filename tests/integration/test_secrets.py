@@ -19,9 +19,9 @@ from hlsrelay.addresses import AddressPolicy
 from hlsrelay.errors import ConfigError, PlaylistError, UpstreamError
 from hlsrelay.fields import stream_of
 from hlsrelay.link import Link
+from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.model import Stream
 from hlsrelay.processes import Children
-from hlsrelay.registry import MemoryRegistry
 from hlsrelay.settings import load_settings
 from hlsrelay.upstream import Upstream
 from hlsrelay.worker import Node, Reporter

@@ -9,11 +9,14 @@ import pytest
 
 from hlsrelay import proc
 from hlsrelay.errors import Superseded
+from hlsrelay.fields import Registered
 from hlsrelay.link import Claim, Link
-from hlsrelay.registry import Beat, MemoryRegistry, RedisRegistry, Refused, Registry
+from hlsrelay.memory_registry import MemoryRegistry
+from hlsrelay.registry import Beat, RedisRegistry, Refused, Registry
 from hlsrelay.session import is_dead, process_of, session_id
 from tests.integration.test_registry import FIELDS, Run, lost, run
 from tests.virtual import elapse, run_virtually
+from tests.waiting import becomes_true
 
 __all__ = ["run"]
 
@@ -23,6 +26,15 @@ ONE, OTHER = {"name": "one", "state": "active"}, {"name": "other", "state": "act
 
 async def claimed(registry: Registry, session: str, dead: str = "", lease_s: float = SHORT_S) -> int:
     return await registry.claim("news", session, {"node": session}, dead=dead, lease_s=lease_s)
+
+
+async def is_over(registry: Registry, session: str) -> bool:
+    return not any(one.id == session and one.lives for one in await registry.sessions())
+
+
+async def owned(registry: Registry, session: str) -> Registered | None:
+    found = await registry.get("news")
+    return found if found and found.fields["session"] == session else None
 
 
 async def link_of(registry: Registry, session: str) -> Link:
@@ -89,7 +101,7 @@ def test_who_has_come_too_late_itself_claims_nothing(run: Run) -> None:
     async def body(registry: Registry) -> None:
         await registry.register("news", FIELDS)
         await registry.beat("one", None, ONE, SHORT_S)
-        await asyncio.sleep(2 * SHORT_S)
+        await becomes_true(lambda: is_over(registry, "one"))
         await registry.beat("other", None, OTHER, 60)
         assert await claimed(registry, "one") == Refused.IN_DOUBT
         assert await claimed(registry, "other") > 0
@@ -104,7 +116,7 @@ def test_nobody_is_declared_dead_where_nobody_came_for_a_while(run: Run) -> None
         await registry.register("news", FIELDS)
         await registry.beat("one", None, ONE, SHORT_S)
         await claimed(registry, "one")
-        await asyncio.sleep(2 * SHORT_S)
+        await becomes_true(lambda: is_over(registry, "one"))
         assert await claimed(registry, "other") == Refused.IN_DOUBT, "it has not come itself"
         await registry.beat("other", None, OTHER, SHORT_S)
         assert await claimed(registry, "other") == Refused.IN_DOUBT
@@ -217,9 +229,7 @@ def test_who_relays_a_stream_claims_it_again_where_the_registry_is_of_before_tha
         await registry.change("news", {**old.fields})
         async with aclosing(link.changes()) as changes:
             following = asyncio.ensure_future(anext(changes))
-            async with asyncio.timeout(10):
-                while (found := await registry.get("news")) is None or found.fields["session"] != "one":  # noqa: ASYNC110 - nobody sets an event for it
-                    await asyncio.sleep(0.01)
+            found = await becomes_true(lambda: owned(registry, "one"))
             assert not following.done()
             assert found.fields["node"] == "one"
             link.report(state="stalled")
@@ -241,9 +251,7 @@ def test_a_stream_that_is_lost_is_written_back_with_its_owner_and_nobody_else_ha
         await registry.beat("one", Beat(1, "of before"), ONE, 60)
         async with aclosing(link.changes()) as changes:
             following = asyncio.ensure_future(anext(changes))
-            async with asyncio.timeout(10):
-                while (found := await registry.get("news")) is None:  # noqa: ASYNC110 - nobody sets an event for it
-                    await asyncio.sleep(0.01)
+            found = await becomes_true(lambda: registry.get("news"))
             assert not following.done()
             assert found.fields["session"] == "one"
             assert await claimed(registry, "other", lease_s=60) == Refused.HELD

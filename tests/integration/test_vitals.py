@@ -16,9 +16,9 @@ from hlsrelay.desk import Tools
 from hlsrelay.encoder import SHED, SHED_S, LocalEncoder
 from hlsrelay.ladder import parse_ladder
 from hlsrelay.memory import Pressure
+from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.orphans import found_here, sweep
 from hlsrelay.processes import Children
-from hlsrelay.registry import MemoryRegistry
 from hlsrelay.relay import relay
 from hlsrelay.settings import load_settings
 from hlsrelay.statuses import NodeStatus, read

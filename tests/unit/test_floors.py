@@ -14,7 +14,7 @@ codecs phase
 / clock metrics settings log addresses notify proc memory
 / declared orphans pidfile pipes processes embedded transport recipe sound offers
 / upstream encoder storage ledger registry demand edge
-/ link session
+/ link session memory_registry
 / steering relay house stages cutting downloading sampling transcoding desk joints
 / worker web places checking probing
 / site vitals handover

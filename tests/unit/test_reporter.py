@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 from hlsrelay.clock import Clock
 from hlsrelay.hls.advance import advance
 from hlsrelay.link import Link
+from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.model import Made, Numbered, Turn
 from hlsrelay.processes import Children
-from hlsrelay.registry import MemoryRegistry
 from hlsrelay.relay import Tick
 from hlsrelay.settings import load_settings
 from hlsrelay.worker import Node, Reporter

@@ -1,0 +1,159 @@
+"""A registry in memory, behind the contract of the one in Redis: for tests and benches that need speed or a virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from hlsrelay.errors import RegistryUnavailable, Superseded
+from hlsrelay.fields import Registered
+from hlsrelay.registry import LEASE_S, Beat, Refused, Session
+
+
+class MemoryRegistry:
+    """A registry in memory, behind the same contract: for tests that need speed or a virtual clock."""
+
+    def __init__(self) -> None:
+        self.streams: dict[str, dict[str, str]] = {}
+        self.positions: dict[str, tuple[str, str]] = {}
+        self.vitals: dict[str, str] = {}
+        self.away = False
+        self.lives = 1
+        self._forget()
+
+    def lose(self) -> None:
+        """Lose all that is registered, as a Redis does that is restarted without persistence."""
+        self.streams.clear()
+        self.positions.clear()
+        self.lives += 1
+        self._forget()
+
+    def _forget(self) -> None:
+        self._leases: dict[str, tuple[float, dict[str, str]]] = {}
+        self._beaten_s = self._grace_s = 0.0
+
+    def now_s(self) -> float:
+        """Return the registry's own time: that of the loop it is asked in."""
+        return 1e9 + asyncio.get_running_loop().time()
+
+    def _answering(self) -> None:
+        if self.away:
+            raise RegistryUnavailable("the registry is away")
+
+    async def get(self, stream_id: str) -> Registered | None:
+        """See Registry."""
+        self._answering()
+        fields = self.streams.get(stream_id)
+        return Registered(stream_id, dict(fields)) if fields else None
+
+    async def follow(self, stream_id: str) -> tuple[Registered | None, str]:
+        """See Registry."""
+        return await self.get(stream_id), str(self.lives)
+
+    async def all(self) -> list[Registered]:
+        """See Registry."""
+        self._answering()
+        return [Registered(stream_id, dict(fields)) for stream_id, fields in sorted(self.streams.items())]
+
+    async def register(self, stream_id: str, fields: Mapping[str, str]) -> bool:
+        """See Registry."""
+        self._answering()
+        if stream_id in self.streams:
+            return False
+        self.streams[stream_id] = dict(fields)
+        return True
+
+    async def change(self, stream_id: str, fields: Mapping[str, str], unset: tuple[str, ...] = ()) -> bool:
+        """See Registry."""
+        self._answering()
+        if stream_id not in self.streams:
+            return False
+        kept = {name: value for name, value in self.streams[stream_id].items() if name not in unset}
+        self.streams[stream_id] = {**kept, **fields}
+        return True
+
+    async def delete(self, stream_id: str) -> bool:
+        """See Registry."""
+        self._answering()
+        self.positions.pop(stream_id, None)
+        return self.streams.pop(stream_id, None) is not None
+
+    async def report(self, stream_id: str, fields: Mapping[str, str], epoch: int = 0) -> bool:
+        """See Registry."""
+        self._answering()
+        if epoch and stream_id in self.streams and self.streams[stream_id].get("epoch") != str(epoch):
+            raise Superseded(f"stream '{stream_id}' was taken by another node")
+        return await self.change(stream_id, fields)
+
+    async def carry(self, stream_id: str, text: str, epoch: int) -> bool:
+        """See Registry."""
+        if not await self.report(stream_id, {"carried": str(epoch)}, epoch):
+            return False
+        self.positions[stream_id] = str(epoch), text
+        return True
+
+    async def carried(self, stream_id: str) -> str:
+        """See Registry."""
+        self._answering()
+        epoch, text = self.positions.get(stream_id, ("", ""))
+        return text if epoch and self.streams.get(stream_id, {}).get("carried") == epoch else ""
+
+    async def beat(self, session: str, last: Beat | None, fields: Mapping[str, str], lease_s: float = LEASE_S) -> Beat:
+        """See Registry."""
+        self._answering()
+        now_s = self.now_s()
+        if now_s - self._beaten_s > lease_s:
+            self._grace_s = now_s + lease_s
+        self.lives += last is not None and last.life == str(self.lives) and session not in self._leases
+        self._beaten_s = now_s
+        self._leases[session] = now_s + lease_s, {**self._leases.get(session, (0.0, {}))[1], **fields}
+        return Beat(round(now_s * 1000), str(self.lives))
+
+    async def tell_session(self, session: str, fields: Mapping[str, str]) -> bool:
+        """See Registry."""
+        self._answering()
+        if session not in self._leases:
+            return False
+        self._leases[session][1].update(fields)
+        return True
+
+    async def leave(self, session: str) -> None:
+        """See Registry."""
+        self._answering()
+        self._leases.pop(session, None)
+
+    async def sessions(self) -> list[Session]:
+        """See Registry."""
+        self._answering()
+        found = [Session(name, until_s - self.now_s(), fields) for name, (until_s, fields) in self._leases.items()]
+        return sorted(found, key=lambda one: (one.fields.get("name", ""), one.id))
+
+    async def claim(
+        self, stream_id: str, session: str, fields: Mapping[str, str], *, epoch: int = 0, dead: str = "", lease_s: float = LEASE_S
+    ) -> int:
+        """See Registry."""
+        self._answering()
+        if stream_id not in self.streams:
+            return Refused.UNKNOWN
+        hash_, now_s = self.streams[stream_id], self.now_s()
+        if session in self._leases and self._leases[session][0] < now_s:
+            return Refused.IN_DOUBT
+        owner, told = hash_.get("session", ""), int(hash_.get("epoch") or "0")
+        if owner not in ("", session, dead) and told >= epoch:
+            if owner in self._leases and self._leases[owner][0] >= now_s:
+                return Refused.HELD
+            if now_s < self._grace_s or now_s - self._beaten_s > lease_s:
+                return Refused.IN_DOUBT
+        epoch = max(told + 1, epoch + 1, int(now_s * 1000))
+        hash_ |= {"session": session, "epoch": str(epoch), **fields}
+        return epoch
+
+    async def tell(self, incarnation: str, vitals: str, kept_s: int) -> None:  # noqa: ARG002
+        """See Registry; it is kept for good."""
+        self._answering()
+        self.vitals[incarnation] = vitals
+
+    async def told(self) -> list[str]:
+        """See Registry."""
+        self._answering()
+        return list(self.vitals.values())
