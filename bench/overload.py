@@ -31,11 +31,12 @@ from hlsrelay.ladder import parse_ladder
 from hlsrelay.log import start_logging
 from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.model import Snapshot, Stream
+from hlsrelay.node import Node, local_encoder
 from hlsrelay.processes import Children
 from hlsrelay.settings import load_settings
 from hlsrelay.site import RelaySite
 from hlsrelay.web import create_app, serve
-from hlsrelay.worker import Node, local_encoder, relay_stream
+from hlsrelay.worker import relay_stream
 
 LADDER = "720p,480p,360p,audio"
 BARE = "bare"

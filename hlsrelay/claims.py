@@ -26,9 +26,10 @@ from hlsrelay.handover import LOOKED_EVERY_S, claimed, offered, relayed, taken_o
 from hlsrelay.ladder import weight_of
 from hlsrelay.link import Claim
 from hlsrelay.model import Desired
+from hlsrelay.node import Node
 from hlsrelay.registry import Session
 from hlsrelay.session import DRAINING, Member, holder, is_here, is_told_to_drain, takes_on
-from hlsrelay.worker import Node, admitted, possible
+from hlsrelay.worker import admitted, possible
 
 LEFT_LYING = 3
 """What nobody took so many looks long is taken beyond our part."""

@@ -21,6 +21,7 @@ from hlsrelay.judge import RULES, Finding, Severity
 from hlsrelay.link import Claim
 from hlsrelay.log import start_logging
 from hlsrelay.memory import Pressure
+from hlsrelay.node import Node, local_encoder
 from hlsrelay.notify import READY, notifying
 from hlsrelay.orphans import sweep
 from hlsrelay.portrait import as_data, as_words
@@ -34,7 +35,7 @@ from hlsrelay.storage import live_dir
 from hlsrelay.urls import redacted
 from hlsrelay.vitals import attended
 from hlsrelay.web import advertised, api_routes, create_app, local_token, serve
-from hlsrelay.worker import Node, admitted, local_encoder
+from hlsrelay.worker import admitted
 
 DEMO = "demo"
 DEMO_LADDER = "480p,360p"

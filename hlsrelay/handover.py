@@ -24,10 +24,11 @@ from hlsrelay.errors import HlsRelayError, RegistryUnavailable, ResourceBusy, Su
 from hlsrelay.fields import Registered
 from hlsrelay.link import Claim
 from hlsrelay.model import Desired
+from hlsrelay.node import Node
 from hlsrelay.registry import LEASE_S, Refused, Session
 from hlsrelay.session import Member, holder, is_dead, process_of, takes_on
 from hlsrelay.storage import lock_holder
-from hlsrelay.worker import Node, admitted, possible, relay_stream
+from hlsrelay.worker import admitted, possible, relay_stream
 
 LOOKED_EVERY_S = 0.7
 ASKED_EVERY_S = 0.1

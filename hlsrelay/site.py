@@ -11,9 +11,9 @@ from hlsrelay.demand import START_WITHIN_S
 from hlsrelay.edge import LOOKED_EVERY_S, Fetched
 from hlsrelay.errors import RegistryUnavailable
 from hlsrelay.fields import Registered
+from hlsrelay.node import Node
 from hlsrelay.statuses import NodeStatus, StreamStatus, read_all, stream_status
 from hlsrelay.storage import MULTIVARIANT
-from hlsrelay.worker import Node
 
 
 class RelaySite:

@@ -16,9 +16,9 @@ import structlog
 
 from hlsrelay.errors import RegistryUnavailable
 from hlsrelay.memory import used_percent
+from hlsrelay.node import Node
 from hlsrelay.orphans import incarnation
 from hlsrelay.statuses import NodeStatus, written
-from hlsrelay.worker import Node
 
 PERIOD_S = 1.0
 KEPT_S = 3

@@ -3,139 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import os
-import socket
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Coroutine
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
-from hlsrelay.clock import Clock, Nudges
+from hlsrelay.clock import Nudges
 from hlsrelay.demand import Demand
 from hlsrelay.desk import Tools
-from hlsrelay.edge import Edge
-from hlsrelay.embedded import EmbeddedRedis, embedded_ffmpeg_path, ffmpeg_path
-from hlsrelay.encoder import Encoded, Encoder, LocalEncoder
-from hlsrelay.errors import ConfigError, EncodeError, HlsRelayError, MissingProgram, RegistryUnavailable, Superseded
+from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, Superseded
 from hlsrelay.fields import Registered, stream_of
-from hlsrelay.hls.window import Progress
 from hlsrelay.house import cleared, withdraw
 from hlsrelay.ladder import format_ladder
-from hlsrelay.ledger import LocalLedger, packed, unpacked
+from hlsrelay.ledger import unpacked
 from hlsrelay.link import Claim, Link
-from hlsrelay.log import Repeated
-from hlsrelay.memory import Pressure
-from hlsrelay.metrics import Metrics
-from hlsrelay.model import SOURCE, Desired, Made, Stream, Turn
-from hlsrelay.processes import Children
-from hlsrelay.recipe import EncodeJob
-from hlsrelay.registry import Registry
+from hlsrelay.model import SOURCE, Desired, Stream
+from hlsrelay.node import Node
 from hlsrelay.relay import Tick, relay
-from hlsrelay.settings import Settings
+from hlsrelay.reporter import Reporter
 from hlsrelay.storage import MULTIVARIANT, LocalStorage
-from hlsrelay.upstream import Upstream
 from hlsrelay.urls import redacted
 
-STALLED_TARGET_DURATIONS = 3.5
-"""No new segment for this long: the source is stuck (hls-rules C)."""
-LADDER_SEGMENTS = 50
-"""So many are looked back on to say how much of the ladder is missing."""
-OVERLOAD_OVER_SEGMENTS = 10
-"""An overload is over when so many had every rung: told once, not each time that one more is missing."""
 LAST_WORDS_S = 2.0
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 LET_GO = {"node": "", "session": "", "wanted": "", "ladder_trouble": ""}
 HANDED_ON = {name: value for name, value in LET_GO.items() if name != "wanted"}
 """Who has asked for the stream is still to be seen: it is left to that one."""
-STATES = ("registered", "starting", "running", "stalled", "idle", "ended", "stopped", "failed")
 
 log = structlog.get_logger()
-
-
-@dataclass
-class Node:
-    """What all relays of this process share."""
-
-    settings: Settings
-    live: Path
-    registry: Registry
-    children: Children
-    encoder: Encoder
-    metrics: Metrics = field(default_factory=Metrics)
-    clock: Clock = field(default_factory=Clock)
-    redis: EmbeddedRedis | None = None
-    pressure: Pressure = field(default_factory=lambda: Pressure(100.0))
-    storages: dict[str, LocalStorage] = field(default_factory=dict)
-    demands: dict[str, Demand] = field(default_factory=dict)
-    elsewhere: dict[str, str] = field(default_factory=dict)
-    """Streams that other nodes relay into folders that are not ours, and the URLs at which those serve."""
-    url: str = ""
-    """Where other nodes reach our web server, once it serves."""
-    hears_redis: Callable[[], bool] = lambda: True
-    """Says whether Redis has answered lately."""
-    draining: bool = False
-    """Whether it is about to leave: what balances load is to send viewers elsewhere."""
-    told: Callable[[str], None] = lambda _: None
-    """Hears each state that a stream comes to."""
-
-    @functools.cached_property
-    def edge(self) -> Edge:
-        """What fetches from the other nodes."""
-        return Edge(lambda: self.elsewhere, self.clock.monotonic_s)
-
-    @property
-    def name(self) -> str:
-        """This node's name in Redis."""
-        return self.settings.node or f"{socket.gethostname()}:{os.getpid()}"
-
-    def place(self) -> dict[str, str]:
-        """Return where we serve what, as our session tells it (session)."""
-        return {"http": self.settings.http, "live": str(self.live.resolve()), "url": self.url}
-
-    @property
-    def serves(self) -> bool:
-        """Whether players reach the streams through this process."""
-        return self.settings.http != "none"
-
-    @property
-    def pressed(self) -> bool:
-        """Whether memory is short (memory): no ladder job starts, and nothing new is claimed."""
-        return self.pressure.pressed
-
-    def connect(self) -> Upstream:
-        """Return a way to a source."""
-        return Upstream(self.settings.allow_networks)
-
-    def refusal(self) -> str:
-        """Return why nothing more may be started here now, empty where it may: the one place that is asked before a cold start."""
-        return "memory is short on this node" if self.pressed else ""
-
-
-def local_encoder(settings: Settings, children: Children) -> Encoder:
-    """Return the encoder of this machine; where there is no ffmpeg one whose every job fails and says so."""
-    try:
-        ffmpeg, newer = (settings.ffmpeg, None) if settings.ffmpeg else (ffmpeg_path(), embedded_ffmpeg_path())
-        slots = settings.transcode_slots or os.cpu_count() or 1
-        return LocalEncoder(ffmpeg, children, slots, preferred=settings.encoders, newer=newer)
-    except MissingProgram as error:
-        return _NoEncoder(str(error))
-
-
-class _NoEncoder:
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
-
-    async def encode(self, _job: EncodeJob) -> Encoded:
-        raise EncodeError(self._reason)
-
-    def shed(self) -> bool:
-        return False
 
 
 class Wishes:
@@ -332,146 +229,3 @@ async def _last_words(link: Link) -> None:
     with suppress(RegistryUnavailable, Superseded, TimeoutError):
         async with asyncio.timeout(LAST_WORDS_S):
             await link.flush()
-
-
-class Reporter:
-    """Turns ticks into what others see: the hash in Redis, metrics, one log line per event."""
-
-    def __init__(self, link: Link, stream_id: str, node: Node) -> None:
-        self._link = link
-        self._id = stream_id
-        self._metrics = node.metrics
-        self._clock = node.clock
-        self._told = node.told
-        self._state = ""
-        self._faults: dict[str, Repeated] = {}
-        self._repairs: dict[str, int] = {}
-        self._made_s: float | None = None
-        self._dropped: deque[frozenset[str]] = deque(maxlen=LADDER_SEGMENTS)
-        self._trouble = ""
-        self._tracks: dict[str, Progress] = {}
-        self.target_duration_s = 0.0
-
-    def state(self, state: str, **fields: str) -> None:
-        """Report a state, once."""
-        if state not in STATES:
-            raise AssertionError(f"no such state: {state}")
-        if state != self._state:
-            self._state = state
-            self._told(state)
-            self._link.report(state=state, since=_stamp(self._clock.utc_now()), **fields)
-
-    def resumed(self, storage: LocalStorage) -> None:
-        """Take up all tracks that were ever published: who comes next has to know of those too that bring nothing just now."""
-        found = {name: LocalLedger(storage, name).resume() for name in storage.ledgers()}
-        self._tracks = {name: progress for name, progress in found.items() if progress}
-
-    def idle(self) -> None:
-        """Report that nobody watches: what comes after begins anew."""
-        self._made_s = None
-        self.state("idle")
-
-    def fault(self, event: str, text: str) -> None:
-        """Report what went wrong; the same again is only counted."""
-        repeated = self._faults.setdefault(event, Repeated())
-        if repeated.is_news(text):
-            log.warning(f"{event}.failed", stream=self._id, reason=text)
-            self._link.report(last_error=f"{_stamp(self._clock.utc_now())} {event}: {text}")
-
-    def well(self, event: str) -> None:
-        """Report that what went wrong does so no more: when it does again, that is news."""
-        if (repeated := self._faults.pop(event, None)) is not None:
-            log.info(f"{event}.recovered", stream=self._id, failures=repeated.count)
-
-    def tick(self, tick: Tick) -> None:
-        """Report one step of the relay."""
-        main = tick.track in ("", SOURCE)
-        if tick.made and tick.progress and not tick.error:
-            self._tracks[tick.track or SOURCE] = tick.progress
-        publishing = "publish" if main else f"publish {tick.track}"
-        if tick.error:
-            self.fault(publishing, tick.error)
-        elif tick.made:
-            self.well(publishing)
-            self.well("relay")
-        if tick.made:
-            self._counted(tick.made, "" if main else f"{tick.track} ")
-            if main:
-                self._published(tick.made, tick)
-        if tick.turn:
-            self._turned(tick.turn, tick.track)
-        if main and tick.progress and tick.progress.ended:
-            self.state("ended")
-
-    def _published(self, made: Made, tick: Tick) -> None:
-        self._made_s = self._clock.monotonic_s()
-        self.target_duration_s = made.numbered.target_duration_s
-        lag_s = (self._clock.utc_now() - made.numbered.position.advanced_at).total_seconds()
-        self._metrics.lag_s.labels(self._id).set(lag_s)
-        self._metrics.last_number.labels(self._id).set(made.entry.number)
-        self._missing(made)
-        if not tick.error:
-            self.state("running", attempt="", retry_at="")
-            self._link.report(last_sequence=str(made.entry.number), lag=f"{lag_s:.2f}")
-            self._link.carry(lambda: packed(self._tracks))
-
-    def _missing(self, made: Made) -> None:
-        """Count and tell what the ladder lacks of a segment; one that was lost says nothing about the ladder."""
-        for rung, reason in made.failed.items():
-            self._metrics.rung_gaps.labels(self._id, rung, "failure").inc()
-            self.fault(f"rung {rung}", reason)
-        for rung, reason in made.dropped.items():
-            self._metrics.rung_gaps.labels(self._id, rung, "overload").inc()
-            self.fault(f"ladder {rung}", reason)
-        if made.lost:
-            return
-        self._dropped.append(frozenset(made.dropped))
-        lately = frozenset[str]().union(*list(self._dropped)[-OVERLOAD_OVER_SEGMENTS:])
-        missing = {f"rung {rung}" for rung in made.failed} | {f"ladder {rung}" for rung in lately}
-        for event in [one for one in self._faults if one.startswith(("rung ", "ladder ")) and one not in missing]:
-            self.well(event)
-        self._metrics.ladder_paused.labels(self._id).set(made.ladder_paused)
-        trouble = _ladder_trouble(self._dropped, made) if lately or made.ladder_paused else ""
-        if trouble != self._trouble:
-            self._trouble = trouble
-            self._link.report(ladder_trouble=trouble)
-
-    def _counted(self, made: Made, track: str) -> None:
-        self._metrics.segments.labels(self._id, "gap" if made.lost else "whole").inc()
-        self._metrics.bytes_in.labels(self._id).inc(made.received_bytes)
-        had_been_there = bool(made.lost) and not made.numbered.segment.gap
-        self._repaired((*made.repairs, "segment_lost") if had_been_there else made.repairs)
-        if made.lost:
-            log.warning("segment.lost", stream=self._id, track=track.strip(), number=made.entry.number, reason=made.lost)
-            self._link.report(last_error=f"{_stamp(self._clock.utc_now())} segment {track}{made.entry.number}: {made.lost}")
-
-    def _repaired(self, names: tuple[str, ...]) -> None:
-        for name in names:
-            self._metrics.repairs.labels(self._id, name).inc()
-            self._repairs[name] = self._repairs.get(name, 0) + 1
-        if names:
-            self._link.report(repairs=" ".join(f"{name}={count}" for name, count in sorted(self._repairs.items())))
-
-    def _turned(self, turn: Turn, track: str) -> None:
-        event = f"load {track}".removesuffix(f" {SOURCE}").strip()
-        self._metrics.loads.labels(self._id, "failed" if turn.error else "good").inc()
-        self._repaired((*turn.repairs, "load_failed") if turn.error else turn.repairs)
-        if turn.error:
-            self.fault(event, turn.error)
-        else:
-            self.well(event)
-        silent_s = self._clock.monotonic_s() - self._made_s if self._made_s is not None else 0.0
-        if self._state == "running" and silent_s > STALLED_TARGET_DURATIONS * self.target_duration_s:
-            self.state("stalled")
-
-
-def _ladder_trouble(dropped: Collection[frozenset[str]], made: Made) -> str:
-    """Return in one line what the ladder lacks at present."""
-    if made.ladder_paused:
-        return f"paused: {next(iter(made.failed.values()), '')}"
-    counts = Counter(rung for rungs in dropped for rung in rungs)
-    return "overloaded: " + ", ".join(f"{rung} dropped {count} of the last {len(dropped)}" for rung, count in counts.most_common())
-
-
-def _stamp(when: datetime) -> str:
-    return when.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

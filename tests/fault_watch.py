@@ -26,12 +26,13 @@ from hlsrelay.link import Link
 from hlsrelay.media.probe import MediaError, probe
 from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.model import Stream
+from hlsrelay.node import Node
 from hlsrelay.processes import Children
 from hlsrelay.relay import relay
+from hlsrelay.reporter import Reporter
 from hlsrelay.settings import load_settings
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import TransportFactory, Upstream
-from hlsrelay.worker import Node, Reporter
 from tests.faulty_source import Reply, Source
 from tests.integration.relaying import NoEncoder, Operator
 from tests.virtual import elapse

@@ -15,13 +15,14 @@ from hlsrelay.hls.window import Progress
 from hlsrelay.ledger import LocalLedger
 from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.model import Snapshot
+from hlsrelay.node import Node
 from hlsrelay.processes import Children
 from hlsrelay.settings import load_settings
 from hlsrelay.site import RelaySite
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream
 from hlsrelay.web import create_app
-from hlsrelay.worker import Node, admitted, relay_stream
+from hlsrelay.worker import admitted, relay_stream
 from tests.integration.relaying import NoEncoder
 from tests.origin import Origin
 from tests.playlists import URL

@@ -18,11 +18,12 @@ from hlsrelay.errors import RegistryUnavailable, ResourceBusy, Superseded
 from hlsrelay.handover import OFFERED_FOR_S
 from hlsrelay.link import Claim
 from hlsrelay.memory_registry import MemoryRegistry
+from hlsrelay.node import Node
 from hlsrelay.processes import Children
 from hlsrelay.registry import LEASE_S, Registry, Session
 from hlsrelay.session import Member
 from hlsrelay.settings import load_settings
-from hlsrelay.worker import HANDED_ON, LET_GO, Node
+from hlsrelay.worker import HANDED_ON, LET_GO
 from tests.integration.relaying import NoEncoder
 from tests.integration.test_registry import FIELDS
 from tests.virtual import VirtualClock, elapse, run_virtually

@@ -10,9 +10,10 @@ import pytest
 from hlsrelay.errors import ConfigError
 from hlsrelay.fields import Registered
 from hlsrelay.memory_registry import MemoryRegistry
+from hlsrelay.node import Node
 from hlsrelay.processes import Children
 from hlsrelay.settings import load_settings
-from hlsrelay.worker import Node, admitted
+from hlsrelay.worker import admitted
 from tests.integration.on_demand_house import FIELDS, IDLE_S, House, now_s, recorded, scenario
 from tests.integration.relaying import NoEncoder
 from tests.origin import Origin

@@ -21,10 +21,11 @@ from hlsrelay.fields import stream_of
 from hlsrelay.link import Link
 from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.model import Stream
+from hlsrelay.node import Node
 from hlsrelay.processes import Children
+from hlsrelay.reporter import Reporter
 from hlsrelay.settings import load_settings
 from hlsrelay.upstream import Upstream
-from hlsrelay.worker import Node, Reporter
 from tests.integration.fetching import fetched, loaded, server
 from tests.integration.relaying import NoEncoder, Watching, relayed, scenario
 from tests.integration.test_hostile import Hostile, errors, moved

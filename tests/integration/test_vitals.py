@@ -17,6 +17,7 @@ from hlsrelay.encoder import SHED, SHED_S, LocalEncoder
 from hlsrelay.ladder import parse_ladder
 from hlsrelay.memory import Pressure
 from hlsrelay.memory_registry import MemoryRegistry
+from hlsrelay.node import Node
 from hlsrelay.orphans import found_here, sweep
 from hlsrelay.processes import Children
 from hlsrelay.relay import relay
@@ -25,7 +26,6 @@ from hlsrelay.statuses import NodeStatus, read
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream
 from hlsrelay.vitals import attended
-from hlsrelay.worker import Node
 from tests.integration.relaying import NoEncoder, Operator
 from tests.integration.test_processes import UNCONFINED, UNSWEPT, kill_parent, start_parent
 from tests.origin import Origin

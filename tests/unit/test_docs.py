@@ -10,8 +10,8 @@ import pytest
 
 from hlsrelay.cli import app
 from hlsrelay.fields import OPERATOR_FIELDS, RELAY_FIELDS
+from hlsrelay.reporter import STATES
 from hlsrelay.settings import Settings
-from hlsrelay.worker import STATES
 from tests.faults import FAULTS
 
 ROOT = Path(__file__).parents[2]

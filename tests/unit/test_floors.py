@@ -16,8 +16,10 @@ codecs phase
 / upstream encoder storage ledger registry demand edge
 / link session memory_registry
 / steering relay house stages cutting downloading sampling transcoding desk joints
-/ worker web places checking probing
-/ site vitals handover
+/ node web places checking probing
+/ reporter site vitals
+/ worker
+/ handover
 / claims
 / demo_origin operate commands cli __main__
 """

@@ -14,10 +14,11 @@ from hlsrelay.hls.advance import advance
 from hlsrelay.link import Link
 from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.model import Made, Numbered, Turn
+from hlsrelay.node import Node
 from hlsrelay.processes import Children
 from hlsrelay.relay import Tick
+from hlsrelay.reporter import Reporter
 from hlsrelay.settings import load_settings
-from hlsrelay.worker import Node, Reporter
 from tests.integration.relaying import NoEncoder
 from tests.playlists import at, gap, live, stream
 from tests.unit.test_window import entry
