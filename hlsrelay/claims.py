@@ -13,22 +13,24 @@ import asyncio
 import math
 import os
 import random
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 
 import structlog
 
+from hlsrelay.board import Board
 from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, ResourceBusy, Superseded, UnknownStream
 from hlsrelay.fields import Registered
 from hlsrelay.handover import LOOKED_EVERY_S, claimed, offered, relayed, taken_over
-from hlsrelay.ladder import weight_of
 from hlsrelay.link import Claim
 from hlsrelay.model import Desired
 from hlsrelay.node import Node
 from hlsrelay.registry import Session
-from hlsrelay.session import DRAINING, Member, holder, is_here, is_told_to_drain, takes_on
+from hlsrelay.roster import Roster
+from hlsrelay.session import DRAINING, Member, is_here, is_told_to_drain, takes_on
 from hlsrelay.worker import admitted, possible
 
 LEFT_LYING = 3
@@ -39,6 +41,10 @@ FAILED_HERE_S = 300.0
 """What failed here is left to others for so long: it may be this node that is broken."""
 TAKEN_OVER_AT_ONCE = 8
 ROOM_PER_CORE = 50
+LOOKED_AGAIN_AFTER_S = 0.15
+"""What changes meanwhile is looked at together."""
+FORMER_SESSIONS = 1000
+"""So many sessions that are over are remembered, and where they served."""
 
 log = structlog.get_logger()
 
@@ -76,6 +82,13 @@ class Claims:
         self._free: dict[str, int] = {}
         self._failed_s: dict[str, float] = {}
         self._unreadable: set[str] = set()
+        self._board = Board(lambda registered: possible(registered, serves=node.serves))
+        self.roster = node.roster = Roster(node.registry, self._heard)
+        self._moved = self.roster.moved.listen()
+        self._sessions: list[Session] = []
+        self._sessions_s = -math.inf
+        self._urls: dict[str, str] = {}
+        node.elsewhere = self._elsewhere
         self._told_to_drain = False
         self._taking_over = asyncio.Semaphore(TAKEN_OVER_AT_ONCE)
         self._balanced_s = node.clock.monotonic_s()
@@ -100,6 +113,12 @@ class Claims:
             **self._node.place(),
         }
 
+    @asynccontextmanager
+    async def taking_part(self) -> AsyncGenerator[None, None]:
+        """Have a session, and hear what changes, while the block runs. Raises RegistryUnavailable at its beginning."""
+        async with self.member.taking_part(), self.roster.kept_up():
+            yield
+
     async def kept(self) -> dict[str, float]:
         """Claim and relay until told to leave; then hand on what others take, let go of the rest, and return.
 
@@ -111,7 +130,7 @@ class Claims:
             while not gone.done():
                 await self._looked(cut_off)
                 self._reaped()
-                await asyncio.wait((gone, cut_off), timeout=LOOKED_EVERY_S * random.uniform(0.8, 1.2), return_when=asyncio.FIRST_COMPLETED)
+                await self._next_due(gone, cut_off)
                 if cut_off.done():
                     await self._yielded(gone)
                     cut_off = asyncio.create_task(self.member.cut_off.wait())
@@ -128,6 +147,19 @@ class Claims:
                 task.cancel()
             await asyncio.gather(*(task for task, _ in self._running.values()), return_exceptions=True)
             self._reaped()
+
+    async def _next_due(self, gone: asyncio.Task[bool], cut_off: asyncio.Task[bool]) -> None:
+        """Wait until it is time to look again: after a while, or a little after something changed."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + LOOKED_EVERY_S * random.uniform(0.8, 1.2)
+        await asyncio.wait((gone, cut_off), timeout=LOOKED_AGAIN_AFTER_S, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done() or cut_off.done():
+            return
+        moved = asyncio.create_task(self._moved.wait())
+        try:
+            await asyncio.wait((gone, cut_off, moved), timeout=max(0, until_s - loop.time()), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            moved.cancel()
 
     async def _looked(self, cut_off: asyncio.Task[bool]) -> None:
         looking = asyncio.ensure_future(self._look())
@@ -146,7 +178,7 @@ class Claims:
     async def looked_elsewhere(self) -> None:
         """See again where the streams of others are served. Raises RegistryUnavailable."""
         self._reaped()
-        self._node.elsewhere = self._elsewhere(await self._node.registry.all(), await self._node.registry.sessions())
+        await self._asked_sessions()
 
     async def _yielded(self, gone: asyncio.Task[bool]) -> None:
         """Stop all that we relay, before others begin with it, and wait until Redis answers us again."""
@@ -169,22 +201,44 @@ class Claims:
             else:
                 log.error("stream.failed", stream=stream_id, exc_info=error)
 
+    def _heard(self, stream_id: str, registered: Registered | None) -> None:
+        try:
+            self._board.take(stream_id, registered)
+        except Exception:  # a bug of ours: no field of one stream may hold up the others
+            if stream_id not in self._unreadable:
+                self._unreadable.add(stream_id)
+                log.exception("stream.unreadable", stream=stream_id)
+
+    async def _asked_sessions(self) -> None:
+        """See who takes part, and where they serve. Raises RegistryUnavailable."""
+        ours, loop = str(self._node.live.resolve()), asyncio.get_running_loop()
+        self._sessions = sessions = await self._node.registry.sessions()
+        self._sessions_s = loop.time()
+        others = [one for one in sessions if one.id != self.member.id and one.fields.get("url")]
+        self.member.peers = tuple(one.fields["url"] for one in others if one.lives)
+        there = {one.id: one.fields["url"] for one in others if not (is_here(one.id) and one.fields.get("live") == ours)}
+        for session in self._urls.keys() & there.keys():
+            del self._urls[session]  # the newest come last
+        self._urls |= there
+        for session in [*self._urls][: -len(there) - FORMER_SESSIONS]:
+            del self._urls[session]
+
     async def _look(self) -> None:
-        sessions = await self._node.registry.sessions()
+        self._moved.clear()
+        if asyncio.get_running_loop().time() - self._sessions_s >= 0.8 * LOOKED_EVERY_S:
+            await self._asked_sessions()
+        sessions = self._sessions
         self._told_to_drain = any(one.id == self.member.id and is_told_to_drain(one) for one in sessions)
-        self.member.peers = tuple(one.fields["url"] for one in sessions if one.id != self.member.id and one.lives and one.fields.get("url"))
-        streams = await self._node.registry.all()
-        self._node.elsewhere = self._elsewhere(streams, sessions)
-        wanted = await self._wanted(streams, sessions)
-        total = sum(weight for _, weight in wanted)
         self._node.metrics.load.set(self.load)
-        self._node.metrics.load_wanted.set(total)
-        waiting = self._waiting(wanted, sessions)
+        self._node.metrics.load_wanted.set(self._board.total)
+        living = {one.id: one for one in sessions if one.lives}
+        await self._told_wrong(living)
+        waiting = self._waiting(living)
         self._free = {one.registered.id: one.looks for one in waiting}
         if self._node.refusal() or self._drains:
             return
-        part = our_part(total, self.member.id, sessions)
-        waiting += self._surplus(wanted, sessions, part)
+        part = our_part(self._board.total, self.member.id, sessions)
+        waiting += self._surplus(living, part)
         room = capacity_of(self._node)
         for one in sorted(waiting, key=lambda one: (-one.looks, random.random())):
             asked_of_us = one.registered.fields.get("wanted") == self.member.id
@@ -209,78 +263,63 @@ class Claims:
             return 0.0
         return await relayed(claim, self._node, self._let_go)
 
-    async def _wanted(self, streams: Iterable[Registered], sessions: list[Session]) -> list[tuple[Registered, int]]:
-        """Return the streams that are to run, with their weights; of others that nobody has, and that make no sense, say so, once."""
-        found = []
-        for one in streams:
-            try:
-                stream = possible(one, serves=self._node.serves)
-            except ConfigError as error:
-                told = (one.fields.get("state"), one.fields.get("reason")) == ("failed", str(error))
-                if not told and holder(one.fields, sessions) is None:  # who relays it goes on with what it had, and says so
-                    with suppress(ConfigError):
-                        await admitted(one, self._node)
-                continue
-            except Exception:  # a bug of ours: no field of one stream may hold up the others
-                if one.id not in self._unreadable:
-                    self._unreadable.add(one.id)
-                    log.exception("stream.unreadable", stream=one.id)
-                continue
-            if stream.desired is Desired.RUN:
-                found.append((one, weight_of(stream.ladder)))
-        return found
+    async def _told_wrong(self, living: Mapping[str, Session]) -> None:
+        """Say of streams that nobody has, and that make no sense, that it is so, once; who relays one goes on with what it had."""
+        for row in [self._board.rows[stream_id] for stream_id in self._board.wrong]:
+            told = (row.registered.fields.get("state"), row.registered.fields.get("reason")) == ("failed", row.wrong)
+            if not told and row.session not in living:
+                with suppress(ConfigError):
+                    await admitted(row.registered, self._node)
 
-    def _elsewhere(self, streams: Iterable[Registered], sessions: list[Session]) -> dict[str, str]:
-        """Return where the streams are served that others relay into folders of their own.
+    def _elsewhere(self, stream_id: str) -> str:
+        """Return where a stream is served that another node relays into a folder of its own; empty for all others.
 
         One that nobody has just now, and that one of these had last, is there still, or will be somewhere else before long.
         """
-        ours = str(self._node.live.resolve())
-        there = [one for one in sessions if one.fields.get("url") and not (is_here(one.id) and one.fields.get("live") == ours)]
-        urls = {one.id: one.fields["url"] for one in there if one.lives}
-        living = {one.id for one in sessions if one.lives}
-        found = {}
-        for one in streams:
-            owner = one.fields.get("session", "")
-            if owner in urls:
-                found[one.id] = urls[owner]
-            elif owner not in living and one.id in self._node.elsewhere and one.fields.get("desired") != Desired.STOP:
-                found[one.id] = self._node.elsewhere[one.id]
-        return {stream_id: url for stream_id, url in found.items() if stream_id not in self._running}
+        row = self._board.rows.get(stream_id)
+        if row is None or stream_id in self._running:
+            return ""
+        if any(one.id == row.session and one.lives for one in self._sessions):
+            return self._urls.get(row.session, "")
+        return "" if row.registered.fields.get("desired") == Desired.STOP else self._urls.get(row.last, "")
 
-    def _waiting(self, wanted: Iterable[tuple[Registered, int]], sessions: list[Session]) -> list[Waiting]:
+    def _waiting(self, living: Mapping[str, Session]) -> list[Waiting]:
         """Return what nobody has, who leaves has, or we are to take over; not what another one is to take over, unless it does not."""
-        now = self._node.clock.utc_now()
-        takers = {one.id for one in sessions if one.lives and takes_on(one)}
+        now, us = self._node.clock.utc_now(), self.member.id
+        takers = {one.id for one in living.values() if takes_on(one)}
         now_s = self._node.clock.monotonic_s()
         self._failed_s = {stream_id: at_s for stream_id, at_s in self._failed_s.items() if now_s - at_s < FAILED_HERE_S}
+        leaving = [one.id for one in living.values() if one.fields.get("state") == DRAINING]
+        rows = [*self._board.free(living), *self._board.of(us), *self._board.wanted_by(us), *chain(*map(self._board.of, leaving))]
         found = []
-        for one, weight in wanted:
+        for row in {row.registered.id: row for row in rows}.values():
+            one, fields = row.registered, row.registered.fields
             if one.id in self._running or _backs_off(one, now):
                 continue
-            has, taker = holder(one.fields, sessions), one.fields.get("wanted", "")
-            has = None if has and has.id == self.member.id else has  # claimed, and we never heard of it
-            offered = has is not None and (has.fields.get("state") == DRAINING or taker == self.member.id)
-            waiting = Waiting(one, weight, self._free.get(one.id, -1) + 1, offered)
-            theirs = (taker in takers and taker != self.member.id) or (one.id in self._failed_s and takers - {self.member.id})
+            has, taker = living.get(row.session), fields.get("wanted", "")
+            has = None if has and has.id == us else has  # claimed, and we never heard of it
+            offered = has is not None and (has.fields.get("state") == DRAINING or taker == us)
+            waiting = Waiting(one, row.weight, self._free.get(one.id, -1) + 1, offered)
+            theirs = (taker in takers and taker != us) or (one.id in self._failed_s and takers - {us})
             if (has is None or offered) and (not theirs or waiting.is_left_lying):
                 found.append(waiting)
         return found
 
-    def _surplus(self, wanted: Iterable[tuple[Registered, int]], sessions: list[Session], part: int) -> list[Waiting]:
+    def _surplus(self, living: Mapping[str, Session], part: int) -> list[Waiting]:
         """Return one stream, now and then, of a node that is more taken than we shall be once we have it."""
         now_s, capacity = self._node.clock.monotonic_s(), capacity_of(self._node)
         if self._failed_s or now_s - self._balanced_s < BALANCED_EVERY_S or any(task.done() for task, _ in self._running.values()):
             return []
         self._balanced_s = now_s + random.uniform(0, BALANCED_EVERY_S / 2)
-        others = {one.id: one.fields for one in sessions if one.id != self.member.id and one.lives and takes_on(one)}
-        for one, weight in sorted(wanted, key=lambda _: random.random()):
-            has = others.get(one.fields.get("session", ""))
-            if has is None or one.fields.get("wanted") or one.fields.get("state") != "running" or self.load + weight > part:
-                continue
-            theirs, load = int(has["capacity"]), int(has.get("load", "0"))
-            if theirs and (load - weight) / theirs >= (self.load + weight) / capacity:
-                return [Waiting(one, weight, 0, offered=True)]
+        others = [one for one in living.values() if one.id != self.member.id and takes_on(one) and int(one.fields["capacity"])]
+        for has in random.sample(others, len(others)):
+            theirs, load, rows = int(has.fields["capacity"]), int(has.fields.get("load", "0")), self._board.of(has.id)
+            for row in random.sample(rows, len(rows)):
+                fields, weight = row.registered.fields, row.weight
+                if fields.get("wanted") or fields.get("state") != "running" or self.load + weight > part:
+                    continue
+                if (load - weight) / theirs >= (self.load + weight) / capacity:
+                    return [Waiting(row.registered, weight, 0, offered=True)]
         return []
 
 

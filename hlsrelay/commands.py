@@ -28,6 +28,7 @@ from hlsrelay.portrait import as_data, as_words
 from hlsrelay.probing import probe_source
 from hlsrelay.processes import Children, Stdout
 from hlsrelay.registry import fetched, open_registry
+from hlsrelay.roster import Roster
 from hlsrelay.session import DRAINING, Member, is_here
 from hlsrelay.settings import Settings, load_settings
 from hlsrelay.site import RelaySite
@@ -70,7 +71,7 @@ async def worker(settings: Settings) -> None:
             typer.echo(f"Watch     {url}/")
             sys.stdout.flush()
         claims = Claims(node, leaving)
-        await stack.enter_async_context(claims.member.taking_part())
+        await stack.enter_async_context(claims.taking_part())
         tell(f"{READY}\nSTATUS=node {node.name}")
         await _viewers_left(node, claims.member, await claims.kept())
 
@@ -171,6 +172,8 @@ async def _relay(registered: Registered, node: Node, leaving: asyncio.Event, *, 
         member = Member(node.registry, tells, node.metrics.registry_up.set)
         node.hears_redis = lambda: member.hears
         await stack.enter_async_context(member.taking_part())
+        node.roster = Roster(node.registry, only=registered.id)
+        await stack.enter_async_context(node.roster.kept_up())
         url = await stack.enter_async_context(_served(node)) if node.serves else ""  # before another node lets go for us
         claim = await (taken_over if take_over else obtained)(node, member, registered)
         if url:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -45,11 +45,9 @@ class Fetched:
 
 
 class Edge:
-    """What this node fetches from others. *where* tells by stream id at which URL its owner serves; streams of ours are not in it."""
+    """What this node fetches from others. *where* tells by stream id at which URL its owner serves; empty for ours and unknown ones."""
 
-    def __init__(
-        self, where: Callable[[], Mapping[str, str]], now_s: Callable[[], float], transport: httpx.AsyncBaseTransport | None = None
-    ) -> None:
+    def __init__(self, where: Callable[[str], str], now_s: Callable[[], float], transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._where = where
         self._now_s = now_s
         self._transport = transport
@@ -61,7 +59,7 @@ class Edge:
 
     def has(self, stream_id: str) -> bool:
         """Return whether a stream is relayed by another node, whose folder is not ours."""
-        return stream_id in self._where()
+        return bool(self._where(stream_id))
 
     async def get(self, path: str) -> Fetched:
         """Return what the owner of its stream has at *path* ('news/720p/12.ts'); 503 where nobody can be reached that has it."""
@@ -85,7 +83,7 @@ class Edge:
             await asyncio.sleep(LOOKED_EVERY_S)
 
     def _owner(self, path: str) -> str:
-        return self._where().get(path.partition("/")[0], "")
+        return self._where(path.partition("/")[0])
 
     async def hears_redis(self, url: str) -> bool:
         """Ask the node at *url* whether Redis answers it; one that can't be reached says no."""

@@ -50,6 +50,8 @@ RELAY_FIELDS: Mapping[str, str] = {
     "ladder_trouble": "what the ladder lacks at present: rungs dropped under overload, or why it is paused; empty when it is whole",
     "reason": "why the state is failed: which field is wrong and what to write",
 }
+FIGURES = frozenset(("last_sequence", "lag", "last_error", "repairs", "ladder_trouble"))
+"""Those of the relay's fields that change with the segments. They have a hash of their own: of a change in the other every node hears."""
 _OURS = {"host", "range", "accept-encoding", "content-length", "transfer-encoding", "connection"}
 SHORTEST_WINDOW_S, LONGEST_WINDOW_S, DEFAULT_WINDOW_S = 6.0, 86_400.0, 60.0
 SHORTEST_IDLE_S, LONGEST_IDLE_S, DEFAULT_IDLE_S = 10.0, 86_400.0, 60.0

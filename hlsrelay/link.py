@@ -17,7 +17,8 @@ import structlog
 
 from hlsrelay.errors import HlsRelayError, RegistryUnavailable, Superseded
 from hlsrelay.fields import RELAY_FIELDS, Registered
-from hlsrelay.registry import Registry
+from hlsrelay.registry import Registry, apart
+from hlsrelay.roster import Roster
 
 log = structlog.get_logger()
 
@@ -36,9 +37,16 @@ class Link:
     """Keeps one stream's relay and its hash in Redis in step, beside the relay: neither ever waits for the other."""
 
     PERIOD_S = 0.5
+    LONG_PERIOD_S = 10.0
+    """Where a roster hears of changes, the hash is still read so often: what was missed is not missed for long."""
 
     def __init__(
-        self, registry: Registry, stream_id: str, revive: Callable[[], Awaitable[object]] | None = None, claim: Claim | None = None
+        self,
+        registry: Registry,
+        stream_id: str,
+        revive: Callable[[], Awaitable[object]] | None = None,
+        claim: Claim | None = None,
+        roster: Roster | None = None,
     ) -> None:
         self._registry = registry
         self._stream_id = stream_id
@@ -49,6 +57,8 @@ class Link:
         self._position: Callable[[], str] | None = None
         self._reported = {"session": claim.session, "epoch": str(claim.epoch)} if claim else {}
         self._woken = asyncio.Event()
+        self._roster = roster
+        self._stale = True
         self.wanted = asyncio.Event()
         """Set once another session asks for the stream to be handed over."""
 
@@ -70,33 +80,55 @@ class Link:
 
         Raises Superseded where it is another node's now.
         """
+        end = self._roster.listen(self._stream_id, self._changed) if self._roster else None
+        loop, read_s = asyncio.get_running_loop(), 0.0
         life = self._claim.life if self._claim else ""
-        while True:
-            try:
-                now, lived = await self._registry.follow(self._stream_id)
-                if now is None and self._wishes and lived != life:
-                    now = await self._restored(self._wishes)
-                elif now is not None and self._claim is not None:
-                    self._claim = await self._asserted(self._claim, now)
-                life = lived
-                await self.flush()
-            except RegistryUnavailable:
-                if self._revive is not None:
-                    with contextlib.suppress(HlsRelayError):
-                        await self._revive()
-            else:
-                wishes = _wishes(now) if now else None
-                if wishes != self._wishes:
-                    self._wishes = wishes
-                    yield now
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.PERIOD_S):
-                    await self._woken.wait()
-            self._woken.clear()
+        now: Registered | None = None
+        try:
+            while True:
+                try:
+                    if self._stale or loop.time() - read_s >= self._period_s:
+                        self._stale, read_s = False, loop.time()
+                        try:
+                            now, lived = await self._registry.follow(self._stream_id)
+                            if now is None and self._wishes and lived != life:
+                                now = await self._restored(self._wishes)
+                            elif now is not None and self._claim is not None:
+                                self._claim = await self._asserted(self._claim, now)
+                            life = lived
+                        except BaseException:
+                            self._stale = True
+                            raise
+                    await self.flush()
+                except RegistryUnavailable:
+                    if self._revive is not None:
+                        with contextlib.suppress(HlsRelayError):
+                            await self._revive()
+                else:
+                    wishes = _wishes(now) if now else None
+                    if wishes != self._wishes:
+                        self._wishes = wishes
+                        yield now
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.PERIOD_S):
+                        await self._woken.wait()
+                self._woken.clear()
+        finally:
+            if end:
+                end()
+
+    @property
+    def _period_s(self) -> float:
+        return self.LONG_PERIOD_S if self._roster and self._roster.is_told else self.PERIOD_S
+
+    def _changed(self) -> None:
+        self._stale = True
+        self._woken.set()
 
     async def _restored(self, wishes: Mapping[str, str]) -> Registered | None:
         """Write the stream back to a registry that has lost it; what others have written there meanwhile counts for more."""
-        if await self._registry.register(self._stream_id, {**wishes, **self._reported, **self._pending}):
+        told, self._pending = apart({**self._reported, **self._pending})  # figures come with the next report
+        if await self._registry.register(self._stream_id, {**wishes, **told}):
             log.warning("stream.restored", stream=self._stream_id, reason="Redis has lost all that it had")
         return await self._registry.get(self._stream_id)
 
@@ -130,7 +162,8 @@ class Link:
             return
         self._reported |= sending
         try:
-            await self._registry.report(self._stream_id, sending, epoch)
+            if not await self._registry.report(self._stream_id, sending, epoch):
+                self._stale = True  # it is gone
         except RegistryUnavailable:
             self._pending = sending | self._pending
             raise

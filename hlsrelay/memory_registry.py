@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 
 from hlsrelay.errors import RegistryUnavailable, Superseded
 from hlsrelay.fields import Registered
-from hlsrelay.registry import LEASE_S, Beat, Refused, Session
+from hlsrelay.registry import LEASE_S, Beat, Refused, Session, apart
 
 
 class MemoryRegistry:
@@ -19,6 +19,7 @@ class MemoryRegistry:
         self.vitals: dict[str, str] = {}
         self.away = False
         self.lives = 1
+        self._hearers: list[asyncio.Queue[frozenset[str] | None]] = []
         self._forget()
 
     def lose(self) -> None:
@@ -27,6 +28,7 @@ class MemoryRegistry:
         self.positions.clear()
         self.lives += 1
         self._forget()
+        self._tell(None)
 
     def _forget(self) -> None:
         self._leases: dict[str, tuple[float, dict[str, str]]] = {}
@@ -40,6 +42,40 @@ class MemoryRegistry:
         if self.away:
             raise RegistryUnavailable("the registry is away")
 
+    def _tell(self, ids: frozenset[str] | None) -> None:
+        """Tell all who hear what changes."""
+        for heard in self._hearers:
+            heard.put_nowait(ids)
+
+    def ring(self, stream_id: str) -> None:
+        """Ring the doorbell for a stream."""
+        self._tell(frozenset((stream_id,)))
+
+    async def heard(self, only: str = "") -> AsyncGenerator[frozenset[str] | None, None]:
+        """See Registry."""
+        self._answering()
+        heard: asyncio.Queue[frozenset[str] | None] = asyncio.Queue()
+        self._hearers.append(heard)
+        try:
+            yield None
+            while True:
+                ids = await heard.get()
+                self._answering()
+                if ids is None or not only or only in ids:
+                    yield ids
+        finally:
+            self._hearers.remove(heard)
+
+    async def hashes(self, ids: Iterable[str]) -> list[tuple[str, Registered | None]]:
+        """See Registry."""
+        return [(stream_id, (await self.follow(stream_id))[0]) for stream_id in ids]
+
+    async def ids(self, cursor: int = 0) -> tuple[list[str], int]:
+        """See Registry; two at a time."""
+        self._answering()
+        ids = sorted(self.streams)
+        return ids[cursor : cursor + 2], cursor + 2 if cursor + 2 < len(ids) else 0
+
     async def get(self, stream_id: str) -> Registered | None:
         """See Registry."""
         self._answering()
@@ -48,7 +84,8 @@ class MemoryRegistry:
 
     async def follow(self, stream_id: str) -> tuple[Registered | None, str]:
         """See Registry."""
-        return await self.get(stream_id), str(self.lives)
+        found = await self.get(stream_id)
+        return (Registered(stream_id, apart(found.fields)[0]) if found else None), str(self.lives)
 
     async def all(self) -> list[Registered]:
         """See Registry."""
@@ -61,6 +98,7 @@ class MemoryRegistry:
         if stream_id in self.streams:
             return False
         self.streams[stream_id] = dict(fields)
+        self._tell(frozenset((stream_id,)))
         return True
 
     async def change(self, stream_id: str, fields: Mapping[str, str], unset: tuple[str, ...] = ()) -> bool:
@@ -70,12 +108,15 @@ class MemoryRegistry:
             return False
         kept = {name: value for name, value in self.streams[stream_id].items() if name not in unset}
         self.streams[stream_id] = {**kept, **fields}
+        if unset or apart(fields)[0]:
+            self._tell(frozenset((stream_id,)))
         return True
 
     async def delete(self, stream_id: str) -> bool:
         """See Registry."""
         self._answering()
         self.positions.pop(stream_id, None)
+        self._tell(frozenset((stream_id,)))
         return self.streams.pop(stream_id, None) is not None
 
     async def report(self, stream_id: str, fields: Mapping[str, str], epoch: int = 0) -> bool:
@@ -87,7 +128,8 @@ class MemoryRegistry:
 
     async def carry(self, stream_id: str, text: str, epoch: int) -> bool:
         """See Registry."""
-        if not await self.report(stream_id, {"carried": str(epoch)}, epoch):
+        known = self.streams.get(stream_id, {}).get("carried") == str(epoch)
+        if not await self.report(stream_id, {} if known else {"carried": str(epoch)}, epoch):
             return False
         self.positions[stream_id] = str(epoch), text
         return True
@@ -145,7 +187,8 @@ class MemoryRegistry:
             if now_s < self._grace_s or now_s - self._beaten_s > lease_s:
                 return Refused.IN_DOUBT
         epoch = max(told + 1, epoch + 1, int(now_s * 1000))
-        hash_ |= {"session": session, "epoch": str(epoch), **fields}
+        hash_ |= {"session": session, "epoch": str(epoch), **apart(fields)[0]}
+        self._tell(frozenset((stream_id,)))
         return epoch
 
     async def tell(self, incarnation: str, vitals: str, kept_s: int) -> None:  # noqa: ARG002

@@ -20,6 +20,7 @@ from hlsrelay.metrics import Metrics
 from hlsrelay.processes import Children
 from hlsrelay.recipe import EncodeJob
 from hlsrelay.registry import Registry
+from hlsrelay.roster import Roster
 from hlsrelay.settings import Settings
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream
@@ -40,8 +41,10 @@ class Node:
     pressure: Pressure = field(default_factory=lambda: Pressure(100.0))
     storages: dict[str, LocalStorage] = field(default_factory=dict)
     demands: dict[str, Demand] = field(default_factory=dict)
-    elsewhere: dict[str, str] = field(default_factory=dict)
-    """Streams that other nodes relay into folders that are not ours, and the URLs at which those serve."""
+    elsewhere: Callable[[str], str] = lambda _: ""
+    """Tells at which URL a stream is served that another node relays, into a folder that is not ours; empty for all others."""
+    roster: Roster | None = None
+    """What Redis tells of changes; None: who follows a stream asks for it again and again."""
     url: str = ""
     """Where other nodes reach our web server, once it serves."""
     hears_redis: Callable[[], bool] = lambda: True
@@ -54,7 +57,10 @@ class Node:
     @functools.cached_property
     def edge(self) -> Edge:
         """What fetches from the other nodes."""
-        return Edge(lambda: self.elsewhere, self.clock.monotonic_s)
+        return Edge(self._where, self.clock.monotonic_s)
+
+    def _where(self, stream_id: str) -> str:
+        return self.elsewhere(stream_id)  # as it is then
 
     @property
     def name(self) -> str:

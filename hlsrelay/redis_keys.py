@@ -15,6 +15,14 @@ class Keys:
         """Hash: the operator's fields and the relay's."""
         return f"{self.prefix}stream:{stream_id}"
 
+    def figures(self, stream_id: str) -> str:
+        """Hash: those fields of the relay's that change with the segments (fields.FIGURES)."""
+        return f"{self.prefix}stat:{stream_id}"
+
+    def queue(self) -> str:
+        """List: a doorbell. Who pushes a stream's id has one node look at it at once; an entry that is lost or doubled does no harm."""
+        return f"{self.prefix}queue"
+
     def position(self, stream_id: str) -> str:
         """String: where the numbering of a stream stands, for an owner that has none of its files (ledger.packed)."""
         return f"{self.prefix}pos:{stream_id}"
@@ -106,12 +114,29 @@ redis.call('HSET', KEYS[1], 'session', ARGV[1], 'epoch', string.format('%d', epo
 return epoch
 """
 
+SESSIONS = f"""
+-- KEYS nodes; ARGV what the keys of sessions' hashes begin with: Redis' time, then of each session its name, the end of its lease, its hash
+{_NOW}
+local found = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+local told = {{now}}
+for i = 1, #found, 2 do
+    told[#told + 1] = {{found[i], found[i + 1], redis.call('HGETALL', ARGV[1] .. found[i])}}
+end
+return told
+"""
+
 REPORT = """
--- KEYS[1] a stream's hash, ARGV epoch, field, value, ...: write what the relay knows. 0, and nothing is written, where the operator has
--- deleted the stream; -1 where another claim was made since that epoch (empty: whoever has it)
+-- KEYS a stream's hash, its figures; ARGV epoch, n, n words of field, value, ... for the hash, the same for the figures: write what the
+-- relay knows; figures are kept for a week. 0, and nothing is written, where the operator has deleted the stream; -1 where another claim
+-- was made since that epoch (empty: whoever has it)
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if ARGV[1] ~= '' and (redis.call('HGET', KEYS[1], 'epoch') or '') ~= ARGV[1] then return -1 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+local n = tonumber(ARGV[2])
+if n > 0 then redis.call('HSET', KEYS[1], unpack(ARGV, 3, n + 2)) end
+if #ARGV > n + 2 then
+    redis.call('HSET', KEYS[2], unpack(ARGV, n + 3))
+    redis.call('EXPIRE', KEYS[2], 604800)
+end
 return 1
 """
 
@@ -121,7 +146,7 @@ CARRY = """
 -- registered anew under its id, does not go on from there.
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if (redis.call('HGET', KEYS[1], 'epoch') or '') ~= ARGV[1] then return -1 end
-redis.call('HSET', KEYS[1], 'carried', ARGV[1])
+if redis.call('HGET', KEYS[1], 'carried') ~= ARGV[1] then redis.call('HSET', KEYS[1], 'carried', ARGV[1]) end
 redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. ARGV[2], 'EX', 604800)
 return 1
 """

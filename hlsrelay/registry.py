@@ -1,4 +1,4 @@
-"""The registry of streams: what operators write to Redis and the relay writes back. The only module that imports redis.
+"""The registry of streams: what operators write to Redis and the relay writes back. Only it and tracking import redis.
 
 Commands ask it and wait. A running relay never does (link, session): it goes on as it was while Redis is away.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import hashlib
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
@@ -18,14 +20,18 @@ import redis.exceptions
 
 from hlsrelay.embedded import EmbeddedRedis
 from hlsrelay.errors import ConfigError, RegistryUnavailable, Superseded, UnknownStream
-from hlsrelay.fields import Registered
+from hlsrelay.fields import FIGURES, Registered
 from hlsrelay.processes import Children
-from hlsrelay.redis_keys import BEAT, CARRY, CHANGE, CLAIM, REGISTER, REPORT, Keys
+from hlsrelay.redis_keys import BEAT, CARRY, CHANGE, CLAIM, REGISTER, REPORT, SESSIONS, Keys
 from hlsrelay.settings import Settings
+from hlsrelay.tracking import invalidated
 
 ANSWER_WITHIN_S = 3.0
 LEASE_S = 3.0
 """A session that was not renewed for so long is over."""
+SCANNED_AT_ONCE = 500
+READ_AT_ONCE = 200
+RUNG_AT_ONCE = 200
 
 
 class Refused(IntEnum):
@@ -60,17 +66,37 @@ class Beat:
     life: str
 
 
+def apart(fields: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the fields that belong into a stream's hash, and those that are figures."""
+    told = {name: value for name, value in fields.items() if name not in FIGURES}
+    return told, {name: value for name, value in fields.items() if name in FIGURES}
+
+
 class Registry(Protocol):
     """What commands and links need. Every method raises RegistryUnavailable where Redis does not answer."""
 
     async def get(self, stream_id: str) -> Registered | None:
-        """Return one stream's fields."""
+        """Return one stream's fields, figures too."""
 
     async def follow(self, stream_id: str) -> tuple[Registered | None, str]:
-        """Return one stream's fields, and the life of the registry that they are of: another one has lost what the last one had."""
+        """Return one stream's fields, without figures, and the life of the registry that they are of: another one has lost what the last
+        one had.
+        """
 
     async def all(self) -> list[Registered]:
-        """Return every stream, by id."""
+        """Return every stream, by id, figures too."""
+
+    def heard(self, only: str = "") -> AsyncGenerator[frozenset[str] | None, None]:
+        """Yield the ids of streams whose hashes changed, or for which the doorbell rang, as it happens; None where any may have.
+
+        None comes first. *only* that stream's, if given; figures are no change. Raises RegistryUnavailable; Untracked (tracking).
+        """
+
+    async def hashes(self, ids: Iterable[str]) -> list[tuple[str, Registered | None]]:
+        """Return what the registry has of streams, without their figures; None of those that are not registered."""
+
+    async def ids(self, cursor: int = 0) -> tuple[list[str], int]:
+        """Return some ids of streams and the cursor for the next, 0 at the end; what is there all the while is returned once at least."""
 
     async def register(self, stream_id: str, fields: Mapping[str, str]) -> bool:
         """Write a new stream; False where one of that id exists."""
@@ -157,8 +183,22 @@ class RedisRegistry:
 
     async def get(self, stream_id: str) -> Registered | None:
         """See Registry."""
-        fields = await self._asked(lambda: self._redis.hgetall(self._keys.stream(stream_id)))
-        return Registered(stream_id, fields) if fields else None
+        found: list[Registered] = await self._asked(lambda: self._whole([stream_id]))
+        return found[0] if found else None
+
+    async def _whole(self, ids: Iterable[str]) -> list[Registered]:
+        """Return streams with their figures; those that are not registered are left out."""
+        found = []
+        for some in _chunks(ids):
+            pipeline = self._redis.pipeline(transaction=False)
+            for stream_id in some:
+                pipeline.hgetall(self._keys.stream(stream_id))
+                pipeline.hgetall(self._keys.figures(stream_id))
+            answers = await pipeline.execute()
+            for stream_id, fields, figures in zip(some, answers[::2], answers[1::2], strict=True):
+                if fields:
+                    found.append(Registered(stream_id, {**fields, **figures}))
+        return found
 
     async def follow(self, stream_id: str) -> tuple[Registered | None, str]:
         """See Registry."""
@@ -179,24 +219,60 @@ class RedisRegistry:
         """See Registry."""
 
         async def scan() -> list[Registered]:
-            keys = sorted({key async for key in self._redis.scan_iter(match=self._keys.stream_pattern(), count=500, _type="HASH")})
-            pipeline = self._redis.pipeline(transaction=False)
-            for key in keys:
-                pipeline.hgetall(key)
-            answers = await pipeline.execute() if keys else []
-            return [Registered(self._keys.stream_id(key), fields) for key, fields in zip(keys, answers, strict=True) if fields]
+            keys = [key async for key in self._redis.scan_iter(match=self._keys.stream_pattern(), count=SCANNED_AT_ONCE, _type="HASH")]
+            return await self._whole(sorted({self._keys.stream_id(key) for key in keys}))
 
         found: list[Registered] = await self._asked(scan)
         return found
 
+    async def hashes(self, ids: Iterable[str]) -> list[tuple[str, Registered | None]]:
+        """See Registry."""
+
+        async def read() -> list[tuple[str, Registered | None]]:
+            found: list[tuple[str, Registered | None]] = []
+            for some in _chunks(ids):
+                pipeline = self._redis.pipeline(transaction=False)
+                for stream_id in some:
+                    pipeline.hgetall(self._keys.stream(stream_id))
+                answers = await pipeline.execute()
+                found += [(one, Registered(one, fields) if fields else None) for one, fields in zip(some, answers, strict=True)]
+            return found
+
+        answer: list[tuple[str, Registered | None]] = await self._asked(read)
+        return answer
+
+    async def ids(self, cursor: int = 0) -> tuple[list[str], int]:
+        """See Registry."""
+
+        async def scan() -> tuple[list[str], int]:
+            ahead, keys = await self._redis.scan(cursor, match=self._keys.stream_pattern(), count=SCANNED_AT_ONCE, _type="HASH")
+            return [self._keys.stream_id(str(key)) for key in keys], int(ahead)
+
+        answer: tuple[list[str], int] = await self._asked(scan)
+        return answer
+
+    async def heard(self, only: str = "") -> AsyncGenerator[frozenset[str] | None, None]:
+        """See Registry."""
+        prefixes = (self._keys.stream(only),) if only else (self._keys.stream(""), self._keys.queue())
+        async with contextlib.aclosing(invalidated(self._redis, *prefixes)) as told:
+            while True:
+                keys = await self._asked(told.__anext__, within_s=3 * ANSWER_WITHIN_S)
+                yield None if keys is None else await self._changed(keys)
+
+    async def _changed(self, keys: list[str]) -> frozenset[str]:
+        begins = self._keys.stream("")
+        ids = {key.removeprefix(begins) for key in keys if key.startswith(begins)}
+        if self._keys.queue() in keys:
+            ids |= set(await self._asked(lambda: self._redis.lpop(self._keys.queue(), RUNG_AT_ONCE)) or ())
+        return frozenset(ids)
+
     async def register(self, stream_id: str, fields: Mapping[str, str]) -> bool:
         """See Registry."""
-        return bool(await self._asked(lambda: self._redis.eval(REGISTER, 1, self._keys.stream(stream_id), *_flat(fields))))
+        return bool(await self._scripted(REGISTER, (self._keys.stream(stream_id),), _flat(fields)))
 
     async def change(self, stream_id: str, fields: Mapping[str, str], unset: tuple[str, ...] = ()) -> bool:
         """See Registry."""
-        arguments = (str(len(unset)), *unset, *_flat(fields))
-        return bool(await self._asked(lambda: self._redis.eval(CHANGE, 1, self._keys.stream(stream_id), *arguments)))
+        return bool(await self._scripted(CHANGE, (self._keys.stream(stream_id),), (str(len(unset)), *unset, *_flat(fields))))
 
     async def delete(self, stream_id: str) -> bool:
         """See Registry."""
@@ -204,15 +280,15 @@ class RedisRegistry:
         async def deleted() -> int:
             pipeline = self._redis.pipeline(transaction=False)
             pipeline.delete(self._keys.stream(stream_id))
-            pipeline.delete(self._keys.position(stream_id))
+            pipeline.delete(self._keys.position(stream_id), self._keys.figures(stream_id))
             return int((await pipeline.execute())[0])
 
         return bool(await self._asked(deleted))
 
     async def report(self, stream_id: str, fields: Mapping[str, str], epoch: int = 0) -> bool:
         """See Registry."""
-        arguments = (str(epoch or ""), *_flat(fields))
-        answer = await self._asked(lambda: self._redis.eval(REPORT, 1, self._keys.stream(stream_id), *arguments))
+        keys, (told, figures) = (self._keys.stream(stream_id), self._keys.figures(stream_id)), apart(fields)
+        answer = await self._scripted(REPORT, keys, (str(epoch or ""), str(2 * len(told)), *_flat(told), *_flat(figures)))
         if answer < 0:
             raise Superseded(f"stream '{stream_id}' was taken by another node")
         return bool(answer)
@@ -220,7 +296,7 @@ class RedisRegistry:
     async def carry(self, stream_id: str, text: str, epoch: int) -> bool:
         """See Registry."""
         keys = (self._keys.stream(stream_id), self._keys.position(stream_id))
-        answer = await self._asked(lambda: self._redis.eval(CARRY, 2, *keys, str(epoch), text))
+        answer = await self._scripted(CARRY, keys, (str(epoch), text))
         if answer < 0:
             raise Superseded(f"stream '{stream_id}' was taken by another node")
         return bool(answer)
@@ -244,13 +320,12 @@ class RedisRegistry:
         keys = (self._keys.nodes(), self._keys.node(session), self._keys.meta(), self._keys.life())
         before = (str(last.at_ms), last.life) if last else ("0", "")
         arguments = (session, _ms(lease_s), *before, uuid.uuid4().hex, *_flat(fields))
-        at_ms, life = await self._asked(lambda: self._redis.eval(BEAT, 4, *keys, *arguments))
+        at_ms, life = await self._scripted(BEAT, keys, arguments)
         return Beat(int(at_ms), str(life))
 
     async def tell_session(self, session: str, fields: Mapping[str, str]) -> bool:
         """See Registry."""
-        arguments = ("0", *_flat(fields))
-        return bool(await self._asked(lambda: self._redis.eval(CHANGE, 1, self._keys.node(session), *arguments)))
+        return bool(await self._scripted(CHANGE, (self._keys.node(session),), ("0", *_flat(fields))))
 
     async def leave(self, session: str) -> None:
         """See Registry."""
@@ -266,18 +341,10 @@ class RedisRegistry:
     async def sessions(self) -> list[Session]:
         """See Registry."""
 
-        async def read() -> list[Session]:
-            seconds, micros = await self._redis.time()
-            now_ms = seconds * 1000 + micros // 1000
-            found: Any = await self._redis.zrange(self._keys.nodes(), 0, -1, withscores=True)
-            ends: dict[str, float] = dict(found)
-            pipeline = self._redis.pipeline(transaction=False)
-            for name in ends:
-                pipeline.hgetall(self._keys.node(name))
-            told = await pipeline.execute() if ends else []
-            return [Session(name, (until - now_ms) / 1000, fields) for (name, until), fields in zip(ends.items(), told, strict=True)]
-
-        sessions: list[Session] = await self._asked(read)
+        now_ms, *told = await self._scripted(SESSIONS, (self._keys.nodes(),), (self._keys.node(""),))
+        sessions = [
+            Session(name, (float(until) - now_ms) / 1000, dict(zip(flat[::2], flat[1::2], strict=True))) for name, until, flat in told
+        ]
         return sorted(sessions, key=lambda one: (one.fields.get("name", ""), one.id))
 
     async def claim(
@@ -285,8 +352,7 @@ class RedisRegistry:
     ) -> int:
         """See Registry."""
         keys = (self._keys.stream(stream_id), self._keys.nodes(), self._keys.meta())
-        arguments = (session, _ms(lease_s), str(epoch), dead, *_flat(fields))
-        return int(await self._asked(lambda: self._redis.eval(CLAIM, 3, *keys, *arguments)))
+        return int(await self._scripted(CLAIM, keys, (session, _ms(lease_s), str(epoch), dead, *_flat(apart(fields)[0]))))
 
     async def tell(self, incarnation: str, vitals: str, kept_s: int) -> None:
         """See Registry."""
@@ -302,11 +368,22 @@ class RedisRegistry:
         found: list[str] = await self._asked(scan)
         return found
 
-    async def _asked(self, ask: Callable[[], Any]) -> Any:
+    async def _scripted(self, script: str, keys: tuple[str, ...], arguments: Iterable[str]) -> Any:
+        """Run a script by its digest; Redis is told its text where it does not know it."""
+
+        async def run() -> Any:
+            try:
+                return await self._redis.evalsha(_digest(script), len(keys), *keys, *arguments)
+            except redis.exceptions.NoScriptError:
+                return await self._redis.eval(script, len(keys), *keys, *arguments)
+
+        return await self._asked(run)
+
+    async def _asked(self, ask: Callable[[], Any], within_s: float = ANSWER_WITHIN_S + 1) -> Any:
         task = asyncio.current_task()
         cancelled_before = task.cancelling() if task else 0
         try:
-            async with asyncio.timeout(ANSWER_WITHIN_S + 1):
+            async with asyncio.timeout(within_s):
                 answer = await ask()
                 # redis-py sends through asyncio.wait_for, which before Python 3.12 drops a cancellation that comes as it is done.
                 if task and task.cancelling() > cancelled_before:
@@ -329,6 +406,18 @@ async def fetched(registry: Registry, stream_id: str) -> Registered:
 
 def _ms(seconds: float) -> str:
     return str(round(seconds * 1000))
+
+
+@functools.cache
+def _digest(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
+def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
+    """Yield *ids* a few at a time: what others ask of Redis meanwhile is answered in between."""
+    listed = list(ids)
+    for start in range(0, len(listed), READ_AT_ONCE):
+        yield listed[start : start + READ_AT_ONCE]
 
 
 def _flat(fields: Mapping[str, str]) -> list[str]:

@@ -46,7 +46,7 @@ def at(node: str, path: str) -> str:
 def played(body: Callable[[Edge, Nodes, dict[str, str]], Awaitable[None]]) -> None:
     async def within() -> None:
         nodes, where = Nodes(), {"news": OWNER}
-        fetching = Edge(lambda: where, asyncio.get_running_loop().time, nodes)
+        fetching = Edge(lambda stream_id: where.get(stream_id, ""), asyncio.get_running_loop().time, nodes)
         try:
             await body(fetching, nodes, where)
         finally:

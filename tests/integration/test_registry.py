@@ -12,6 +12,7 @@ import pytest
 
 from hlsrelay.embedded import EmbeddedRedis
 from hlsrelay.errors import ConfigError, RegistryUnavailable, UnknownStream
+from hlsrelay.fields import Registered
 from hlsrelay.link import Link
 from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.processes import Children
@@ -118,6 +119,96 @@ def test_a_deletion_is_of_the_same_life_and_a_loss_begins_another(run: Run) -> N
     run(body)
 
 
+def test_figures_are_told_with_the_rest_and_are_no_part_of_the_hash(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        await registry.register("news", FIELDS)
+        await registry.report("news", {"state": "running", "last_sequence": "7", "lag": "0.10"})
+        whole = {**FIELDS, "state": "running", "last_sequence": "7", "lag": "0.10"}
+        assert (await fetched(registry, "news")).fields == whole
+        assert [one.fields for one in await registry.all()] == [whole]
+        hash_ = Registered("news", {**FIELDS, "state": "running"})
+        assert (await registry.follow("news"))[0] == hash_
+        assert await registry.hashes(["news", "none"]) == [("news", hash_), ("none", None)]
+        await registry.delete("news")
+        await registry.register("news", FIELDS)
+        assert (await fetched(registry, "news")).fields == FIELDS, "what was told of the one that was deleted went with it"
+
+    run(body)
+
+
+def test_all_ids_are_found_piece_by_piece(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        ids = {f"s{number}" for number in range(7)}
+        for stream_id in ids:
+            await registry.register(stream_id, FIELDS)
+        found, cursor = await registry.ids()
+        while cursor:
+            more, cursor = await registry.ids(cursor)
+            found += more
+        assert set(found) == ids
+
+    run(body)
+
+
+def test_changes_are_told_and_figures_are_none(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        await registry.register("news", FIELDS)
+        await registry.register("other", FIELDS)
+        async with aclosing(registry.heard()) as hearing, aclosing(registry.heard("other")) as of_other:
+            assert await anext(hearing) is None
+            assert await anext(of_other) is None
+            await registry.report("news", {"last_sequence": "7"})
+            epoch = await registry.claim("news", "ours", {"node": "a"})
+            assert await anext(hearing) == frozenset(("news",))
+            await registry.carry("news", "position", epoch)
+            assert await anext(hearing) == frozenset(("news",)), "the first time: the hash says whose position it is"
+            await registry.carry("news", "position 2", epoch)
+            await registry.change("other", {"window": "30"})
+            assert await anext(hearing) == frozenset(("other",))
+            assert await anext(of_other) == frozenset(("other",))
+            await registry.delete("news")
+            assert await anext(hearing) == frozenset(("news",))
+            await lost(registry)
+            assert await anext(hearing) is None
+
+    run(body)
+
+
+def test_the_doorbell_is_heard_by_one_and_doubled_or_unknown_entries_do_no_harm(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        async with aclosing(registry.heard()) as hearing:
+            assert await anext(hearing) is None
+            if isinstance(registry, RedisRegistry):
+                await registry._redis.rpush("test*[x]:queue", "news", "news", "no such stream")
+                assert await anext(hearing) == frozenset(("news", "no such stream"))
+                assert await anext(hearing) == frozenset(), "it was emptied"
+            else:
+                assert isinstance(registry, MemoryRegistry)
+                registry.ring("news")
+                assert await anext(hearing) == frozenset(("news",))
+
+    run(body)
+
+
+def test_who_hears_of_changes_is_told_when_redis_goes(tmp_path: Path) -> None:
+    async def body() -> None:
+        children = Children()
+        embedded = EmbeddedRedis(tmp_path, children)
+        registry = RedisRegistry(await embedded.ensure())
+        try:
+            async with aclosing(registry.heard()) as hearing:
+                assert await anext(hearing) is None
+                hears = asyncio.ensure_future(anext(hearing))
+                await embedded.aclose()
+                with pytest.raises(RegistryUnavailable):
+                    await hears
+        finally:
+            await registry.aclose()
+            await children.aclose()
+
+    asyncio.run(body())
+
+
 async def lost(registry: Registry) -> None:
     """Have a registry lose all that it has."""
     if isinstance(registry, MemoryRegistry):
@@ -138,7 +229,12 @@ def test_a_stream_that_the_registry_has_lost_is_written_back_as_it_was_and_one_t
             await lost(registry)
             link.report(last_sequence="8")
             following = asyncio.ensure_future(anext(changes))
-            found = await becomes_true(lambda: registry.get("news"))
+
+            async def whole() -> Registered | None:
+                found = await registry.get("news")
+                return found if found and "last_sequence" in found.fields else None
+
+            found = await becomes_true(whole)
             assert not following.done(), "it is as it was: no change"
             assert found is not None
             assert found.fields == {**FIELDS, "ladder": "480p", "state": "running", "last_sequence": "8"}

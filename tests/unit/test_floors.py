@@ -12,9 +12,10 @@ HOUSE = """
 model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
 codecs phase
 / clock metrics settings log addresses notify proc memory
-/ declared orphans pidfile pipes processes embedded transport recipe sound offers
+/ declared board orphans pidfile pipes processes embedded transport recipe sound offers tracking
 / upstream encoder storage ledger registry demand edge
-/ link session memory_registry
+/ roster memory_registry
+/ link session
 / steering relay house stages cutting downloading sampling transcoding desk joints
 / node web places checking probing
 / reporter site vitals
@@ -30,7 +31,7 @@ ONLY_IN = {
     "httpx": {"upstream", "transport", "edge"},
     "aiohttp": {"upstream", "transport"},
     "httpx_aiohttp": {"transport"},
-    "redis": {"registry"},
+    "redis": {"registry", "tracking"},
     "subprocess": {"processes"},
     "cryptography": {"media"},
     "time": {"clock", "processes"},

@@ -1,0 +1,194 @@
+"""What is registered, as Redis told it last: kept up from what Redis tells of changes, so that to look at thousands of streams is cheap.
+
+Laws:
+- It may be late, and nothing that matters rests on it: a claim, a report, a deletion is decided in Redis.
+- What Redis tells of a change is read once, a little later, together with what else changes meanwhile.
+- Where Redis can't tell, all is read each POLLED_EVERY_S. Where it can, all is still read again piece by piece, so that nothing that was
+  missed stays missed; the more there is, the longer that takes, and each node asks for no more than a few hundred hashes a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, asynccontextmanager
+
+import structlog
+
+from hlsrelay.clock import Nudges
+from hlsrelay.errors import RegistryUnavailable
+from hlsrelay.fields import Registered
+from hlsrelay.registry import Registry
+from hlsrelay.tracking import Untracked
+
+GATHERED_S = 0.05
+POLLED_EVERY_S = 0.7
+STEP_EVERY_S = 1.0
+SHORTEST_ROUND_S = 5.0
+"""All is read again no sooner than this after the last time."""
+SPREAD_PER_STREAM_S, LONGEST_SPREAD_S = 1 / 2000, 5.0
+"""When Redis comes back all nodes read all: each at another moment."""
+ASKED_AGAIN_S = 0.5
+TRIED_AGAIN_S = 60.0
+"""A Redis that could not tell may be another one now."""
+
+log = structlog.get_logger()
+
+
+class Roster:
+    """The hashes of all streams, or of one *only*; *take* hears of each that is another than before, of None once it is gone."""
+
+    def __init__(self, registry: Registry, take: Callable[[str, Registered | None], object] | None = None, only: str = "") -> None:
+        self.moved = Nudges()
+        """Nudged after whatever *take* heard."""
+        self.is_told = False
+        """Whether Redis tells of changes just now."""
+        self._registry = registry
+        self._take = take
+        self._only = only
+        self._streams: dict[str, Registered] = {}
+        self._stale: set[str] = set()
+        self._all_stale = True
+        self._spread_s = 0.0
+        self._woken = asyncio.Event()
+        self._listeners: dict[str, set[Callable[[], None]]] = {}
+        self._reading = asyncio.Lock()
+        """What was read earlier is taken earlier."""
+
+    @asynccontextmanager
+    async def kept_up(self) -> AsyncGenerator[None, None]:
+        """Keep it up while the block runs."""
+        tasks = [asyncio.create_task(work(), name=f"roster {work.__name__}") for work in (self._heard, self._read, self._gone_round)]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def listen(self, stream_id: str, hear: Callable[[], None]) -> Callable[[], None]:
+        """Have *hear* called whenever a stream's hash may have changed; returns what ends that."""
+        heard = self._listeners.setdefault(stream_id, set())
+        heard.add(hear)
+
+        def end() -> None:
+            heard.discard(hear)
+            if not heard:
+                self._listeners.pop(stream_id, None)
+
+        return end
+
+    async def _heard(self) -> None:
+        told_not = False
+        while True:
+            pause_s = ASKED_AGAIN_S
+            try:
+                async with aclosing(self._registry.heard(self._only)) as hearing:
+                    async for ids in hearing:
+                        self._changed(ids)
+            except RegistryUnavailable:
+                pass
+            except Untracked as error:
+                if not told_not:
+                    log.warning("redis.tells_no_changes", reason=str(error), polled_every_s=POLLED_EVERY_S)
+                told_not, pause_s = True, TRIED_AGAIN_S
+            except Exception:  # whatever it is, polling goes on
+                log.exception("roster.failed")
+            self.is_told = False
+            self._woken.set()
+            await asyncio.sleep(pause_s)
+
+    def _changed(self, ids: frozenset[str] | None) -> None:
+        self.is_told = True
+        if ids is None:
+            self._all_stale = True
+            self._spread_s = random.uniform(0, min(LONGEST_SPREAD_S, len(self._streams) * SPREAD_PER_STREAM_S))
+        else:
+            self._stale |= ids
+        for stream_id in self._listeners if ids is None else ids & self._listeners.keys():
+            for hear in [*self._listeners[stream_id]]:
+                hear()
+        self._woken.set()
+
+    async def _read(self) -> None:
+        while True:
+            if self.is_told:
+                await self._woken.wait()
+                await asyncio.sleep(self._spread_s if self._all_stale else GATHERED_S)
+            else:
+                self._all_stale = True
+                self._spread_s = 0.0
+            self._woken.clear()
+            try:
+                await self._read_stale()
+            except Exception as error:
+                if not isinstance(error, RegistryUnavailable):  # whatever it is, the rest goes on
+                    log.exception("roster.failed")
+                await asyncio.sleep(ASKED_AGAIN_S)
+                self._woken.set()
+            if not self.is_told:
+                await asyncio.sleep(POLLED_EVERY_S)
+
+    async def _read_stale(self) -> None:
+        whole, self._all_stale = self._all_stale, False
+        stale, self._stale = self._stale, set()
+        try:
+            ids = (await self._all_ids()) | self._streams.keys() if whole else stale
+            await self._refresh(ids)
+        except BaseException:
+            self._all_stale = self._all_stale or whole
+            self._stale |= stale
+            raise
+
+    async def _all_ids(self) -> set[str]:
+        if self._only:
+            return {self._only}
+        found, cursor = await self._registry.ids()
+        ids = set(found)
+        while cursor:
+            found, cursor = await self._registry.ids(cursor)
+            ids.update(found)
+        return ids
+
+    async def _refresh(self, ids: set[str]) -> None:
+        async with self._reading:
+            self._taken(await self._registry.hashes(ids))
+
+    def _taken(self, found: list[tuple[str, Registered | None]]) -> None:
+        moved = False
+        for stream_id, registered in found:
+            before = self._streams.get(stream_id)
+            if registered == before:
+                continue
+            moved = True
+            if registered is None:
+                del self._streams[stream_id]
+            else:
+                self._streams[stream_id] = registered
+            if self._take is not None:
+                self._take(stream_id, registered)
+        if moved:
+            self.moved.nudge()
+
+    async def _gone_round(self) -> None:
+        """Read all again, piece by piece."""
+        loop = asyncio.get_running_loop()
+        began_s, cursor = loop.time(), 0
+        seen: set[str] = set()
+        while True:
+            await asyncio.sleep(STEP_EVERY_S * random.uniform(0.8, 1.2))
+            if not self.is_told or (not cursor and loop.time() - began_s < SHORTEST_ROUND_S):
+                continue
+            began_s = began_s if cursor else loop.time()
+            try:
+                found, cursor = ([self._only], 0) if self._only else await self._registry.ids(cursor)
+                seen.update(found)
+                lost = set() if cursor else self._streams.keys() - seen
+                seen = seen if cursor else set()
+                await self._refresh({*found, *lost})
+            except RegistryUnavailable:
+                cursor, seen = 0, set()
+            except Exception:
+                log.exception("roster.failed")
+                cursor, seen = 0, set()
