@@ -13,11 +13,12 @@ import asyncio
 import math
 import os
 import random
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
+from typing import Any
 
 import structlog
 
@@ -43,6 +44,7 @@ TAKEN_OVER_AT_ONCE = 8
 ROOM_PER_CORE = 50
 LOOKED_AGAIN_AFTER_S = 0.15
 """What changes meanwhile is looked at together."""
+CLAIMED_AT_ONCE = 16
 FORMER_SESSIONS = 1000
 """So many sessions that are over are remembered, and where they served."""
 
@@ -128,8 +130,8 @@ class Claims:
         cut_off = asyncio.create_task(self.member.cut_off.wait())
         try:
             while not gone.done():
-                await self._looked(cut_off)
                 self._reaped()
+                await self._looked(cut_off)
                 await self._next_due(gone, cut_off)
                 if cut_off.done():
                     await self._yielded(gone)
@@ -240,19 +242,37 @@ class Claims:
         part = our_part(self._board.total, self.member.id, sessions)
         waiting += self._surplus(living, part)
         room = capacity_of(self._node)
+        free: list[Waiting] = []
+        load = self.load
         for one in sorted(waiting, key=lambda one: (-one.looks, random.random())):
             asked_of_us = one.registered.fields.get("wanted") == self.member.id
-            beyond = self.load and self.load + one.weight > part and not one.is_left_lying and not asked_of_us
-            if self._leaving.is_set() or (self.load and self.load + one.weight > room) or beyond:
+            beyond = load and load + one.weight > part and not one.is_left_lying and not asked_of_us
+            if self._leaving.is_set() or (load and load + one.weight > room) or beyond:
                 continue
+            load += one.weight
             if one.offered:
-                work = self._taken_over(one.registered)
-            elif isinstance(claim := await claimed(self._node, self.member, one.registered), Claim):
-                work = relayed(claim, self._node, self._let_go)
-            else:
+                self._begin(one, self._taken_over(one.registered))
                 continue
-            task = asyncio.create_task(work, name=f"relay {one.registered.id}")
-            self._running[one.registered.id] = task, one.weight
+            free.append(one)
+            if len(free) == CLAIMED_AT_ONCE:
+                await self._claim(free)
+                free, load = [], self.load
+        await self._claim(free)
+
+    async def _claim(self, free: Sequence[Waiting]) -> None:
+        """Claim what others may claim too at this moment, and relay what we get."""
+        answers = await asyncio.gather(*(claimed(self._node, self.member, one.registered) for one in free), return_exceptions=True)
+        for one, answer in zip(free, answers, strict=True):
+            if isinstance(answer, Claim):
+                self._begin(one, relayed(answer, self._node, self._let_go))
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+
+    def _begin(self, one: Waiting, work: Coroutine[Any, Any, float]) -> None:
+        task = asyncio.create_task(work, name=f"relay {one.registered.id}")
+        task.add_done_callback(lambda _: self._moved.set())  # there is room, and it may be wanted again already
+        self._running[one.registered.id] = task, one.weight
 
     async def _taken_over(self, registered: Registered) -> float:
         try:

@@ -121,7 +121,10 @@ class Link:
     def _period_s(self) -> float:
         return self.LONG_PERIOD_S if self._roster and self._roster.is_told else self.PERIOD_S
 
-    def _changed(self) -> None:
+    def _changed(self, now: Registered | None) -> None:
+        """Look at the hash anew, unless all that is new in it is what we wrote."""
+        if now and self._claim and _wishes(now) == self._wishes and _is_ours(now, self._claim):
+            return
         self._stale = True
         self._woken.set()
 
@@ -167,6 +170,11 @@ class Link:
         except RegistryUnavailable:
             self._pending = sending | self._pending
             raise
+
+
+def _is_ours(registered: Registered, claim: Claim) -> bool:
+    """Return whether a stream is ours still, and nobody asks for it."""
+    return registered.fields.get("epoch") == str(claim.epoch) and registered.fields.get("wanted", "") in ("", claim.session)
 
 
 def _wishes(registered: Registered) -> dict[str, str]:

@@ -52,7 +52,7 @@ class Roster:
         self._all_stale = True
         self._spread_s = 0.0
         self._woken = asyncio.Event()
-        self._listeners: dict[str, set[Callable[[], None]]] = {}
+        self._listeners: dict[str, set[Callable[[Registered | None], None]]] = {}
         self._reading = asyncio.Lock()
         """What was read earlier is taken earlier."""
 
@@ -67,8 +67,11 @@ class Roster:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def listen(self, stream_id: str, hear: Callable[[], None]) -> Callable[[], None]:
-        """Have *hear* called whenever a stream's hash may have changed; returns what ends that."""
+    def listen(self, stream_id: str, hear: Callable[[Registered | None], None]) -> Callable[[], None]:
+        """Have *hear* called with a stream's hash once it is another one; with None where it is gone, or may be: Redis has to be asked.
+
+        Returns what ends that.
+        """
         heard = self._listeners.setdefault(stream_id, set())
         heard.add(hear)
 
@@ -78,6 +81,10 @@ class Roster:
                 self._listeners.pop(stream_id, None)
 
         return end
+
+    def _tell(self, stream_id: str, registered: Registered | None) -> None:
+        for hear in [*self._listeners.get(stream_id, ())]:
+            hear(registered)
 
     async def _heard(self) -> None:
         told_not = False
@@ -104,11 +111,10 @@ class Roster:
         if ids is None:
             self._all_stale = True
             self._spread_s = random.uniform(0, min(LONGEST_SPREAD_S, len(self._streams) * SPREAD_PER_STREAM_S))
+            for stream_id in [*self._listeners]:
+                self._tell(stream_id, None)
         else:
             self._stale |= ids
-        for stream_id in self._listeners if ids is None else ids & self._listeners.keys():
-            for hear in [*self._listeners[stream_id]]:
-                hear()
         self._woken.set()
 
     async def _read(self) -> None:
@@ -168,6 +174,7 @@ class Roster:
                 self._streams[stream_id] = registered
             if self._take is not None:
                 self._take(stream_id, registered)
+            self._tell(stream_id, registered)
         if moved:
             self.moved.nudge()
 

@@ -89,22 +89,24 @@ def test_who_listens_for_one_stream_hears_of_that_one_and_of_a_registry_that_los
     registry = Counted()
 
     async def body(found: Roster, known: dict[str, Registered]) -> None:
-        calls: list[int] = []
-        end = found.listen("s1", lambda: calls.append(1))
+        calls: list[Registered | None] = []
+        end = found.listen("s1", calls.append)
         await registry.change("s2", {"window": "30"})
-        await elapse(0.01)
+        await elapse(2 * GATHERED_S)
         assert calls == []
         await registry.change("s1", {"window": "30"})
-        await elapse(0.01)
-        assert len(calls) == 1
+        await elapse(2 * GATHERED_S)
+        assert calls == [Registered("s1", {**FIELDS, "window": "30"})]
         registry.lose()
+        await elapse(0.01)
+        assert calls[1] is None, "at once: it may be gone"
         await elapse(1)
-        assert len(calls) == 2
+        assert calls[2:] == [None]
         assert known == {}
         end()
         await registry.register("s1", FIELDS)
         await elapse(1)
-        assert len(calls) == 2
+        assert len(calls) == 3
         assert set(known) == {"s1"}
 
     kept_up(registry, body)

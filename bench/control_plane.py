@@ -1,0 +1,298 @@
+"""What it costs to know who relays what: `python -m bench.control_plane notice [--streams 1000]`, `… nodes [--nodes 100 --streams 10000]`.
+
+notice: a real `hlsrelay worker` has so many streams (on_demand, so that they wait for viewers); with nothing but HSET one after another is
+stopped and started. Tells after what time the worker had done so, as Redis shows it.
+
+nodes: so many nodes, in a few processes, share so many streams in one Redis: the real sessions, rosters, claims and links of hlsrelay over
+relays that do nothing but report, and keep their position, each segment. Tells what Redis is asked for and what that costs it while all is
+well, what it costs a node, and, after one node has died, when all that it had was claimed again.
+
+Ends by itself; figures go to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import redis.asyncio
+import uvloop
+
+from hlsrelay import claims
+from hlsrelay.embedded import EmbeddedRedis
+from hlsrelay.link import Claim, Link
+from hlsrelay.log import start_logging
+from hlsrelay.node import Node, local_encoder
+from hlsrelay.processes import Children
+from hlsrelay.redis_keys import Keys
+from hlsrelay.registry import LEASE_S, RedisRegistry
+from hlsrelay.settings import load_settings
+
+SEGMENT_S = 4.0
+POSITION_BYTES = 1500
+"""What ledger.packed says of a stream of one track."""
+SOURCE = "http://127.0.0.1:9/none.m3u8"
+KEYS = Keys()
+
+
+@asynccontextmanager
+async def redis_at(folder: Path, children: Children) -> AsyncGenerator[tuple[str, Any], None]:
+    """Run a Redis while the block runs; gives its URL, and a client."""
+    embedded = EmbeddedRedis(folder, children)
+    url = await embedded.ensure()
+    client = redis.asyncio.Redis.from_url(url, decode_responses=True, protocol=2)
+    try:
+        yield url, client
+    finally:
+        await client.aclose()
+        await embedded.aclose()
+
+
+async def registered(client: Any, count: int, **fields: str) -> None:
+    """Register streams s0, s1, …"""
+    for start in range(0, count, 500):
+        pipeline = client.pipeline(transaction=False)
+        for number in range(start, min(start + 500, count)):
+            pipeline.hset(KEYS.stream(f"s{number}"), mapping={"source": SOURCE, "desired": "run", **fields})
+        await pipeline.execute()
+
+
+async def sessions_of(client: Any, count: int) -> int:
+    """Return how many streams somebody has."""
+    pipeline = client.pipeline(transaction=False)
+    for number in range(count):
+        pipeline.hget(KEYS.stream(f"s{number}"), "session")
+    return sum(bool(one) for one in await pipeline.execute())
+
+
+async def noticed(streams: int, changes: int) -> None:
+    """See after what time a worker does what was written with HSET."""
+    children = Children()
+    with tempfile.TemporaryDirectory() as folder:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(children.aclose)
+            url, client = await stack.enter_async_context(redis_at(Path(folder), children))
+            await registered(client, streams, on_demand="yes")
+            env = {
+                "HLSRELAY_REDIS_URL": url,
+                "HLSRELAY_HTTP": "127.0.0.1:0",
+                "HLSRELAY_CAPACITY": str(2 * streams),
+                "HLSRELAY_DATA": folder,
+            }
+            argv = [sys.executable, "-m", "hlsrelay", "worker"]
+            began_s = time.monotonic()
+            await stack.enter_async_context(children.spawn(argv, purpose="worker", env=env))
+            while await sessions_of(client, streams) < streams:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            print(f"{streams} streams were claimed {time.monotonic() - began_s:.1f} s after the worker was started")
+            await asyncio.sleep(3)
+            times: dict[str, list[float]] = {"stopped": [], "started": []}
+            for _ in range(changes):
+                key = KEYS.stream(f"s{random.randrange(streams)}")
+                for name, desired, field, done in (("stopped", "stop", "state", "stopped"), ("started", "run", "state", "idle")):
+                    began_s = time.monotonic()
+                    await client.hset(key, "desired", desired)
+                    while await client.hget(key, field) != done:  # noqa: ASYNC110
+                        await asyncio.sleep(0.002)
+                    times[name].append(time.monotonic() - began_s)
+                    await asyncio.sleep(random.uniform(0, 0.2))
+            for name, found in times.items():
+                print(f"{name} after HSET, {streams} streams, {changes} times: {told(found)}")
+
+
+def told(seconds: Sequence[float]) -> str:
+    """Return quantiles as text."""
+    found = sorted(seconds)
+    return f"p50 {statistics.median(found):.3f} s, p99 {found[int(0.99 * (len(found) - 1))]:.3f} s, longest {found[-1]:.3f} s"
+
+
+async def _reporting(claim: Claim, node: Node, leaving: asyncio.Event) -> float:
+    """Be to Redis what a relay is, one of one track with segments of 4 s (handover.relayed)."""
+    link = Link(node.registry, claim.registered.id, None, claim, node.roster)
+    link.report(state="starting", node=node.name, reason="", wanted="", since="2026-01-01T00:00:00Z")
+
+    async def follow() -> None:
+        async for _ in link.changes():
+            pass
+
+    async def report() -> None:
+        await asyncio.sleep(random.uniform(0, SEGMENT_S))
+        link.report(state="running", attempt="", retry_at="", since="2026-01-01T00:00:00Z")
+        number = 0
+        while True:
+            number += 1
+            link.report(last_sequence=str(number), lag="0.10")
+            link.carry(lambda: "x" * POSITION_BYTES)
+            await asyncio.sleep(SEGMENT_S)
+
+    works = [asyncio.create_task(work) for work in (follow(), report(), link.wanted.wait(), leaving.wait())]
+    try:
+        await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for work in works:
+            work.cancel()
+        await asyncio.gather(*works, return_exceptions=True)
+    return SEGMENT_S
+
+
+async def some_nodes(first: int, count: int, capacity: int, url: str, folder: Path) -> None:
+    """Be nodes until stdin ends. A line on stdin has the last of them die: its tasks end, and nothing is said to Redis."""
+    setattr(claims, "relayed", _reporting)  # noqa: B010
+    start_logging("json")
+    lines = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    children = Children()
+    works: list[asyncio.Task[None]] = []
+
+    async def one(number: int) -> None:
+        settings = load_settings(http="none", node=f"node{number}", capacity=capacity)
+        registry = RedisRegistry(url)
+        node = Node(settings, folder / str(number), registry, children, local_encoder(settings, children), url=f"http://node{number}")
+        leaving = asyncio.Event()
+        had = claims.Claims(node, leaving)
+        had.member.id = f"{had.member.id}.{number}"
+        setattr(registry, "leave", _silent)  # noqa: B010
+        async with had.taking_part():
+            await had.kept()
+
+    for number in range(first, first + count):
+        works.append(asyncio.create_task(one(number)))
+        await asyncio.sleep(0.05)
+    while line := await lines.readline():
+        if line.strip() == b"die":
+            works.pop().cancel()
+        else:
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            print(json.dumps({"cpu_s": used.ru_utime + used.ru_stime}), flush=True)
+    os._exit(0)
+
+
+async def _silent(_: str) -> None:
+    return
+
+
+async def cost(nodes: int, streams: int, processes: int, seconds: float) -> None:
+    """Measure many nodes over one Redis."""
+    children = Children()
+    with tempfile.TemporaryDirectory() as folder:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(children.aclose)
+            url, client = await stack.enter_async_context(redis_at(Path(folder), children))
+            await registered(client, streams)
+            each = nodes // processes
+            capacity = -(-streams // nodes) * 2
+            running = []
+            began_s = time.monotonic()
+            for index in range(processes):
+                argv = [sys.executable, "-m", "bench.control_plane", "some-nodes", str(index * each), str(each), str(capacity), url, folder]
+                with (Path(folder) / f"log{index}").open("wb") as log:
+                    running.append(
+                        await asyncio.create_subprocess_exec(
+                            *argv, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log
+                        )
+                    )
+            try:
+                while (have := await sessions_of(client, streams)) < streams:
+                    print(f"  {time.monotonic() - began_s:.0f} s: {have} of {streams} are claimed", file=sys.stderr)
+                    await asyncio.sleep(5)
+                print(
+                    f"{streams} streams on {nodes} nodes: all claimed {time.monotonic() - began_s:.0f} s after the first node was started"
+                )
+                await asyncio.sleep(15)
+                await _steady(client, running, nodes, seconds)
+                await _one_dies(client, running, streams, nodes)
+            finally:
+                for process in running:
+                    if process.stdin:
+                        process.stdin.close()
+                await asyncio.gather(*(process.wait() for process in running))
+
+
+async def _steady(client: Any, running: Sequence[Any], nodes: int, seconds: float) -> None:
+    before, cpu_s, began_s = await client.info("all"), await _cpu_s(running), time.monotonic()
+    await asyncio.sleep(seconds)
+    after, cpu_s, took_s = await client.info("all"), await _cpu_s(running) - cpu_s, time.monotonic() - began_s
+    redis_s = sum(after[f"used_cpu_{kind}"] - before[f"used_cpu_{kind}"] for kind in ("user", "sys"))
+    asked = after["total_commands_processed"] - before["total_commands_processed"]
+    sent, got = ((after[name] - before[name]) / took_s / 1e6 for name in ("total_net_output_bytes", "total_net_input_bytes"))
+    print(f"while all is well, over {took_s:.0f} s: {asked / took_s:.0f} commands/s, Redis {100 * redis_s / took_s:.1f} % of a core,")
+    print(
+        f"  {got:.2f} MB/s to Redis, {sent:.2f} MB/s from it, {after['used_memory'] / 2**20:.0f} MiB, {after['connected_clients']} clients;"
+    )
+    print(f"  a node {100 * cpu_s / took_s / nodes:.2f} % of a core")
+    kinds = {
+        name.removeprefix("cmdstat_"): (told["calls"] - before.get(name, {"calls": 0})["calls"]) / took_s
+        for name, told in after.items()
+        if name.startswith("cmdstat_")
+    }
+    most = sorted(kinds.items(), key=lambda one: -one[1])[:8]
+    print("  most often: " + ", ".join(f"{name} {often:.0f}/s" for name, often in most))
+
+
+async def _cpu_s(running: Sequence[Any]) -> float:
+    total = 0.0
+    for process in running:
+        process.stdin.write(b"cpu\n")
+        total += json.loads(await process.stdout.readline())["cpu_s"]
+    return total
+
+
+async def _one_dies(client: Any, running: Sequence[Any], streams: int, nodes: int) -> None:
+    lost = f"node{nodes - 1}"
+    keys = [KEYS.stream(f"s{number}") for number in range(streams)]
+
+    async def of_it() -> list[str]:
+        pipeline = client.pipeline(transaction=False)
+        for key in keys:
+            pipeline.hget(key, "node")
+        return [key for key, node in zip(keys, await pipeline.execute(), strict=True) if node == lost]
+
+    its = await of_it()
+    began_s = time.monotonic()
+    running[-1].stdin.write(b"die\n")
+    while left := await of_it():
+        await asyncio.sleep(0.1)
+        if time.monotonic() - began_s > 60:
+            print(f"{len(left)} of its streams were not claimed within 60 s")
+            return
+    print(f"one node died: its {len(its)} streams were others' after {time.monotonic() - began_s:.1f} s (a lease is {LEASE_S:.0f} s)")
+
+
+def main() -> None:
+    """Read the command line, and measure."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = options.add_subparsers(dest="verb", required=True)
+    notice = verbs.add_parser("notice")
+    notice.add_argument("--streams", type=int, default=1000)
+    notice.add_argument("--changes", type=int, default=200)
+    many = verbs.add_parser("nodes")
+    many.add_argument("--nodes", type=int, default=100)
+    many.add_argument("--streams", type=int, default=10_000)
+    many.add_argument("--processes", type=int, default=2)
+    many.add_argument("--seconds", type=float, default=30.0)
+    some = verbs.add_parser("some-nodes")
+    for name, kind in (("first", int), ("count", int), ("capacity", int), ("url", str), ("folder", Path)):
+        some.add_argument(name, type=kind)
+    chosen = options.parse_args()
+    if chosen.verb == "notice":
+        uvloop.run(noticed(chosen.streams, chosen.changes))
+    elif chosen.verb == "nodes":
+        uvloop.run(cost(chosen.nodes, chosen.streams, chosen.processes, chosen.seconds))
+    else:
+        uvloop.run(some_nodes(chosen.first, chosen.count, chosen.capacity, chosen.url, chosen.folder))
+
+
+if __name__ == "__main__":
+    main()
