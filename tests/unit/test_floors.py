@@ -13,9 +13,9 @@ model errors failover ladder urls fields redis_keys hls media judge cookies expa
 codecs phase
 / clock metrics settings log addresses notify proc memory
 / declared orphans pidfile pipes processes embedded transport recipe sound offers
-/ upstream encoder storage ledger registry demand edge
+/ upstream encoder storage ledger registry demand edge caches
 / link session memory_registry
-/ steering relay house stages cutting downloading sampling transcoding desk joints
+/ steering relay house stages cutting downloading sampling transcoding preloading desk joints
 / node web places checking probing
 / reporter site vitals
 / worker
@@ -27,7 +27,7 @@ FLOORS = [set(floor.split()) for floor in HOUSE.split("/")]
 """From the ground up."""
 ONLY_IN = {
     "m3u8": {"hls"},
-    "httpx": {"upstream", "transport", "edge"},
+    "httpx": {"upstream", "transport", "edge", "caches"},
     "aiohttp": {"upstream", "transport"},
     "httpx_aiohttp": {"transport"},
     "redis": {"registry"},
@@ -114,12 +114,14 @@ def _beside_allowed(here: str, there: str) -> bool:
         "embedded",
         "storage",
         "ledger",
+        "caches",
         "desk",
         "joints",
         "cutting",
         "downloading",
         "sampling",
         "transcoding",
+        "preloading",
         "stages",
         "house",
         "relay",
