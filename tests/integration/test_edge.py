@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import httpx
+import pytest
 
 from hlsrelay import edge
 from hlsrelay.edge import FOLLOWED_WITHIN_S, FRESH_S, HOP, Edge, Fetched
@@ -145,3 +147,34 @@ def test_an_owner_that_never_answers_holds_up_nobody_once_there_is_another() -> 
         assert not await fetching.hears_redis("http://10.0.0.5:80800x"), "an address that is none is no answer"
 
     played(body)
+
+
+def test_an_owner_that_hung_under_many_requests_is_asked_again_once_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On real sockets: a pool that loses a connection with each request that is given up would have none left."""
+    monkeypatch.setattr(edge, "FETCHED_WITHIN_S", 0.3)
+    monkeypatch.setattr(edge, "FOLLOWED_WITHIN_S", 0.0)
+
+    async def body() -> None:
+        answers = asyncio.Event()
+
+        async def owner(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(OSError, asyncio.IncompleteReadError):
+                while True:
+                    await reader.readuntil(b"\r\n\r\n")
+                    await answers.wait()
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nmedia")
+            writer.close()
+
+        async with await asyncio.start_server(owner, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            fetching = Edge(lambda: {"news": url}, asyncio.get_running_loop().time)
+            paths = [f"news/source/{number}.ts" for number in range(2 * edge.MOST_CONNECTIONS)]
+            hung = await asyncio.gather(*(fetching.get(path) for path in paths))
+            assert {one.status for one in hung} == {502}
+            answers.set()
+            monkeypatch.setattr(edge, "FETCHED_WITHIN_S", 10.0)
+            well = await asyncio.gather(*(fetching.get(path) for path in paths))
+            assert {one.body for one in well} == {b"media"}
+            await fetching.aclose()
+
+    asyncio.run(body())
