@@ -5,8 +5,8 @@ Laws:
   time, or is being tried again: a dead one costs WITHIN_S once.
 - A pull that is not waited for goes on to its end, so that the cache gets warm all the same: for ENDED_WITHIN_S at most, and MOST_UNDER_WAY
   of one cache at a time. What is more is left out.
-- A cache that gives no answer again and again is left alone for a while (breaker). One that says it has no such file takes nobody's time:
-  it is asked on.
+- A cache that gives no answer again and again is left alone for a while (breaker). One that says it has no such file is not: it may not
+  have heard of the stream yet, as a node of ours within a stream's first second, and is asked again, a few times.
 - Nothing is kept of what comes. A redirect is a failure: players would be sent on by it with each request.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -31,6 +31,8 @@ WITHIN_S = 0.5
 ENDED_WITHIN_S = 10.0
 MOST_UNDER_WAY = 128
 MOST_CONNECTIONS = 32
+AGAIN_AFTER_S = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""A node hears of each stream once in 0.8 s or so (claims)."""
 LATES = 3
 """A cache that was late so often in a row is not waited for, until a pull through it takes no longer than WITHIN_S."""
 AGAIN_S = 60.0
@@ -61,6 +63,8 @@ class Pull:
     task: asyncio.Task[None] = field(init=False)
     published: bool = False
     """Whether publishing went on before it was done."""
+    missing: bool = False
+    """Whether the cache has said that it has no such file."""
     reason: str = ""
 
 
@@ -73,7 +77,7 @@ class _Cache:
     pulled_s: OrderedDict[str, float] = field(default_factory=OrderedDict)
 
     def is_waited_for(self, now_s: float) -> bool:
-        overdue = any(one.published and now_s - one.began_s > WITHIN_S for one in self.under_way.values())
+        overdue = any(one.published and not one.missing and now_s - one.began_s > WITHIN_S for one in self.under_way.values())
         return not overdue and self.lates < LATES and not self.breaker.open
 
 
@@ -113,11 +117,14 @@ class Caches:
         pull.task = asyncio.create_task(self._pulled(cache, pull, path, kept=kept), name=f"preload {path}")
         return pull
 
-    async def waited(self, pulls: Iterable[Pull]) -> None:
-        """Wait until *pulls* are done, for WITHIN_S at most, and only for those that are worth it. Publishing goes on then."""
+    async def waited(self, pulls: Iterable[Pull], doubted: Collection[str]) -> None:
+        """Wait until *pulls* are done, for WITHIN_S at most, and only for those that are worth it. Publishing goes on then.
+
+        *doubted*: bases that are not waited for in any case.
+        """
         pending = [one for one in pulls if not one.task.done()]
         now_s = self._now_s()
-        if awaited := [one.task for one in pending if self._at(one.base).is_waited_for(now_s)]:
+        if awaited := [one.task for one in pending if one.base not in doubted and self._at(one.base).is_waited_for(now_s)]:
             await asyncio.wait(awaited, timeout=WITHIN_S)
         for one in pending:
             one.published = not one.task.done()
@@ -145,11 +152,16 @@ class Caches:
     async def _pulled(self, cache: _Cache, pull: Pull, path: str, *, kept: bool) -> None:
         answers = False
         try:
-            async with asyncio.timeout(ENDED_WITHIN_S), cache.client.stream("GET", f"{pull.base}/{path}") as answer:
-                pull.reason = _refusal(answer.status_code)
-                answers = answer.status_code < 500 and answer.status_code != 429
-                async for _ in answer.aiter_raw():
-                    pass
+            async with asyncio.timeout(ENDED_WITHIN_S):
+                for wait_s in (0.0, *AGAIN_AFTER_S):
+                    await asyncio.sleep(wait_s)
+                    async with cache.client.stream("GET", f"{pull.base}/{path}") as answer:
+                        async for _ in answer.aiter_raw():
+                            pass
+                    pull.reason, pull.missing = _refusal(answer.status_code), answer.status_code == 404
+                    answers = answer.status_code < 500 and answer.status_code != 429
+                    if not pull.missing:
+                        break
         except (TimeoutError, httpx.TimeoutException):
             pull.reason, answers = f"gives no answer, or not whole, within {ENDED_WITHIN_S:.0f} s", False
         except Exception as error:  # whatever it is: a pull that fails holds up nobody
@@ -167,8 +179,10 @@ class Caches:
             cache.pulled_s[path] = now_s
             if len(cache.pulled_s) > REMEMBERED:
                 cache.pulled_s.popitem(last=False)
-        in_time = not pull.published or now_s - pull.began_s <= WITHIN_S
-        cache.lates = 0 if in_time else cache.lates + 1
+        if not pull.published or now_s - pull.began_s <= WITHIN_S:
+            cache.lates = 0
+        elif not pull.missing:
+            cache.lates += 1
         outcome = Outcome.FAILED if pull.reason else Outcome.LATE if pull.published else Outcome.WARM
         self._counted(path, redacted(pull.base), outcome)
 

@@ -41,7 +41,9 @@ class Preloading:
                 self._desk.tools.storage.keep(made.inits)  # a sweep may have taken one since
             for name, file in made.entry.files.items():
                 self._begin(caches, bases, begun, stream, name, file)
-            await caches.waited(begun.values())
+            self._note(bases)
+            await caches.waited(begun.values(), [base for base, text in self._trouble.items() if text])
+            self._note(bases)
         return replace(made, cold=self._told(caches, bases)) if isinstance(made, Made) else made
 
     def _begin(
@@ -55,13 +57,16 @@ class Preloading:
                     begun[base, path] = pull
                     self._under_way.append(pull)
 
-    def _told(self, caches: Caches, bases: tuple[str, ...]) -> str:
-        """Return what is wrong with the caches, by what is known of this track's pulls now; empty where nothing is."""
+    def _note(self, bases: tuple[str, ...]) -> None:
+        """Note what has come of this track's pulls: a cache that one failed through is in trouble until one goes well."""
         done = [one for one in self._under_way if one.task.done()]
         self._under_way = [one for one in self._under_way if not one.task.done()]
         for base in {one.base for one in done}:
             self._trouble[base] = next((one.reason for one in done if one.base == base and one.reason), "")
         self._trouble = {base: text for base, text in self._trouble.items() if base in bases}
+
+    def _told(self, caches: Caches, bases: tuple[str, ...]) -> str:
+        """Return what is wrong with the caches, as far as is known; empty where nothing is."""
         troubles = {base: self._trouble.get(base) or ("comes too late to be waited for" if caches.is_late(base) else "") for base in bases}
         return "; ".join(f"{redacted(base)} {text}" for base, text in troubles.items() if text)
 
