@@ -143,7 +143,7 @@ class Caches:
                 transport=self._transport(MOST_CONNECTIONS),
                 trust_env=False,
                 headers=HEADERS,
-                timeout=ENDED_WITHIN_S,
+                timeout=httpx.Timeout(None),  # for each read none: see open_transport
                 follow_redirects=False,
             )
             self._caches[base] = _Cache(client)
@@ -162,7 +162,7 @@ class Caches:
                     answers = answer.status_code < 500 and answer.status_code != 429
                     if not pull.missing:
                         break
-        except (TimeoutError, httpx.TimeoutException):
+        except TimeoutError:
             pull.reason, answers = f"gives no answer, or not whole, within {ENDED_WITHIN_S:.0f} s", False
         except Exception as error:  # whatever it is: a pull that fails holds up nobody
             pull.reason, answers = f"can't be reached: {type(error).__name__} {error}".strip()[:300], False

@@ -117,7 +117,7 @@ class Edge:
     def _connected(self, owner: str) -> httpx.AsyncClient:
         """Return the client of one owner: one that hangs takes no connection from the others."""
         if owner not in self._clients:
-            timeout = httpx.Timeout(FETCHED_WITHIN_S, connect=CONNECTED_WITHIN_S)
+            timeout = httpx.Timeout(None, connect=CONNECTED_WITHIN_S)  # for each read none: see open_transport
             transport = self._transport or open_transport(MOST_CONNECTIONS)  # httpx's own has no connection left after an owner hung
             self._clients[owner] = httpx.AsyncClient(
                 trust_env=False, timeout=timeout, transport=transport, headers={HOP: "1"}, follow_redirects=False

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+import uvloop
 
 from hlsrelay import edge
 from hlsrelay.edge import FOLLOWED_WITHIN_S, FRESH_S, HOP, Edge, Fetched
@@ -178,3 +181,36 @@ def test_an_owner_that_hung_under_many_requests_is_asked_again_once_it_answers(m
             await fetching.aclose()
 
     asyncio.run(body())
+
+
+def test_connections_that_were_kept_for_longer_than_a_fetch_may_take_are_as_good_as_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On uvloop, as in production: there aiohttp leaves a timeout of one read running when the connection is kept."""
+    monkeypatch.setattr(edge, "FETCHED_WITHIN_S", 1.0)
+    monkeypatch.setattr(edge, "FOLLOWED_WITHIN_S", 0.0)
+    body = bytes(700_000)
+
+    class Owner(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    async def played(url: str) -> None:
+        fetching = Edge(lambda: {"news": url}, asyncio.get_running_loop().time)
+        for turn in range(2):
+            found = await asyncio.gather(*(fetching.get(f"news/source/{turn}-{number}.ts") for number in range(8)))
+            assert {one.status for one in found} == {200}
+            monkeypatch.setattr(edge, "FETCHED_WITHIN_S", 20.0)
+            await asyncio.sleep(1.2 * (1 - turn))
+        await fetching.aclose()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Owner) as owner:
+        threading.Thread(target=owner.serve_forever, daemon=True).start()
+        uvloop.run(played(f"http://127.0.0.1:{owner.server_port}"))
+        owner.shutdown()
