@@ -165,7 +165,7 @@ class Caches:
         except TimeoutError:
             pull.reason, answers = f"gives no answer, or not whole, within {ENDED_WITHIN_S:.0f} s", False
         except Exception as error:  # whatever it is: a pull that fails holds up nobody
-            pull.reason, answers = f"can't be reached: {type(error).__name__} {error}".strip()[:300], False
+            pull.reason, answers = f"can't be reached: {str(error) or type(error).__name__}"[:300], False
         finally:
             del cache.under_way[path]
             cache.client.cookies.clear()  # a cache that is shown one may ask the origin for an answer of its own
