@@ -70,6 +70,7 @@ class Pull:
 
 @dataclass(slots=True, eq=False)
 class _Cache:
+    url: str
     client: httpx.AsyncClient
     breaker: Breaker = field(default_factory=Breaker)
     under_way: dict[str, Pull] = field(default_factory=dict)
@@ -139,14 +140,17 @@ class Caches:
 
     def _at(self, base: str) -> _Cache:
         if base not in self._caches:
+            url = httpx.URL(base)
+            auth = httpx.BasicAuth(url.username, url.password) if url.userinfo else None
             client = httpx.AsyncClient(
                 transport=self._transport(MOST_CONNECTIONS),
                 trust_env=False,
                 headers=HEADERS,
+                auth=auth,
                 timeout=httpx.Timeout(None),  # for each read none: see open_transport
                 follow_redirects=False,
             )
-            self._caches[base] = _Cache(client)
+            self._caches[base] = _Cache(str(url.copy_with(userinfo=b"")).rstrip("/"), client)
         return self._caches[base]
 
     async def _pulled(self, cache: _Cache, pull: Pull, path: str, *, kept: bool) -> None:
@@ -155,7 +159,7 @@ class Caches:
             async with asyncio.timeout(ENDED_WITHIN_S):
                 for wait_s in (0.0, *AGAIN_AFTER_S):
                     await asyncio.sleep(wait_s)
-                    async with cache.client.stream("GET", f"{pull.base}/{path}") as answer:
+                    async with cache.client.stream("GET", f"{cache.url}/{path}") as answer:
                         async for _ in answer.aiter_raw():
                             pass
                     pull.reason, pull.missing = _refusal(answer.status_code), answer.status_code == 404

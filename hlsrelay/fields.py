@@ -99,8 +99,15 @@ def stream_of(stream_id: str, fields: Mapping[str, str]) -> Stream:
         on_demand=_yes("on_demand", fields),
         idle_timeout_s=_seconds("idle_timeout", fields, SHORTEST_IDLE_S, LONGEST_IDLE_S) or DEFAULT_IDLE_S,
         polling=_polling(fields.get("polling", "")),
-        preload=tuple(checked_base(url) for url in fields.get("preload", "").split()),
+        preload=_preload(fields.get("preload", "")),
     )
+
+
+def _preload(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(checked_base(url) for url in text.split())
+    except ConfigError as error:
+        raise ConfigError(f"preload: {error}") from None
 
 
 def _polling(text: str) -> Polling:

@@ -124,4 +124,5 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"][:1]).upper()
-        raise ConfigError(f"HLSRELAY_{name}: {first['msg']} (it says {first.get('input')!r})") from None
+        said = "" if name == "PRELOAD" else f" (it says {first.get('input')!r})"  # its error quotes it, without the password
+        raise ConfigError(f"HLSRELAY_{name}: {first['msg']}{said}") from None

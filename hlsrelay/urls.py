@@ -34,7 +34,7 @@ def checked_base(text: str) -> str:
     url = checked_url(text)
     parts = urlsplit(url)
     if parts.query or parts.fragment or parts.path.endswith(".m3u8"):
-        raise ConfigError(f"preload {redacted(url)!r} is no base URL: write it without file, '?' and '#', such as https://cdn.example/live")
+        raise ConfigError(f"{redacted(url)!r} is no base URL: write it without file, '?' and '#', such as https://cdn.example/live")
     return url.rstrip("/")
 
 

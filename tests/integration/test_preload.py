@@ -295,12 +295,42 @@ def test_pulls_that_nobody_waits_for_are_bounded_in_number_and_in_time() -> None
     ],
 )
 def test_what_is_no_base_url_is_refused_and_says_what_to_write(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="write") as field_error:
+    with pytest.raises(ConfigError, match=r"^preload: .*write") as field_error:
         stream_of("news", {"source": URL, "preload": f"https://good.example {text}"})
     assert "secret" not in str(field_error.value)
     monkeypatch.setenv("HLSRELAY_PRELOAD", text)
     with pytest.raises(ConfigError, match=r"HLSRELAY_PRELOAD.*write"):
         load_settings()
+
+
+def test_a_user_name_and_password_go_to_their_cache_and_are_shown_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a real socket."""
+    heard: list[bytes] = []
+    shown: list[str] = []
+
+    async def body() -> None:
+        async def cache(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heard.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+
+        async with await asyncio.start_server(cache, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            base = f"http://us%40er:secret@127.0.0.1:{port}/live"
+            through = Caches((), now_s, lambda _, base, outcome: shown.append(f"{base} {outcome}"))
+            pull = through.pull(base, "news/source/1.ts")
+            assert pull
+            await pull.task
+            await through.aclose()
+            assert shown == [f"http://127.0.0.1:{port}/live warm"]
+
+    asyncio.run(body())
+    assert heard[0].startswith(b"GET /live/news/source/1.ts HTTP/1.1\r\n")
+    assert b"Basic dXNAZXI6c2VjcmV0" in heard[0]
+    monkeypatch.setenv("HLSRELAY_PRELOAD", "https://user:secret@cdn.example/live?x=1")
+    with pytest.raises(ConfigError) as error:
+        load_settings()
+    assert "secret" not in str(error.value)
 
 
 def test_bases_of_the_node_and_of_the_stream_count_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
