@@ -266,7 +266,10 @@ async def _node(settings: Settings) -> AsyncGenerator[Node, None]:
             pressure = Pressure(settings.memory_pressure)
             node = Node(settings, live, registry, children, local_encoder(settings, children), redis=redis, pressure=pressure)
             async with attended(node):
-                yield node
+                try:
+                    yield node
+                finally:
+                    await node.caches.aclose()
     finally:
         await children.aclose()
 

@@ -15,7 +15,7 @@ import yaml
 from hlsrelay.errors import ConfigError
 from hlsrelay.fields import OPERATOR_FIELDS, Registered, shown, stream_of
 
-_JOINED = {"ladder": ",", "variants": ",", "backup": " "}
+_JOINED = {"ladder": ",", "variants": ",", "backup": " ", "preload": " "}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from hlsrelay.caches import Caches
 from hlsrelay.clock import Clock, Nudges, Pacer
 from hlsrelay.encoder import Encoder
 from hlsrelay.failover import Standing, considered, hold_s, primary_seen, progressed, stall_s, wanted
@@ -246,6 +247,8 @@ class Tools:
     nudges: Nudges = field(default_factory=Nudges)
     spare: Source | None = None
     """Looks at the primary while a backup is relayed; without it there is no way back."""
+    caches: Caches | None = None
+    """What pulls new files through the caches in front of us."""
 
 
 def surveyed_for(stream: Stream) -> tuple[object, ...]:

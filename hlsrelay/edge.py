@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import httpx
 import structlog
 
+from hlsrelay.transport import open_transport
+
 FRESH_S = 0.25
 """A fraction of what a player waits between two looks (a target duration): it costs the owner four requests a second and stream at most."""
 KEPT_BYTES = 64 * 2**20
@@ -113,10 +115,10 @@ class Edge:
     def _connected(self, owner: str) -> httpx.AsyncClient:
         """Return the client of one owner: one that hangs takes no connection from the others."""
         if owner not in self._clients:
-            limits = httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_CONNECTIONS)
-            timeout = httpx.Timeout(FETCHED_WITHIN_S, connect=CONNECTED_WITHIN_S)
+            timeout = httpx.Timeout(None, connect=CONNECTED_WITHIN_S)  # for each read none: see open_transport
+            transport = self._transport or open_transport(MOST_CONNECTIONS)  # httpx's own has no connection left after an owner hung
             self._clients[owner] = httpx.AsyncClient(
-                trust_env=False, limits=limits, timeout=timeout, transport=self._transport, headers={HOP: "1"}, follow_redirects=False
+                trust_env=False, timeout=timeout, transport=transport, headers={HOP: "1"}, follow_redirects=False
             )
         return self._clients[owner]
 

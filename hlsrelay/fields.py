@@ -11,7 +11,7 @@ from hlsrelay.errors import ConfigError
 from hlsrelay.ladder import parse_ladder
 from hlsrelay.model import Desired, KeyPolicy, Polling, Stream
 from hlsrelay.redis_keys import STREAM_ID
-from hlsrelay.urls import checked_url, redacted
+from hlsrelay.urls import checked_base, checked_url, redacted
 
 OPERATOR_FIELDS: Mapping[str, str] = {
     "source": "URL of the live HLS playlist to relay, multivariant or media (needed)",
@@ -32,6 +32,8 @@ OPERATOR_FIELDS: Mapping[str, str] = {
     "window": "seconds of media that the playlists list, 6 to 86400 (default: 60)",
     "on_demand": "yes: relay only while somebody watches, from the first playlist request on; or no (default: no)",
     "idle_timeout": "seconds without a request after which an on_demand stream stops its relay, 10 to 86400 (default: 60)",
+    "preload": "base URLs of caches, blanks between, such as https://cdn.example/live: each new file is pulled through them, as "
+    "<base>/<id>/<rendition>/<file>, before it is listed, which holds it back by 0.5 s at most (default: none)",
 }
 RELAY_FIELDS: Mapping[str, str] = {
     "state": "starting, running, stalled, idle (on_demand, and nobody watches), ended, stopped, failed, or registered when nobody does",
@@ -99,7 +101,15 @@ def stream_of(stream_id: str, fields: Mapping[str, str]) -> Stream:
         on_demand=_yes("on_demand", fields),
         idle_timeout_s=_seconds("idle_timeout", fields, SHORTEST_IDLE_S, LONGEST_IDLE_S) or DEFAULT_IDLE_S,
         polling=_polling(fields.get("polling", "")),
+        preload=_preload(fields.get("preload", "")),
     )
+
+
+def _preload(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(checked_base(url) for url in text.split())
+    except ConfigError as error:
+        raise ConfigError(f"preload: {error}") from None
 
 
 def _polling(text: str) -> Polling:
@@ -146,8 +156,9 @@ def shown(fields: Mapping[str, str]) -> dict[str, str]:
     for name in ("source", "proxy"):
         if name in safe:
             safe[name] = redacted(safe[name])
-    if "backup" in safe:
-        safe["backup"] = " ".join(redacted(url) for url in safe["backup"].split())
+    for name in ("backup", "preload"):
+        if name in safe:
+            safe[name] = " ".join(redacted(url) for url in safe[name].split())
     if "headers" in safe:
         try:
             safe["headers"] = ", ".join(f"{name}: …" for name, _ in _headers(safe["headers"]))

@@ -18,6 +18,11 @@ class Metrics:
             "hlsrelay_rung_gaps_total", "Segments that a rung has no file for, and why", ("stream", "rung", "reason")
         )
         self.repairs = self._counter("hlsrelay_repairs_total", "What the relay made right, by name", ("stream", "repair"))
+        self.preloads = self._counter(
+            "hlsrelay_preloads_total",
+            "Files pulled through a cache before they are listed, and what came of it",
+            ("stream", "base", "outcome"),
+        )
         self.lag_s = Gauge(
             "hlsrelay_lag_seconds", "From the load that listed the newest segment to our listing it", stream, registry=self.registry
         )

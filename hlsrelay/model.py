@@ -225,6 +225,7 @@ class Stream:
     on_demand: bool = False
     idle_timeout_s: float = 60.0
     polling: Polling = EAGER
+    preload: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,7 +392,8 @@ class Made:
     """An entry ready to be published, what it was made from, why there is no media, which rungs failed why, which were *dropped* why.
 
     Dropped is what was left out under overload. *ladder_paused*: the rungs failed so often that they are not tried for a while. *inits* are
-    the init sections that it lists and that were made here, by path relative to the stream's folder.
+    the init sections that it lists and that were made here, by path relative to the stream's folder. *cold*: what is wrong with the caches
+    that it was pulled through.
     """
 
     entry: Entry
@@ -403,6 +405,7 @@ class Made:
     inits: Mapping[str, bytes] = field(default_factory=dict)
     received_bytes: int = 0
     repairs: tuple[str, ...] = ()
+    cold: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hlsrelay.caches import Caches, Outcome
 from hlsrelay.clock import Clock
 from hlsrelay.demand import Demand
 from hlsrelay.edge import Edge
@@ -61,6 +62,15 @@ class Node:
 
     def _where(self, stream_id: str) -> str:
         return self.elsewhere(stream_id)  # as it is then
+
+    @functools.cached_property
+    def caches(self) -> Caches:
+        """What pulls new files through the caches in front of us."""
+
+        def counted(path: str, base: str, outcome: Outcome) -> None:
+            self.metrics.preloads.labels(path.partition("/")[0], base, outcome).inc()
+
+        return Caches(self.settings.preload, self.clock.monotonic_s, counted)
 
     @property
     def name(self) -> str:

@@ -23,7 +23,7 @@ from rich.text import Text
 from hlsrelay import statuses, steering
 from hlsrelay.declared import Difference, declared, safe
 from hlsrelay.errors import ConfigError, RegistryUnavailable, ResourceBusy
-from hlsrelay.fields import Registered, checked_id, shown
+from hlsrelay.fields import OPERATOR_FIELDS, RELAY_FIELDS, Registered, checked_id, shown
 from hlsrelay.log import start_logging
 from hlsrelay.orphans import found_here
 from hlsrelay.processes import Children
@@ -209,8 +209,9 @@ def _print_stream(registered: Registered, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(fields, indent=2))
         return
-    for name, value in fields.items():
-        typer.echo(f"{name:14} {value}")
+    for name in ("id", *OPERATOR_FIELDS, *RELAY_FIELDS, *(fields.keys() - {"id"} - OPERATOR_FIELDS.keys() - RELAY_FIELDS.keys())):
+        if fields.get(name):
+            typer.echo(f"{name:14} {fields[name]}")
 
 
 def _print_table(streams: list[StreamStatus]) -> None:

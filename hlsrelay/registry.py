@@ -29,6 +29,8 @@ from hlsrelay.tracking import invalidated
 ANSWER_WITHIN_S = 3.0
 LEASE_S = 3.0
 """A session that was not renewed for so long is over."""
+ASKED_AT_ONCE = 8
+"""So many connections a process has, and a few: hundreds of streams that report at a time wait for one another, a beat for none."""
 SCANNED_AT_ONCE = 500
 READ_AT_ONCE = 200
 RUNG_AT_ONCE = 200
@@ -172,6 +174,7 @@ class RedisRegistry:
         except (ValueError, redis.exceptions.RedisError) as error:
             raise ConfigError(f"HLSRELAY_REDIS_URL {url!r} is no Redis URL: {error}") from None
         self._where = url.rpartition("@")[2]
+        self._at_once = asyncio.Semaphore(ASKED_AT_ONCE)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -256,7 +259,7 @@ class RedisRegistry:
         prefixes = (self._keys.stream(only),) if only else (self._keys.stream(""), self._keys.queue())
         async with contextlib.aclosing(invalidated(self._redis, *prefixes)) as told:
             while True:
-                keys = await self._asked(told.__anext__, within_s=3 * ANSWER_WITHIN_S)
+                keys = await self._asked(told.__anext__, within_s=3 * ANSWER_WITHIN_S, at_once=True)
                 yield None if keys is None else await self._changed(keys)
 
     async def _changed(self, keys: list[str]) -> frozenset[str]:
@@ -320,7 +323,7 @@ class RedisRegistry:
         keys = (self._keys.nodes(), self._keys.node(session), self._keys.meta(), self._keys.life())
         before = (str(last.at_ms), last.life) if last else ("0", "")
         arguments = (session, _ms(lease_s), *before, uuid.uuid4().hex, *_flat(fields))
-        at_ms, life = await self._scripted(BEAT, keys, arguments)
+        at_ms, life = await self._scripted(BEAT, keys, arguments, at_once=True)
         return Beat(int(at_ms), str(life))
 
     async def tell_session(self, session: str, fields: Mapping[str, str]) -> bool:
@@ -341,7 +344,7 @@ class RedisRegistry:
     async def sessions(self) -> list[Session]:
         """See Registry."""
 
-        now_ms, *told = await self._scripted(SESSIONS, (self._keys.nodes(),), (self._keys.node(""),))
+        now_ms, *told = await self._scripted(SESSIONS, (self._keys.nodes(),), (self._keys.node(""),), at_once=True)
         sessions = [
             Session(name, (float(until) - now_ms) / 1000, dict(zip(flat[::2], flat[1::2], strict=True))) for name, until, flat in told
         ]
@@ -368,8 +371,8 @@ class RedisRegistry:
         found: list[str] = await self._asked(scan)
         return found
 
-    async def _scripted(self, script: str, keys: tuple[str, ...], arguments: Iterable[str]) -> Any:
-        """Run a script by its digest; Redis is told its text where it does not know it."""
+    async def _scripted(self, script: str, keys: tuple[str, ...], arguments: Iterable[str], *, at_once: bool = False) -> Any:
+        """Run a script by its digest, *at_once* if it may not wait; Redis is told its text where it does not know it."""
 
         async def run() -> Any:
             try:
@@ -377,13 +380,13 @@ class RedisRegistry:
             except redis.exceptions.NoScriptError:
                 return await self._redis.eval(script, len(keys), *keys, *arguments)
 
-        return await self._asked(run)
+        return await self._asked(run, at_once=at_once)
 
-    async def _asked(self, ask: Callable[[], Any], within_s: float = ANSWER_WITHIN_S + 1) -> Any:
+    async def _asked(self, ask: Callable[[], Any], within_s: float = ANSWER_WITHIN_S + 1, *, at_once: bool = False) -> Any:
         task = asyncio.current_task()
         cancelled_before = task.cancelling() if task else 0
         try:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(within_s), contextlib.nullcontext() if at_once else self._at_once:
                 answer = await ask()
                 # redis-py sends through asyncio.wait_for, which before Python 3.12 drops a cancellation that comes as it is done.
                 if task and task.cancelling() > cancelled_before:

@@ -1,5 +1,5 @@
 """The story of one stream: see what the source presents; for each track of it load the playlist, take what is new, download, transcode,
-publish, see what the operator wants, and load again."""
+warm the caches in front of us, publish, see what the operator wants, and load again."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hlsrelay.hls.window import Progress, beside, slide
 from hlsrelay.house import House
 from hlsrelay.joints import in_order, merged
 from hlsrelay.model import SOURCE, Desired, Made, Presentation, Stream, Turn
+from hlsrelay.preloading import Preloading
 from hlsrelay.stages import in_step, loaded, looked, numbered, publish, swept, watched_primary
 from hlsrelay.transcoding import Transcoding
 
@@ -82,7 +83,7 @@ async def relay_track(desk: Desk, encodes_ahead: int) -> AsyncGenerator[Tick, No
     progress, tools = desk.progress, desk.tools
     loads = loaded(desk)
     clips = in_order(numbered(loads, desk), Downloading(desk), ahead=DOWNLOADS_AHEAD)
-    ready = in_order(clips, Transcoding(desk), ahead=encodes_ahead)
+    ready = in_order(clips, Preloading(desk, Transcoding(desk)), ahead=encodes_ahead)
     async with aclosing(loads), aclosing(ready):
         async for item in ready:
             error = ""

@@ -89,6 +89,11 @@ class Reporter:
             self.well(publishing)
             self.well("relay")
         if tick.made:
+            preloading = "preload" if main else f"preload {tick.track}"
+            if tick.made.cold:
+                self.fault(preloading, tick.made.cold)
+            else:
+                self.well(preloading)
             self._counted(tick.made, "" if main else f"{tick.track} ")
             if main:
                 self._published(tick.made, tick)

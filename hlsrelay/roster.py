@@ -24,8 +24,8 @@ from hlsrelay.tracking import Untracked
 
 GATHERED_S = 0.05
 POLLED_EVERY_S = 0.7
-STEP_EVERY_S = 1.0
-SHORTEST_ROUND_S = 5.0
+STEP_EVERY_S = 2.0
+SHORTEST_ROUND_S = 10.0
 """All is read again no sooner than this after the last time."""
 SPREAD_PER_STREAM_S, LONGEST_SPREAD_S = 1 / 2000, 5.0
 """When Redis comes back all nodes read all: each at another moment."""

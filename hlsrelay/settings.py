@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from hlsrelay.codecs import BY_NAME
 from hlsrelay.errors import ConfigError
+from hlsrelay.urls import checked_base
 
 PREFIX = "HLSRELAY_"
 Network = IPv4Network | IPv6Network
@@ -65,6 +66,11 @@ class Settings(BaseSettings):
         (),
         description="ffmpeg encoders to prefer, such as h264_nvenc,hevc_nvenc; each is tried once, when first needed; empty: in software",
     )
+    preload: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="base URLs of caches, blanks between, that the files of all streams are pulled through before they are listed, "
+        "beside those of a stream's own field preload",
+    )
     log: str = Field("auto", pattern="^(auto|text|json)$", description="log format on stderr: auto is text on a terminal, JSON elsewhere")
 
     @field_validator("ffmpeg", mode="before")
@@ -84,6 +90,14 @@ class Settings(BaseSettings):
         if unknown := [name for name in names if name not in BY_NAME]:
             raise ValueError(f"no encoder {unknown[0]} is known here: name some of {', '.join(BY_NAME)}")
         return names
+
+    @field_validator("preload", mode="before")
+    @classmethod
+    def _bases(cls, value: Any) -> Any:
+        try:
+            return tuple(checked_base(word) for word in value.split()) if isinstance(value, str) else value
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("allow_networks", mode="before")
     @classmethod
@@ -110,4 +124,5 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"][:1]).upper()
-        raise ConfigError(f"HLSRELAY_{name}: {first['msg']} (it says {first.get('input')!r})") from None
+        said = "" if name == "PRELOAD" else f" (it says {first.get('input')!r})"  # its error quotes it, without the password
+        raise ConfigError(f"HLSRELAY_{name}: {first['msg']}{said}") from None

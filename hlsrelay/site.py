@@ -41,6 +41,8 @@ class RelaySite:
 
     def waits(self, path: str) -> bool:
         """See web.Site."""
+        if self._node.caches.pulling(path):  # a cache asks for us: else a stream that is on_demand would be its own viewer
+            return False
         stream_id, playlist = path.partition("/")[0], path.endswith(".m3u8")
         demand = self._node.demands.get(stream_id)
         return demand is not None and (demand.asked(playlist=playlist) or (playlist and self._begins(stream_id)))

@@ -1,6 +1,6 @@
 """The stages between the source's playlist and ours, as generators that pull from one another.
 
-    surveyed -> for each track: loaded -> numbered -> in_order(Downloading) -> in_order(Transcoding) -> published
+    surveyed -> for each track: loaded -> numbered -> in_order(Downloading) -> in_order(Preloading(Transcoding)) -> published
 
 Each stage takes one item at a time and gives one: a loss is a value (a Made without files), a Turn marks the end of a load and goes
 through untouched. The look-ahead of `in_order` is what lets the loader go on while the encoder is busy, and what stops it in the end.

@@ -17,6 +17,8 @@ from hlsrelay.session import takes_on
 
 ASKED_EVERY_S = 0.25
 MOVED_WITHIN_S = 30.0
+SETTLED = ("running", "stalled", "idle", "ended")
+"""States of a stream that its node has had something of."""
 
 
 def checked(stream_id: str, fields: Mapping[str, str]) -> dict[str, str]:
@@ -87,8 +89,12 @@ async def drain(registry: Registry, node: str, *, undo: bool = False) -> Session
 
 
 async def move(registry: Registry, stream_id: str, node: str) -> Registered:
-    """Have a node take a stream over from the one that relays it, and wait until it has, MOVED_WITHIN_S at most."""
+    """Have a node take a stream over from the one that relays it, and wait until it has, MOVED_WITHIN_S at most.
+
+    One that ran is to run there; of one that did not, as its source gives nothing, more can't be waited for than that it is tried there.
+    """
     registered = await fetched(registry, stream_id)
+    there = SETTLED if registered.fields.get("state") in SETTLED else (*SETTLED, "starting")
     session = await _session(registry, node)
     if registered.fields.get("desired") == "stop":
         raise ConfigError(f"stream '{stream_id}' is set to stop: hlsrelay start {stream_id} first")
@@ -102,7 +108,7 @@ async def move(registry: Registry, stream_id: str, node: str) -> Registered:
         await registry.report(stream_id, {"wanted": session.id})
     for _ in range(round(MOVED_WITHIN_S / ASKED_EVERY_S)):
         registered = await fetched(registry, stream_id)
-        if registered.fields.get("session") == session.id and registered.fields.get("state") in ("running", "stalled", "idle", "ended"):
+        if registered.fields.get("session") == session.id and registered.fields.get("state") in there:
             return registered
         await asyncio.sleep(ASKED_EVERY_S)
     await registry.report(stream_id, {"wanted": ""})

@@ -51,6 +51,17 @@ def http_transport(policy: AddressPolicy, proxy: str) -> httpx.AsyncBaseTranspor
     return _Proxied(session, httpx.URL(proxy)) if proxy else AiohttpTransport(verify=False, trust_env=False, client=session)
 
 
+def open_transport(connections: int) -> httpx.AsyncBaseTransport:
+    """Return a transport to what operators name themselves, wherever that is. Call it inside the running loop.
+
+    Put `asyncio.timeout` round the whole of a request, and give it no timeout for reading: aiohttp 3.14 on uvloop leaves that running on
+    a connection that is kept, and once it is over the next request fails at once.
+    """
+    connector = aiohttp.TCPConnector(ssl=_tls(), limit=connections, keepalive_timeout=30)
+    session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+    return AiohttpTransport(verify=False, trust_env=False, client=session)
+
+
 class _Proxied(AiohttpTransport):
     """Through an HTTP proxy. Its credentials go with CONNECT; without that, with the request, which the proxy reads itself."""
 

@@ -218,7 +218,7 @@ class Upstream:
                 transport=Guarded(transport, policy, jar, source, stream.headers if stream else ()),
                 headers={"user-agent": f"hlsrelay/{__version__}", "accept": "*/*"},
                 cookies=jar,
-                timeout=httpx.Timeout(PLAYLIST_DEADLINE_S),
+                timeout=httpx.Timeout(None, connect=PLAYLIST_DEADLINE_S),  # for each read none: see transport.open_transport
                 follow_redirects=True,
                 max_redirects=MOST_REDIRECTS,
                 trust_env=False,

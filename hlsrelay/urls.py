@@ -29,6 +29,15 @@ def checked_url(text: str) -> str:
     return text
 
 
+def checked_base(text: str) -> str:
+    """Return *text* as a URL that paths are put behind, without a slash at its end. Raises ConfigError."""
+    url = checked_url(text)
+    parts = urlsplit(url)
+    if parts.query or parts.fragment or parts.path.endswith(".m3u8"):
+        raise ConfigError(f"{redacted(url)!r} is no base URL: write it without file, '?' and '#', such as https://cdn.example/live")
+    return url.rstrip("/")
+
+
 def redacted(url: str) -> str:
     """Return *url* as logs and pages may show it: without user info and without the values of its query and of its path's parameters."""
     try:

@@ -150,7 +150,7 @@ async def _kept(storage: LocalStorage, wishes: Wishes, nudges: Nudges, demand: D
             demand.idle = False
             reporter.state("starting")
         async with node.connect() as upstream, node.connect() as spare:
-            tools = Tools(upstream, storage, node.encoder, wishes, node.clock, nudges, spare)
+            tools = Tools(upstream, storage, node.encoder, wishes, node.clock, nudges, spare, node.caches)
             if not await _first_of(_relay(tools, reporter, demand), demand.left()):
                 return
         demand.closed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.acceptance
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNIT = DEPLOY / "hlsrelay@.service"
+EDGE = DEPLOY / "nginx-edge.conf"
 WANTED = "hlsrelay_load_wanted"
 WORKER = DEPLOY / "hlsrelay-worker@.service"
 OURS = str(Path(sys.executable).parent)
@@ -76,7 +79,11 @@ def test_a_worker_is_limited_as_a_relay_is_and_has_the_time_to_hand_its_streams_
     named = {"EnvironmentFile", "Environment", "ExecStart", "Restart", "RestartPreventExitStatus"}
     assert differ == named | {"TimeoutStopSec", "MemoryHigh", "MemoryMax", "TasksMax"}
     assert worker["ExecStart"].endswith("/hlsrelay worker")
-    assert int(worker["TimeoutStopSec"]) >= OFFERED_FOR_S + LONGEST_SERVED_ON_S + int(relay["TimeoutStopSec"])
+    assert int(worker["TimeoutStopSec"]) >= LEAVES_WITHIN_S
+
+
+LEAVES_WITHIN_S = OFFERED_FOR_S + LONGEST_SERVED_ON_S + int(service_of(UNIT)["TimeoutStopSec"])
+"""A worker that is told to go hands on, serves on, and ends its children."""
 
 
 def test_the_unit_ends_starts_and_limits_the_relay_as_the_relay_expects() -> None:
@@ -107,11 +114,98 @@ def test_the_compose_files_keep_to_the_schema_of_compose() -> None:
     linted("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *files)
 
 
-def test_the_kubernetes_files_keep_to_its_schemas_and_name_one_another() -> None:
+def test_compose_gives_workers_the_time_to_hand_their_streams_on_and_warms_the_edge() -> None:
+    made = yaml.safe_load((DEPLOY / "compose.cluster.yaml").read_text())["services"]
+    workers = {name: one for name, one in made.items() if one.get("command") == ["worker"]}
+    assert len(workers) == 2
+    for name, one in workers.items():
+        assert int(one["stop_grace_period"].removesuffix("s")) >= LEAVES_WITHIN_S
+        assert f"server {name}:8080 " in EDGE.read_text()
+        assert one["environment"]["HLSRELAY_PRELOAD"] == "http://edge:8080/live"
+        assert {setting.removeprefix("HLSRELAY_").lower() for setting in one["environment"]} <= Settings.model_fields.keys()
+    assert "listen 8080;" in EDGE.read_text()
+
+
+TEXT, WHOLE = {"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}
+
+
+def only(needed: str, more: str = "", **fields: object) -> dict[str, object]:
+    """Return the schema of an object of these fields and no others; those *needed* have to be there."""
+    assert {*needed.split(), *more.split()} == fields.keys()
+    return {"type": "object", "properties": fields, "required": needed.split(), "additionalProperties": False}
+
+
+SCALED_OBJECT = only(
+    "apiVersion kind metadata spec",
+    apiVersion={"const": "keda.sh/v1alpha1"},
+    kind={"const": "ScaledObject"},
+    metadata=only("name", name=TEXT),
+    spec=only(
+        "scaleTargetRef triggers minReplicaCount maxReplicaCount",
+        "cooldownPeriod pollingInterval advanced",
+        scaleTargetRef=only("name", name=TEXT),
+        minReplicaCount=WHOLE,
+        maxReplicaCount=WHOLE,
+        cooldownPeriod=WHOLE,
+        pollingInterval=WHOLE,
+        advanced=only("horizontalPodAutoscalerConfig", horizontalPodAutoscalerConfig=only("behavior", behavior={"type": "object"})),
+        triggers={
+            "type": "array",
+            "minItems": 1,
+            "items": only(
+                "type metadata",
+                type={"const": "prometheus"},
+                metadata=only(  # a trigger's metadata are text, numbers too
+                    "serverAddress query threshold",
+                    "ignoreNullValues",
+                    serverAddress={"type": "string", "pattern": "^https?://"},
+                    query=TEXT,
+                    threshold={"type": "string", "pattern": r"^\d+(\.\d+)?$"},
+                    ignoreNullValues={"enum": ["true", "false"]},
+                ),
+            ),
+        },
+    ),
+)
+"""The part that we use of KEDA's ScaledObject and of its Prometheus scaler (their documentation, 2.17): its own schema needs a cluster."""
+
+
+def test_the_scaling_keeps_to_kedas_fields(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps(SCALED_OBJECT))
+    linted("check-jsonschema", "--schemafile", str(schema), str(DEPLOY / "kubernetes" / "scaling.yaml"))
+
+
+def autoscaler_of(scaled: dict[str, Any]) -> str:
+    """Return the HorizontalPodAutoscaler that KEDA makes of a ScaledObject, as YAML."""
+    spec = {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", **scaled["scaleTargetRef"]},
+        "minReplicas": scaled["minReplicaCount"],
+        "maxReplicas": scaled["maxReplicaCount"],
+        "behavior": scaled["advanced"]["horizontalPodAutoscalerConfig"]["behavior"],
+    }
+    return yaml.safe_dump({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "made"}, "spec": spec})
+
+
+@needs("kubectl")
+def test_kustomize_makes_of_the_folder_what_the_files_say() -> None:
+    folder = DEPLOY / "kubernetes"
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
+    written = {yaml.safe_load((folder / name).read_text())["kind"] for name in listed}
+    made = {one["kind"]: one for one in yaml.safe_load_all(done.stdout)}
+    assert made.keys() == written
+    assert made["Deployment"]["spec"]["template"]["spec"]["containers"][0]["image"] == "hlsrelay:latest"
+
+
+def test_the_kubernetes_files_keep_to_its_schemas_and_name_one_another(tmp_path: Path) -> None:
     folder = DEPLOY / "kubernetes"
     listed = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
     assert {*listed, "kustomization.yaml"} == {path.name for path in folder.iterdir()}
-    linted("kubernetes-validate", "--strict", *(str(folder / name) for name in listed if name != "scaling.yaml"))  # KEDA's is not in there
+    autoscaler = tmp_path / "autoscaler.yaml"  # in the place of KEDA's, whose schema is not in there
+    autoscaler.write_text(autoscaler_of(yaml.safe_load((folder / "scaling.yaml").read_text())["spec"]))
+    linted("kubernetes-validate", "--strict", str(autoscaler), *(str(folder / name) for name in listed if name != "scaling.yaml"))
     made = {name: yaml.safe_load((folder / name).read_text()) for name in listed}
     labels = made["workers.yaml"]["spec"]["template"]["metadata"]["labels"]
     for selector in (
@@ -123,8 +217,11 @@ def test_the_kubernetes_files_keep_to_its_schemas_and_name_one_another() -> None
         assert selector.items() <= labels.items()
     pod = made["workers.yaml"]["spec"]["template"]["spec"]
     [worker] = pod["containers"]
-    assert pod["terminationGracePeriodSeconds"] >= 5 + OFFERED_FOR_S + LONGEST_SERVED_ON_S + int(service_of(UNIT)["TimeoutStopSec"])
+    waits, before_term_s = worker["lifecycle"]["preStop"]["exec"]["command"]
+    assert waits == "sleep"
+    assert pod["terminationGracePeriodSeconds"] >= int(before_term_s) + LEAVES_WITHIN_S
     assert worker["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert worker["livenessProbe"]["httpGet"]["path"] == worker["startupProbe"]["httpGet"]["path"] == "/healthz"
     assert {
         one["name"].removeprefix("HLSRELAY_").lower() for one in worker["env"] if one["name"] != "POD_IP"
     } <= Settings.model_fields.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.acceptance.live_source import muxing
+from tests.acceptance.live_source import nginx as origin
+from tests.acceptance.relay_process import KEY, redis_server, relaying, running
 from tests.needs import needs
 from tests.waiting import until
 
@@ -151,3 +155,33 @@ def test_the_edge_asks_another_worker_where_one_is_gone_keeps_segments_and_shows
                 process.terminate()
                 process.wait(10)
                 worker.shutdown()
+
+
+@needs("ffmpeg", "redis-server", "redis-cli")
+def test_the_first_viewer_of_each_segment_finds_it_in_the_edge_that_it_was_preloaded_through(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        port, worker = one.getsockname()[1], f"127.0.0.1:{other.getsockname()[1]}"
+    (tmp_path / "edge").mkdir()
+    with (
+        redis_server() as redis,
+        origin(tmp_path / "origin", tmp_path / "nginx") as url,
+        muxing(tmp_path / "origin", size="320x180", segment_s=1),
+        running(edge(tmp_path / "edge", port, worker, worker), tmp_path / "edge.log"),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}/live/news/", trust_env=False) as viewer,
+    ):
+        redis.hset(KEY, source=f"{url}/live.m3u8", preload=f"http://127.0.0.1:{port}/live")
+        until(lambda: is_up(port))
+        with relaying(tmp_path / "data", redis, HLSRELAY_HTTP=worker, unjudged="it is about the edge") as relay:
+            seen: dict[str, str] = {}
+
+            def played() -> bool:
+                for line in viewer.get("source/index.m3u8").text.splitlines():
+                    if line.endswith(".ts") and line not in seen:
+                        seen[line] = viewer.get(f"source/{line}").raise_for_status().headers["x-cache-status"]
+                return len(seen) >= 8
+
+            until(played, 30)
+            figures = relay.client.get(f"{relay.url}/metrics").text
+    assert set(seen.values()) == {"HIT"}, seen
+    assert re.search(r'hlsrelay_preloads_total\{.*outcome="warm",stream="news"\} ([89]|\d\d)', figures)
+    assert 'outcome="failed"' not in figures

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from hlsrelay.caches import Caches
 from hlsrelay.clock import Nudges
 from hlsrelay.desk import Tools
 from hlsrelay.encoder import Encoded, Encoder
@@ -49,6 +50,7 @@ class Watching:
     nudges: Nudges
     origin: Origin
     encoder: Encoder = field(default_factory=NoEncoder)
+    caches: Caches | None = None
     ticks: list[Tick] = field(default_factory=list, repr=False)  # asyncio prints results of futures: a day of ticks takes minutes
     played: dict[int, tuple[str, bool, bool]] = field(default_factory=dict)
     """number: (sha256 of the bytes, is a gap, is a discontinuity)"""
@@ -125,7 +127,7 @@ async def relayed(watch: Watching, until_s: float, *others: Origin) -> None:
     """Run the relay until virtual time *until_s*, or until it ends by itself."""
     transport = watch.origin.transport(*others)
     async with Upstream(transport=transport) as upstream, Upstream(transport=transport) as spare:
-        tools = Tools(upstream, watch.storage, watch.encoder, watch.operator, VirtualClock(), watch.nudges, spare)
+        tools = Tools(upstream, watch.storage, watch.encoder, watch.operator, VirtualClock(), watch.nudges, spare, watch.caches)
         async with aclosing(relay(tools)) as ticks:
 
             async def run() -> None:

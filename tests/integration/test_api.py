@@ -10,12 +10,14 @@ from typing import Any
 import httpx
 import pytest
 
+from hlsrelay import steering
 from hlsrelay.errors import ResourceBusy
 from hlsrelay.fields import OPERATOR_FIELDS
 from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.web import api_routes, create_app, local_token
 from hlsrelay.web.openapi import openapi
 from tests.integration.memory_site import MemorySite
+from tests.virtual import elapse, run_virtually
 
 SOURCE = "https://example.com/live.m3u8"
 TOKEN = "a token"
@@ -71,6 +73,24 @@ def test_nodes_are_told_of_and_told_to_drain(ask: Asking) -> None:
     assert ask("GET", "/api/nodes").json()["nodes"][0]["wish"] == "drain"
     assert ask("POST", "/api/nodes/a/drain", {"undo": True}).json() == {"node": "a", "drains": False}
     assert ask("POST", "/api/nodes/b/drain", {}).status_code == 400
+
+
+@pytest.mark.parametrize("state", ["running", "starting"])
+def test_a_stream_is_moved_once_it_runs_there_or_is_tried_there_where_it_ran_nowhere(state: str) -> None:
+    async def body() -> None:
+        registry = MemoryRegistry()
+        registry.streams["news"] = {"source": SOURCE, "state": state, "session": "session of a"}
+        await registry.beat("session of b", None, {"name": "b", "state": "active", "capacity": "10"}, 1e9)
+        moving = asyncio.create_task(steering.move(registry, "news", "b"))
+        await elapse(1)
+        assert registry.streams["news"]["wanted"] == "session of b"
+        registry.streams["news"] |= {"session": "session of b", "state": "starting", "wanted": ""}
+        await elapse(1)
+        assert moving.done() == (state == "starting")
+        registry.streams["news"]["state"] = state
+        assert (await moving).fields["session"] == "session of b"
+
+    run_virtually(body())
 
 
 @pytest.mark.parametrize(

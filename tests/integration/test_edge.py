@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
+import pytest
+import uvloop
 
 from hlsrelay import edge
 from hlsrelay.edge import FOLLOWED_WITHIN_S, FRESH_S, HOP, Edge, Fetched
@@ -145,3 +150,71 @@ def test_an_owner_that_never_answers_holds_up_nobody_once_there_is_another() -> 
         assert not await fetching.hears_redis("http://10.0.0.5:80800x"), "an address that is none is no answer"
 
     played(body)
+
+
+def test_an_owner_that_hung_under_many_requests_is_asked_again_once_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On real sockets: a pool that loses a connection with each request that is given up would have none left."""
+    monkeypatch.setattr(edge, "FETCHED_WITHIN_S", 0.2)
+    monkeypatch.setattr(edge, "FOLLOWED_WITHIN_S", 0.7)
+
+    async def body() -> None:
+        answers = asyncio.Event()
+
+        async def owner(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(OSError, asyncio.IncompleteReadError):
+                while True:
+                    await reader.readuntil(b"\r\n\r\n")
+                    await answers.wait()
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nmedia")
+            writer.close()
+
+        async with await asyncio.start_server(owner, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            fetching = Edge({"news": url}.__getitem__, asyncio.get_running_loop().time)
+            paths = [f"news/source/{number}.ts" for number in range(3 * edge.MOST_CONNECTIONS)]
+            hung = await asyncio.gather(*(fetching.get(path) for path in paths))
+            assert {one.status for one in hung} == {502}
+            answers.set()
+            monkeypatch.setattr(edge, "FETCHED_WITHIN_S", 3.0)
+            well = await asyncio.gather(*(fetching.get(path) for path in paths))
+            assert {one.body for one in well} == {b"media"}
+            await fetching.aclose()
+
+    asyncio.run(body())
+
+
+@pytest.mark.night
+def test_connections_that_were_kept_for_longer_than_a_fetch_may_take_are_as_good_as_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On uvloop, as in production: there aiohttp leaves a timeout of one read running when the connection is kept."""
+    monkeypatch.setattr(edge, "FETCHED_WITHIN_S", 3.0)
+    monkeypatch.setattr(edge, "FOLLOWED_WITHIN_S", 0.0)
+    body = bytes(700_000)
+
+    class Owner(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    async def played(url: str) -> None:
+        fetching = Edge({"news": url}.__getitem__, asyncio.get_running_loop().time)
+        for turn in range(2):
+            found = await asyncio.gather(*(fetching.get(f"news/source/{turn}-{number}.ts") for number in range(8)))
+            assert {one.status for one in found} == {200}
+            monkeypatch.setattr(edge, "FETCHED_WITHIN_S", 20.0)
+            await asyncio.sleep(3.4 * (1 - turn))
+        await fetching.aclose()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Owner) as owner:
+        owner.daemon_threads = True
+        threading.Thread(target=owner.serve_forever, daemon=True).start()
+        try:
+            uvloop.run(played(f"http://127.0.0.1:{owner.server_port}"))
+        finally:
+            owner.shutdown()

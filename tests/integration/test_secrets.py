@@ -46,7 +46,7 @@ def test_no_header_of_an_operator_can_hold_another(name: str, value: str) -> Non
 
 
 @pytest.mark.parametrize("value", [one for one in INJECTED if one != "ä"])
-@pytest.mark.parametrize("field_name", ["source", "proxy", "backup"])
+@pytest.mark.parametrize("field_name", ["source", "proxy", "backup", "preload"])
 def test_no_url_of_an_operator_can_hold_a_line_or_a_control_character(field_name: str, value: str) -> None:
     for url in (f"https://user:hidden@x.example/{value}", f"https://user:hidden@{value}/", f"https://x.example/?q=hidden{value}"):
         with pytest.raises(ConfigError) as caught:

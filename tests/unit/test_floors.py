@@ -13,10 +13,10 @@ model errors failover ladder urls fields redis_keys hls media judge cookies expa
 codecs phase
 / clock metrics settings log addresses notify proc memory
 / declared board orphans pidfile pipes processes embedded transport recipe sound offers tracking
-/ upstream encoder storage ledger registry demand edge
+/ upstream encoder storage ledger registry demand edge caches
 / roster memory_registry
 / link session
-/ steering relay house stages cutting downloading sampling transcoding desk joints
+/ steering relay house stages cutting downloading sampling transcoding preloading desk joints
 / node web places checking probing
 / reporter site vitals
 / worker
@@ -28,7 +28,7 @@ FLOORS = [set(floor.split()) for floor in HOUSE.split("/")]
 """From the ground up."""
 ONLY_IN = {
     "m3u8": {"hls"},
-    "httpx": {"upstream", "transport", "edge"},
+    "httpx": {"upstream", "transport", "edge", "caches"},
     "aiohttp": {"upstream", "transport"},
     "httpx_aiohttp": {"transport"},
     "redis": {"registry", "tracking"},
@@ -115,12 +115,14 @@ def _beside_allowed(here: str, there: str) -> bool:
         "embedded",
         "storage",
         "ledger",
+        "caches",
         "desk",
         "joints",
         "cutting",
         "downloading",
         "sampling",
         "transcoding",
+        "preloading",
         "stages",
         "house",
         "relay",
