@@ -13,7 +13,8 @@ model errors failover ladder urls fields redis_keys hls media judge cookies expa
 codecs phase
 / clock metrics settings log addresses notify proc memory
 / declared orphans pidfile pipes processes embedded transport recipe sound offers
-/ upstream encoder storage ledger registry demand edge
+/ objects
+/ upstream encoder storage bucket ledger registry demand edge
 / link session memory_registry
 / steering relay house stages cutting downloading sampling transcoding desk joints
 / node web places checking probing
@@ -31,6 +32,7 @@ ONLY_IN = {
     "aiohttp": {"upstream", "transport"},
     "httpx_aiohttp": {"transport"},
     "redis": {"registry"},
+    "obstore": {"objects"},
     "subprocess": {"processes"},
     "cryptography": {"media"},
     "time": {"clock", "processes"},
@@ -113,6 +115,7 @@ def _beside_allowed(here: str, there: str) -> bool:
         "offers",
         "embedded",
         "storage",
+        "bucket",
         "ledger",
         "desk",
         "joints",
