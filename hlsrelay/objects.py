@@ -108,7 +108,7 @@ class S3Objects:
     """A bucket of S3, or of a server that speaks its language and keeps If-Match and If-None-Match (MinIO, R2)."""
 
     def __init__(self, store: S3Store, url: str) -> None:
-        self._store = store
+        self.store = store
         self._url = url
 
     @property
@@ -122,7 +122,7 @@ class S3Objects:
 
         try:
             async with self._asking(FILE_WITHIN_S):
-                answer = await get_async(self._store, key)
+                answer = await get_async(self.store, key)
                 body = bytes(await answer.bytes_async())
         except FileNotFoundError:
             return None
@@ -137,7 +137,7 @@ class S3Objects:
         attributes = {"Content-Type": headers.content_type, "Cache-Control": headers.cache_control}
         async with self._asking(FILE_WITHIN_S if isinstance(body, Path) else SMALL_WITHIN_S):
             try:
-                answer = await put_async(self._store, key, body, attributes=attributes, mode=mode, use_multipart=False)
+                answer = await put_async(self.store, key, body, attributes=attributes, mode=mode, use_multipart=False)
             except (AlreadyExistsError, PreconditionError) as error:
                 if _has_no_bucket(error):
                     raise FileNotFoundError(str(error)) from None
@@ -149,14 +149,14 @@ class S3Objects:
         from obstore import delete_async
 
         async with self._asking(SMALL_WITHIN_S):
-            await delete_async(self._store, list(keys))
+            await delete_async(self.store, list(keys))
 
     async def list(self, prefix: str) -> Mapping[str, int]:
         """See Objects."""
         from obstore import list as listed
 
         async with self._asking(FILE_WITHIN_S):
-            found = await listed(self._store, prefix.rstrip("/")).collect_async()
+            found = await listed(self.store, prefix.rstrip("/")).collect_async()
         return {one["path"]: one["size"] for one in found}
 
     @asynccontextmanager

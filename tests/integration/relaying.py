@@ -24,6 +24,9 @@ from tests.origin import Origin
 from tests.playlists import stream
 from tests.virtual import VirtualClock, run_virtually
 
+Into = Callable[[Path], LocalStorage]
+"""Makes the storage of a stream from the folder for its files."""
+
 
 class NoEncoder:
     async def encode(self, job: EncodeJob) -> Encoded:
@@ -105,9 +108,12 @@ class Watching:
 
 
 @asynccontextmanager
-async def watching(live: Path, origin: Origin, *others: Origin, window_s: float = 30.0) -> AsyncGenerator[Watching, None]:
+async def watching(
+    live: Path, origin: Origin, *others: Origin, window_s: float = 30.0, into: Into | None = None
+) -> AsyncGenerator[Watching, None]:
     operator = Operator(stream(window_s=window_s))
-    with LocalStorage(live, "news") as storage:
+    with into(live) if into else LocalStorage(live, "news") as storage:
+        await storage.taken()
         yield Watching(storage, operator, Nudges(), origin)
 
 
@@ -136,11 +142,11 @@ async def relayed(watch: Watching, until_s: float, *others: Origin) -> None:
             await working(run(), until_s)
 
 
-def scenario(live: Path, play: Callable[[Watching], Awaitable[None]], origin: Origin | None = None) -> Watching:
+def scenario(live: Path, play: Callable[[Watching], Awaitable[None]], origin: Origin | None = None, into: Into | None = None) -> Watching:
     """Play a scenario in virtual time; returns what was seen."""
 
     async def run() -> Watching:
-        async with watching(live, origin or Origin()) as watch:
+        async with watching(live, origin or Origin(), into=into) as watch:
             await play(watch)
             return watch
 
