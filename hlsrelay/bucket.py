@@ -30,6 +30,7 @@ from typing import Self, TypeVar
 import structlog
 
 from hlsrelay.errors import ConfigError, StorageAway, Superseded
+from hlsrelay.log import Repeated
 from hlsrelay.objects import NEW, Headers, Objects, Raced, keeps_conditions
 from hlsrelay.storage import FILE_CACHE, MULTIVARIANT, PLAYLIST, PLAYLIST_CACHE, TYPES, LocalStorage
 
@@ -85,6 +86,7 @@ class BucketStorage(LocalStorage):
         self._pages: dict[str, bytes | None] = {}
         """Playlists to replace; those to remove have None."""
         self._leaving: set[str] = set()
+        self._not_removed = Repeated()
         self._coming: dict[str, asyncio.Task[None]] = {}
         self._lanes = asyncio.Semaphore(AT_ONCE)
 
@@ -242,7 +244,13 @@ class BucketStorage(LocalStorage):
         for page in sorted((page for page, body in pages.items() if body is None), key=lambda page: page != MULTIVARIANT):
             await self._objects.delete([self._folder_key + page])
             self._gone(page)
-        await self._left()
+        try:
+            await self._left()
+        except StorageAway as error:  # what is there too long holds nothing up
+            if self._not_removed.is_news(str(error)):
+                log.warning("bucket.not_removed", stream=self.stream_id, reason=str(error))
+        else:
+            self._not_removed = Repeated()
 
     async def _stored_file(self, path: str) -> None:
         file, key = self.folder / path, self._folder_key + path

@@ -9,6 +9,7 @@ through untouched. The look-ahead of `in_order` is what lets the loader go on wh
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
@@ -229,7 +230,7 @@ class Settling:
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
         self._pause_s = 0.0
-        self._stops_at_s: float | None = None
+        self._given_up_s: float | None = None
         self.error = ""
         """Why what was published is not there, where that was given up."""
 
@@ -238,21 +239,27 @@ class Settling:
 
         That is so too where a stream that is to stop could not be ended in time. Raises Superseded.
         """
-        if self._pause_s:
-            await asyncio.sleep(self._pause_s)
-        now_s = self._tools.clock.monotonic_s()
-        if self._tools.control.stream.desired is not Desired.STOP:
-            self._stops_at_s = None
-        elif self._stops_at_s is None:
-            self._stops_at_s = now_s + STOPS_WITHIN_S
-        if self._stops_at_s is not None and self._tools.storage.unsettled and now_s >= self._stops_at_s:
+        if self._pause_s and self._left_s() > 0:
+            await asyncio.sleep(min(self._left_s(), self._pause_s))
+        if (left_s := self._left_s()) <= 0:
             return ""
         try:
-            async with asyncio.timeout(None if self._stops_at_s is None else self._stops_at_s - now_s):
+            async with asyncio.timeout(left_s if math.isfinite(left_s) else None):
                 await self._tools.storage.settled()
         except (StorageAway, TimeoutError) as error:
             self.error = str(error) or "storage does not answer in time"
             self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s or SHORTEST_PAUSE_S)
             return self.error
-        self.error, self._pause_s = "", 0.0
+        self.error, self._pause_s, self._given_up_s = "", 0.0, None
         return ""
+
+    def _left_s(self) -> float:
+        """Return for how long it is worth a try."""
+        if self._tools.control.stream.desired is not Desired.STOP:
+            self._given_up_s = None
+            return math.inf
+        if not self._pause_s:
+            return STOPS_WITHIN_S
+        now_s = self._tools.clock.monotonic_s()
+        self._given_up_s = now_s + STOPS_WITHIN_S if self._given_up_s is None else self._given_up_s
+        return self._given_up_s - now_s

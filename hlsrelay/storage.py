@@ -123,7 +123,7 @@ class LocalStorage:
 
     @property
     def unsettled(self) -> bool:
-        """Whether `settled` has something to do, now or later."""
+        """Whether `settled` has something to do, now or later: to remove files, if nothing else."""
         return False
 
     def named(self, stem: str, suffix: str) -> str:
