@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 NEW = ""
 """The tag of what is not there."""
 SMALL_WITHIN_S = 5.0
-FILE_WITHIN_S = 20.0
-"""A segment that takes longer to store than it lasts can't be kept up with anyway."""
+LONGEST_S = 30.0
+SLOWEST_BYTES_S = 250_000
+"""What takes longer can't be kept up with anyway: a segment lasts some seconds."""
 CONNECTED_WITHIN = "3s"
 
 
@@ -121,7 +122,7 @@ class S3Objects:
         from obstore import get_async
 
         try:
-            async with self._asking(FILE_WITHIN_S):
+            async with self._asking(LONGEST_S):
                 answer = await get_async(self.store, key)
                 body = bytes(await answer.bytes_async())
         except FileNotFoundError:
@@ -135,7 +136,7 @@ class S3Objects:
 
         mode: PutMode = "overwrite" if tag is None else {"e_tag": tag} if tag else "create"
         attributes = {"Content-Type": headers.content_type, "Cache-Control": headers.cache_control}
-        async with self._asking(FILE_WITHIN_S if isinstance(body, Path) else SMALL_WITHIN_S):
+        async with self._asking(_within_s(body.stat().st_size if isinstance(body, Path) else len(body))):
             try:
                 answer = await put_async(self.store, key, body, attributes=attributes, mode=mode, use_multipart=False)
             except (AlreadyExistsError, PreconditionError) as error:
@@ -155,7 +156,7 @@ class S3Objects:
         """See Objects."""
         from obstore import list as listed
 
-        async with self._asking(FILE_WITHIN_S):
+        async with self._asking(LONGEST_S):
             found = await listed(self.store, prefix.rstrip("/")).collect_async()
         return {one["path"]: one["size"] for one in found}
 
@@ -174,6 +175,10 @@ class S3Objects:
             raise
         except (BaseError, OSError, ValueError) as error:
             raise StorageAway(f"{self._url}: {_reason(error)}") from None
+
+
+def _within_s(size_bytes: int) -> float:
+    return min(LONGEST_S, SMALL_WITHIN_S + size_bytes / SLOWEST_BYTES_S)
 
 
 def _has_no_bucket(error: Exception) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -52,4 +52,4 @@ def made(url: str) -> None:
 if __name__ == "__main__":
     with s3_server() as here:
         print(here, flush=True)
-        sys.stdin.read()
+        signal.pause()
