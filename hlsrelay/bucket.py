@@ -20,6 +20,7 @@ import asyncio
 import json
 import posixpath
 import re
+import zlib
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ AT_ONCE = 4
 MOST_RACES = 5
 MOST_REMOVED_AT_ONCE = 500
 """S3 takes a thousand."""
+LARGE_BYTES = 64 << 10
+"""Records beyond it are compressed."""
 SMALL_BYTES = 1 << 20
 """Keys and init sections, which the next owner needs to name what it lists after them alike."""
 EPOCH = "#hlsrelay-epoch:"
@@ -131,7 +134,7 @@ class BucketStorage(LocalStorage):
             found = await self._objects.get(self._key)
             epoch, ledgers = _unpacked(found.body) if found else (0, {})
             self._later(epoch)
-            body = _packed(self._epoch, ledgers)
+            body = _squeezed(_packed(self._epoch, ledgers))
             self._tags[self._key] = await self._objects.put(self._key, body, _RECORD, tag=found.tag if found else NEW)
             if not await keeps_conditions(self._objects, self._key, body, _RECORD):
                 raise ConfigError(
@@ -236,6 +239,8 @@ class BucketStorage(LocalStorage):
         wanted = {path for page, body in pages.items() if body for path in _listing(page, body).paths}
         await self._each(self._stored_file, sorted(wanted & self._files))
         if version != self._settled_version or any(body is None or page not in self._tags for page, body in pages.items()):
+            if len(record) > LARGE_BYTES:
+                record = await asyncio.to_thread(_squeezed, record)
             await self._swapped(self._key, self._key, record, _RECORD)
             self._settled_version = version
         replaced = [page for page, body in pages.items() if body is not None]
@@ -452,13 +457,18 @@ def _packed(epoch: int, ledgers: dict[str, bytes]) -> bytes:
     return b'{"epoch":%d,"ledgers":{%s}}' % (epoch, b",".join(pairs))
 
 
+def _squeezed(record: bytes) -> bytes:
+    """Return a record as it is stored: a day's window has megabytes, and is written with each segment."""
+    return record if len(record) <= LARGE_BYTES else zlib.compress(record, 1)
+
+
 def _unpacked(body: bytes) -> tuple[int, dict[str, bytes]]:
     """Return the epoch and the ledgers of a record; one that can't be read counts as none."""
     try:
-        record = json.loads(body)
+        record = json.loads(body if body.startswith(b"{") else zlib.decompress(body))
         ledgers = {str(path): json.dumps(ledger).encode() for path, ledger in record["ledgers"].items() if _is_ledger(path)}
         return int(record["epoch"]), ledgers
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error):
         return 0, {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -227,6 +228,19 @@ def test_the_sweep_takes_what_nobody_knows_and_leaves_what_is_listed(anywhere: P
             assert [storage.read(f"source/{name}") for name in names] == [None, b"segment 2", None]
 
     anywhere(test)
+
+
+def test_a_record_of_a_long_window_is_stored_in_a_fraction_of_its_size(in_memory: Play) -> None:
+    async def test(place: Place) -> None:
+        ledger = b'{"entries": [%s]}' % b", ".join(b'{"number": %d, "files": {"source": "%d.ts"}}' % (one, one) for one in range(20_000))
+        async with place.owned(7) as storage:
+            storage.write(".ledger.json", ledger)
+            await storage.settled()
+            assert len(memory(place).held["state/news.json"][0]) < len(ledger) / 4
+        async with place.owned(8, "another") as storage:
+            assert json.loads(storage.read(".ledger.json") or b"") == json.loads(ledger)
+
+    in_memory(test)
 
 
 # The store --------------------------------------------------------------------------------------------------------------------------------
