@@ -357,6 +357,39 @@ def test_an_owner_that_was_taken_over_writes_nothing_more(bucket: Play) -> None:
     bucket(test)
 
 
+@pytest.mark.parametrize("what", ["a new playlist", "a removal"])
+def test_a_playlist_neither_appears_nor_goes_at_the_hands_of_an_owner_that_was_taken_over(in_memory: Play, what: str) -> None:
+    async def test(place: Place) -> None:
+        async with place.owned(7, "old") as old:
+            old.publish(PLAYLIST, playlist(grown(old, 1)))
+            await old.settled()
+            async with place.owned(8, "new"):
+                if what == "a removal":
+                    old.remove([PLAYLIST])
+                else:
+                    old.publish("audio/index.m3u8", playlist())
+                with pytest.raises(Superseded):
+                    await old.settled()
+                assert await place.seen(PLAYLIST)
+                assert await place.seen("audio/index.m3u8") is None
+
+    in_memory(test)
+
+
+@pytest.mark.parametrize("lost", ["live/news/source/index.m3u8", "state/news.json"])
+def test_a_later_owner_is_known_by_the_record_and_by_each_playlist(in_memory: Play, lost: str) -> None:
+    async def test(place: Place) -> None:
+        async with place.owned(8) as storage:
+            storage.publish(PLAYLIST, playlist(grown(storage, 1)))
+            await storage.settled()
+        del memory(place).held[lost]
+        with pytest.raises(Superseded):
+            async with place.owned(7, "late"):
+                pass
+
+    in_memory(test)
+
+
 @pytest.mark.parametrize("at", range(1, 9))
 def test_whoever_is_taken_over_in_the_middle_of_publishing_leaves_what_the_next_goes_on_from(in_memory: Play, at: int) -> None:
     """The new owner comes before the old one's request number *at*, and writes before or after it."""
@@ -421,6 +454,40 @@ def test_who_comes_with_an_earlier_claim_is_refused_and_changes_nothing(bucket: 
         assert await place.seen(PLAYLIST) == before
 
     bucket(test)
+
+
+def test_the_next_owner_has_keys_and_init_sections_at_once_to_name_what_it_lists_alike(in_memory: Play) -> None:
+    async def test(place: Place) -> None:
+        async with place.owned(7, "one") as storage:
+            beside = [storage.named("init-1", "mp4"), storage.named("key-1-0", "key")]
+            for name in beside:
+                storage.write(f"source/{name}", name.encode())
+            tags = f'#EXT-X-MAP:URI="{beside[0]}"\n#EXT-X-KEY:METHOD=AES-128,URI="{beside[1]}"\n'
+            storage.publish(PLAYLIST, playlist(grown(storage, 1)).replace("#EXTINF", f"{tags}#EXTINF"))
+            await storage.settled()
+        async with place.owned(8, "another") as storage:
+            assert [storage.read(f"source/{name}") for name in beside] == [name.encode() for name in beside]
+
+    in_memory(test)
+
+
+def test_what_is_made_again_under_a_name_that_was_to_go_stays_as_it_is_made(in_memory: Play) -> None:
+    async def test(place: Place) -> None:
+        async with place.owned(7) as storage:
+            names = [grown(storage, number) for number in (1, 2)]
+            storage.publish(PLAYLIST, playlist(*names))
+            await storage.settled()
+            storage.publish(PLAYLIST, playlist(names[0]))
+            await storage.settled()
+            storage.remove([f"source/{names[1]}"])
+            place.now_s += 100.0
+            assert grown(storage, 2, b"made again") == names[1]
+            storage.publish(PLAYLIST, playlist(*names))
+            await storage.settled()
+            assert await place.seen(f"source/{names[1]}") == b"made again"
+            assert storage.read(f"source/{names[1]}") == b"made again"
+
+    in_memory(test)
 
 
 # Faults -----------------------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
+from hlsrelay.bucket import BucketStorage
+from hlsrelay.errors import Superseded
 from hlsrelay.model import Snapshot
 from tests.integration.on_demand_house import House, now_s, scenario
 from tests.memory_objects import MemoryObjects, Watched
@@ -108,6 +112,19 @@ def test_a_stream_whose_bucket_is_away_stalls_and_runs_again(tmp_path: Path) -> 
         await house.state("running", 10)
 
     scenario(tmp_path / "live", play, objects=Watched(memory, now_s), on_demand="no")
+
+
+def test_a_node_that_was_taken_over_in_the_bucket_ends(tmp_path: Path) -> None:
+    memory = MemoryObjects()
+
+    async def play(house: House) -> None:
+        await house.state("running")
+        with BucketStorage(tmp_path / "another", "news", memory, 8, now_s) as storage:
+            await storage.taken()
+            await elapse(20)
+
+    with pytest.raises(Superseded, match="has a later owner"):
+        scenario(tmp_path / "live", play, objects=Watched(memory, now_s), on_demand="no")
 
 
 def test_the_next_owner_serves_what_only_the_bucket_has_and_fetches_it_once(tmp_path: Path) -> None:

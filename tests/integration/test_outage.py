@@ -111,6 +111,20 @@ def test_after_a_long_outage_what_the_source_has_still_is_relayed_and_no_rule_is
     assert is_bounded(watch)
 
 
+def test_an_outage_is_no_fault_of_the_source_and_no_backup_is_taken(tmp_path: Path) -> None:
+    memory = MemoryObjects()
+    backup = Origin(name="backup", base="https://backup.example/live")
+
+    async def play(watch: Watching) -> None:
+        watch.operator.stream = replace(watch.operator.stream, backups=(f"{backup.base}/index.m3u8",))
+        away(memory, 50, 45)
+        await relayed(watch, 150, backup)
+
+    watch = scenario(tmp_path, play, into=into(memory))
+    assert watch.gaps() == watch.cuts() == []
+    assert backup.requests == []
+
+
 @pytest.mark.parametrize("seed", by_day(range(10), 10))
 def test_a_flaky_bucket_loses_and_repeats_nothing(tmp_path: Path, seed: int) -> None:
     memory = MemoryObjects(takes_s=0.02)
