@@ -79,7 +79,8 @@ class Watched:
         self._now_s = now_s
         self._stays_until_s: dict[str, float] = {}
         self.looks = 0
-        self.sequences: dict[str, list[int]] = {}
+        self.sequences: dict[str, int] = {}
+        self._read: dict[str, tuple[bytes, list[str], float]] = {}
 
     @property
     def url(self) -> str:
@@ -116,22 +117,28 @@ class Watched:
         self.looks += 1
         for key, body in held.items():
             if key.endswith(".m3u8"):
-                self._read(key, body.decode(), held)
+                if self._read.get(key, (b"",))[0] != body:
+                    self._read[key] = body, *_read(key, body.decode())
+                    self._moved(key, body.decode())
+                _, listed, stays_s = self._read[key]
+                for one in listed:
+                    assert one in held, f"{one} is listed in {key} and not there"
+                    self._stays_until_s[one] = self._now_s() + stays_s
 
-    def _read(self, key: str, text: str, held: Mapping[str, bytes]) -> None:
-        lengths = [float(length) for length in re.findall(r"(?m)^#EXTINF:([0-9.]+),", text)]
-        gap = False
-        for line in text.splitlines():
-            gap = gap or line == "#EXT-X-GAP"
-            uris = re.findall(r'^#EXT-X-(?:MAP|KEY):.*URI="([^":]+)"', line) if line.startswith("#") else [line] if line else []
-            for uri in uris:
-                listed = posixpath.normpath(posixpath.join(posixpath.dirname(key), uri))
-                if line.startswith("#") or not gap:
-                    assert listed in held, f"{listed} is listed in {key} and not there"
-                    self._stays_until_s[listed] = self._now_s() + sum(lengths) + min(lengths, default=0.0)
-            gap = gap and line.startswith("#")
+    def _moved(self, key: str, text: str) -> None:
         if found := re.search(r"(?m)^#EXT-X-MEDIA-SEQUENCE:(\d+)$", text):
-            seen = self.sequences.setdefault(key, [])
-            if not seen or seen[-1] != int(found.group(1)):
-                assert not seen or seen[-1] < int(found.group(1)), f"the media sequence of {key} fell"
-                seen.append(int(found.group(1)))
+            assert self.sequences.get(key, 0) <= int(found.group(1)), f"the media sequence of {key} fell"
+            self.sequences[key] = int(found.group(1))
+
+
+def _read(key: str, text: str) -> tuple[list[str], float]:
+    """Return what a playlist lists, and how long that stays."""
+    lengths = [float(length) for length in re.findall(r"(?m)^#EXTINF:([0-9.]+),", text)]
+    found, gap = list[str](), False
+    for line in text.splitlines():
+        gap = gap or line == "#EXT-X-GAP"
+        uris = re.findall(r'^#EXT-X-(?:MAP|KEY):.*URI="([^":]+)"', line) if line.startswith("#") else [line] if line else []
+        if line.startswith("#") or not gap:
+            found += [posixpath.normpath(posixpath.join(posixpath.dirname(key), uri)) for uri in uris]
+        gap = gap and line.startswith("#")
+    return found, sum(lengths) + min(lengths, default=0.0)

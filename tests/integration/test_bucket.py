@@ -482,6 +482,7 @@ def test_what_is_made_again_under_a_name_that_was_to_go_stays_as_it_is_made(in_m
             storage.remove([f"source/{names[1]}"])
             place.now_s += 100.0
             assert grown(storage, 2, b"made again") == names[1]
+            await storage.settled()
             storage.publish(PLAYLIST, playlist(*names))
             await storage.settled()
             assert await place.seen(f"source/{names[1]}") == b"made again"
