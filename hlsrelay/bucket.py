@@ -21,7 +21,7 @@ import json
 import posixpath
 import re
 import zlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +191,12 @@ class BucketStorage(LocalStorage):
             self._ledgers[path] = body
             self._version += 1
 
+    def keep(self, files: Mapping[str, bytes]) -> None:
+        """See LocalStorage: one that was to go stays."""
+        super().keep(files)
+        self._leaving.difference_update(files)
+        self._files.update(files.keys() - self._stored)
+
     def publish(self, playlist: str, text: str) -> None:
         """See LocalStorage."""
         body = self._ours(text.encode())
@@ -330,10 +336,14 @@ class BucketStorage(LocalStorage):
             if path not in self._stored or self._stays_until_s.get(path, self._others_stay_until_s) <= now_s
         ][:MOST_REMOVED_AT_ONCE]
         if stored := [path for path in due if path in self._stored]:
-            await self._objects.delete([self._folder_key + path for path in stored])
+            self._stored.difference_update(stored)  # what is made again meanwhile is stored again
+            try:
+                await self._objects.delete([self._folder_key + path for path in stored])
+            except BaseException:
+                self._stored.update(path for path in stored if path in self._leaving)
+                raise
         due = [path for path in due if path in self._leaving]  # not what was made again meanwhile
         for path in due:
-            self._stored.discard(path)
             self._stays_until_s.pop(path, None)
             self._leaving.discard(path)
         super().remove(due)
