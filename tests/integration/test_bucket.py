@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import pytest
 from hlsrelay.bucket import BucketStorage, forgotten
 from hlsrelay.errors import ConfigError, StorageAway, Superseded
 from hlsrelay.objects import NEW, Headers, Objects, Raced, S3Objects, keeps_conditions, open_objects
+from hlsrelay.settings import load_settings
 from hlsrelay.storage import MULTIVARIANT, LocalStorage
 from tests.memory_objects import MemoryObjects, Watched
 from tests.s3_server import BUCKET, s3_server
@@ -489,6 +491,52 @@ def test_what_is_made_again_under_a_name_that_was_to_go_stays_as_it_is_made(in_m
             assert storage.read(f"source/{names[1]}") == b"made again"
 
     in_memory(test)
+
+
+@pytest.mark.parametrize("when", ["before it went", "after it went"])
+def test_an_init_section_that_is_needed_again_is_there_again(anywhere: Play, when: str) -> None:
+    async def test(place: Place) -> None:
+        init = {"source/init-0123456789abcdef.mp4": b"init"}
+        async with place.owned(7) as storage:
+            storage.keep(init)
+            name = grown(storage, 1)
+            with_init = playlist(name).replace("#EXTINF", '#EXT-X-MAP:URI="init-0123456789abcdef.mp4"\n#EXTINF')
+            for text in (with_init, playlist(name)):
+                storage.publish(PLAYLIST, text)
+                await storage.settled()
+            storage.remove(init)
+            if when == "after it went":
+                place.now_s += 100.0
+                await storage.settled()
+            storage.keep(init)
+            place.now_s += 100.0
+            await storage.settled()
+            storage.publish(PLAYLIST, with_init)
+            await storage.settled()
+            assert await place.seen(next(iter(init))) == b"init"
+
+    anywhere(test)
+
+
+# Settings ---------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3://no", "s3://bucket//x", "s3://Bucket/x", "https://bucket", "s3://bucket/../x", "bucket"])
+def test_what_is_no_bucket_is_refused_with_what_to_write(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"HLSRELAY_STORAGE: .*write local, or s3://bucket/prefix"):
+        load_settings(storage=url)
+
+
+@pytest.mark.parametrize("url", ["local", "s3://bucket", "s3://my.bucket-1/live/tv_1"])
+def test_what_is_a_bucket_is_taken(url: str) -> None:
+    assert load_settings(storage=url).storage == load_settings(storage=f"{url}/" if url != "local" else url).storage == url
+
+
+def test_without_the_extra_an_operator_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("obstore", "obstore.store", "obstore.exceptions"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=r"pip install 'hlsrelay\[s3\]'"):
+        open_objects("s3://bucket/prefix")
 
 
 # Faults -----------------------------------------------------------------------------------------------------------------------------------
