@@ -234,7 +234,7 @@ def test_the_sweep_takes_what_nobody_knows_and_leaves_what_is_listed(anywhere: P
 
 def test_a_record_of_a_long_window_is_stored_in_a_fraction_of_its_size(in_memory: Play) -> None:
     async def test(place: Place) -> None:
-        ledger = b'{"entries": [%s]}' % b", ".join(b'{"number": %d, "files": {"source": "%d.ts"}}' % (one, one) for one in range(20_000))
+        ledger = b'{"entries": [%s]}' % b", ".join(b'{"number": %d, "files": {"source": "%d.ts"}}' % (one, one) for one in range(4_000))
         async with place.owned(7) as storage:
             storage.write(".ledger.json", ledger)
             await storage.settled()
