@@ -50,8 +50,8 @@ test: install .venv/.dev .venv/.strict
 bench: install
 	@.venv/bin/hlsrelay bench $(ARGS)
 
-NIGHTLY = tests/unit/test_histories.py tests/integration/test_relay.py tests/integration/test_faults.py \
-	$(addprefix tests/acceptance/test_,$(addsuffix .py,encoder sound formats split demo_origin fault_origin ladder_real page bench nodes_real nodes_faults))
+NIGHTLY = tests/unit/test_histories.py tests/integration/test_relay.py tests/integration/test_faults.py tests/integration/test_outage.py \
+	$(addprefix tests/acceptance/test_,$(addsuffix .py,encoder sound formats split demo_origin fault_origin ladder_real page bench nodes_real nodes_faults bucket_real))
 nightly: install .venv/.dev
 	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -n 2 --dist loadgroup -rs $(NIGHTLY) $(ARGS)
 

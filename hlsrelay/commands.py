@@ -23,6 +23,7 @@ from hlsrelay.log import start_logging
 from hlsrelay.memory import Pressure
 from hlsrelay.node import Node, local_encoder
 from hlsrelay.notify import READY, notifying
+from hlsrelay.objects import open_objects
 from hlsrelay.orphans import sweep
 from hlsrelay.portrait import as_data, as_words
 from hlsrelay.probing import probe_source
@@ -30,7 +31,7 @@ from hlsrelay.processes import Children, Stdout
 from hlsrelay.registry import fetched, open_registry
 from hlsrelay.roster import Roster
 from hlsrelay.session import DRAINING, Member, is_here
-from hlsrelay.settings import Settings, load_settings
+from hlsrelay.settings import LOCAL, Settings, load_settings
 from hlsrelay.site import RelaySite
 from hlsrelay.storage import live_dir
 from hlsrelay.urls import redacted
@@ -259,12 +260,14 @@ async def _built_in_channel(stack: AsyncExitStack, children: Children, leaving: 
 @asynccontextmanager
 async def _node(settings: Settings) -> AsyncGenerator[Node, None]:
     live = live_dir(settings.data)
+    objects = None if settings.storage == LOCAL else open_objects(settings.storage)
     sweep()
     children = Children()
     try:
         async with open_registry(settings, children) as (registry, redis):
             pressure = Pressure(settings.memory_pressure)
-            node = Node(settings, live, registry, children, local_encoder(settings, children), redis=redis, pressure=pressure)
+            encoder = local_encoder(settings, children)
+            node = Node(settings, live, registry, children, encoder, redis=redis, objects=objects, pressure=pressure)
             async with attended(node):
                 try:
                     yield node

@@ -113,13 +113,14 @@ class Downloading:
                     self._digests[item.number] = file.digest.text
                     self._digests.pop(item.number - REMEMBERED, None)
                 suffix = _suffix(file.head, segment.uri)
-                self._tools.storage.commit(temp, f"{self._name}/{item.number}.{suffix}")
+                name = self._tools.storage.named(str(item.number), suffix)
+                self._tools.storage.commit(temp, f"{self._name}/{name}")
         except SegmentLost as error:
             return Clip(item, lost=str(error))
         except OSError as error:
             return Clip(item, lost=f"can't be stored: {error.strerror}")
         published = MediaFile(
-            f"{item.number}.{suffix}",
+            name,
             size,
             init_uri=init.uri if init else None,
             key_uris=tuple(dict.fromkeys(one.file.uri for one in (*keys, *init_keys) if one.file)),
@@ -229,7 +230,7 @@ class _Beside:
 
     async def init(self, section: InitSection, need: _Need) -> _Extra:
         """Return an init section. Raises SegmentLost."""
-        return await self._once(replace(section, keys=()), need, f"init-{need.item.number}.mp4")
+        return await self._once(replace(section, keys=()), need, self._tools.storage.named(f"init-{need.item.number}", "mp4"))
 
     async def keys(self, keys: tuple[Key, ...], need: _Need, prefix: str) -> tuple[_Given, ...]:
         """Return *keys* as players of ours get them. Raises SegmentLost."""
@@ -238,7 +239,9 @@ class _Beside:
             if not key.uri or not served_by_us(key, need.item.stream.keys):
                 given.append(_Given(key))
                 continue
-            file = await self._once(InitSection(key.uri), need, f"{prefix}-{need.item.number}-{index}.key", key)
+            file = await self._once(
+                InitSection(key.uri), need, self._tools.storage.named(f"{prefix}-{need.item.number}-{index}", "key"), key
+            )
             ours_said = tuple((said, f'"{file.uri}"' if said == "URI" else value) for said, value in key.attributes)  # no token of theirs
             given.append(_Given(replace(key, uri=file.uri, attributes=ours_said), file))
         return tuple(given)

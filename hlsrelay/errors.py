@@ -81,6 +81,10 @@ class ChildError(HlsRelayError):
         self.stderr_tail = stderr_tail
 
 
+class StorageAway(HlsRelayError):
+    """Storage that nodes share does not do now what it is asked for: what is published waits, and is tried again."""
+
+
 class EncodeError(HlsRelayError):
     """One segment could not be encoded to one or more rungs: those become a GAP, pass-through goes on."""
 

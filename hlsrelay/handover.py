@@ -130,10 +130,8 @@ async def relayed(claim: Claim, node: Node, leaving: asyncio.Event) -> float:
                     raise
             await asyncio.sleep(pause_s := ASKED_EVERY_S if waited_s < 1 else 1.0)
             waited_s += pause_s
-    except Superseded:
-        raise
     except Exception as error:
-        await _backed_off(claim, node, error)
+        await _backed_off(claim, node, error)  # what is another's by now is not told of
         raise
 
 

@@ -10,6 +10,7 @@ from itertools import takewhile
 
 from hlsrelay.clock import Clock, Pacer
 from hlsrelay.desk import Agreement, Choice, Desk, Tools
+from hlsrelay.errors import StorageAway
 from hlsrelay.hls.render import multivariant_playlist
 from hlsrelay.hls.tracks import telling
 from hlsrelay.hls.window import Progress, expired, followed, known_paths, withdrawn
@@ -106,6 +107,10 @@ class House:
             return f"can't publish: {failure.strerror}"
         return ""
 
+    def held_up(self) -> None:
+        """What held the stream up was not its source."""
+        self.choice.progressed()
+
     def closed(self) -> None:
         """End the playlists of tracks that only followed: the stream is stopped, and nothing comes after."""
         with suppress(OSError):
@@ -170,8 +175,10 @@ def withdraw(storage: LocalStorage, clock: Clock) -> None:
 
 
 async def cleared(storage: LocalStorage, clock: Clock) -> None:
-    """Remove the files of a withdrawn stream as their time comes; returns once there are none."""
+    """Remove the files of a withdrawn stream as their time comes; returns once there are none. Raises Superseded."""
     while True:
+        with suppress(StorageAway):
+            await storage.settled()
         due: list[datetime] = []
         for name in storage.ledgers():
             if progress := LocalLedger(storage, name).resume():
@@ -181,9 +188,10 @@ async def cleared(storage: LocalStorage, clock: Clock) -> None:
                     with suppress(OSError):  # a full disk: what is gone already is removed again
                         LocalLedger(storage, name).record(left)
                 due += [one.until for one in left.retired]
-        if not due:
+        if not due and not storage.unsettled:
             return
-        await asyncio.sleep(max(SWEPT_EVERY_S, (min(due) - clock.utc_now()).total_seconds()))
+        left_s = 0.0 if storage.unsettled else (min(due) - clock.utc_now()).total_seconds()
+        await asyncio.sleep(max(SWEPT_EVERY_S, left_s))
 
 
 def _after(number: int, progress: Progress) -> list[Entry]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hlsrelay.bucket import BucketStorage
 from hlsrelay.caches import Caches, Outcome
 from hlsrelay.clock import Clock
 from hlsrelay.demand import Demand
@@ -18,6 +19,7 @@ from hlsrelay.encoder import Encoded, Encoder, LocalEncoder
 from hlsrelay.errors import EncodeError, MissingProgram
 from hlsrelay.memory import Pressure
 from hlsrelay.metrics import Metrics
+from hlsrelay.objects import Objects
 from hlsrelay.processes import Children
 from hlsrelay.recipe import EncodeJob
 from hlsrelay.registry import Registry
@@ -39,6 +41,8 @@ class Node:
     metrics: Metrics = field(default_factory=Metrics)
     clock: Clock = field(default_factory=Clock)
     redis: EmbeddedRedis | None = None
+    objects: Objects | None = None
+    """The bucket that streams are published into; None: the folders."""
     pressure: Pressure = field(default_factory=lambda: Pressure(100.0))
     storages: dict[str, LocalStorage] = field(default_factory=dict)
     demands: dict[str, Demand] = field(default_factory=dict)
@@ -90,6 +94,12 @@ class Node:
     def pressed(self) -> bool:
         """Whether memory is short (memory): no ladder job starts, and nothing new is claimed."""
         return self.pressure.pressed
+
+    def storage(self, stream_id: str, epoch: int) -> LocalStorage:
+        """Return where a stream is published by who claimed it with *epoch*."""
+        if self.objects is None:
+            return LocalStorage(self.live, stream_id)
+        return BucketStorage(self.live, stream_id, self.objects, epoch, self.clock.monotonic_s)
 
     def connect(self) -> Upstream:
         """Return a way to a source."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import shutil
@@ -21,19 +22,24 @@ from rich.table import Table
 from rich.text import Text
 
 from hlsrelay import statuses, steering
+from hlsrelay.bucket import forgotten
+from hlsrelay.clock import Clock
 from hlsrelay.declared import Difference, declared, safe
 from hlsrelay.errors import ConfigError, RegistryUnavailable, ResourceBusy
 from hlsrelay.fields import OPERATOR_FIELDS, RELAY_FIELDS, Registered, checked_id, shown
 from hlsrelay.log import start_logging
+from hlsrelay.objects import Objects, open_objects
 from hlsrelay.orphans import found_here
 from hlsrelay.processes import Children
 from hlsrelay.registry import LEASE_S, Registry, fetched, open_registry
-from hlsrelay.settings import Settings, load_settings
+from hlsrelay.settings import LOCAL, Settings, load_settings
 from hlsrelay.statuses import ChildStatus, NodeStatus, StreamStatus, read_all, stream_status
 from hlsrelay.storage import LocalStorage
 
 FILES_FREE_WITHIN_S = 20.0
 """A relay that is stopped first finishes what its encoder has begun."""
+ENDED_WITHIN_S = 2.0
+"""A relay on another node notices so soon that its stream is gone."""
 
 
 def run_until_done(work: Coroutine[Any, Any, None]) -> None:
@@ -109,6 +115,8 @@ async def remove(stream_id: str, files: bool, data: Path | None, as_json: bool) 
         await steering.remove(registry, stream_id)
     if folder:
         await _remove_files(folder)
+        if settings.storage != LOCAL:
+            await _remove_objects(open_objects(settings.storage), stream_id)
     typer.echo(json.dumps({"id": stream_id, "removed": True}) if as_json else f"{stream_id}: removed")
 
 
@@ -274,3 +282,11 @@ async def _remove_files(folder: Path) -> None:
     async for attempt in retrying:
         with attempt, LocalStorage(folder.parent, folder.name):
             shutil.rmtree(folder)
+
+
+async def _remove_objects(objects: Objects, stream_id: str) -> None:
+    """Remove a stream from the bucket, and what its relay, which has just lost it, was about to store."""
+    epoch = round(Clock().utc_now().timestamp() * 1000)
+    await forgotten(objects, stream_id, epoch)
+    await asyncio.sleep(ENDED_WITHIN_S)
+    await forgotten(objects, stream_id, epoch)

@@ -18,7 +18,7 @@ from hlsrelay.house import House
 from hlsrelay.joints import in_order, merged
 from hlsrelay.model import SOURCE, Desired, Made, Presentation, Stream, Turn
 from hlsrelay.preloading import Preloading
-from hlsrelay.stages import in_step, loaded, looked, numbered, publish, swept, watched_primary
+from hlsrelay.stages import Settling, in_step, loaded, looked, numbered, publish, swept, watched_primary
 from hlsrelay.transcoding import Transcoding
 
 DOWNLOADS_AHEAD = 3
@@ -46,7 +46,7 @@ async def relay(tools: Tools, encodes_ahead: int = ENCODES_AHEAD) -> AsyncGenera
 
     Closing it at any point leaves a playable stream that a successor goes on from.
     """
-    house = House(tools)
+    house, settling = House(tools), Settling(tools)
     async with aclosing(surveyed(tools, house)) as surveys:
         async for presentation, stream, error in surveys:
             if presentation is None:
@@ -59,8 +59,14 @@ async def relay(tools: Tools, encodes_ahead: int = ENCODES_AHEAD) -> AsyncGenera
             async with aclosing(merged([*tracks, watched_primary(house.choice, tools)])) as ticks:
                 async for tick in ticks:
                     if tick is not None:
-                        yield replace(tick, error=house.shown(tick.track, tick.progress, tick.made, tick.error))
+                        failure = house.shown(tick.track, tick.progress, tick.made, tick.error)
+                        while away := await settling.attempt():
+                            yield Tick(None, error=away)
+                            house.held_up()
+                        yield replace(tick, error=failure or settling.error)
     house.closed()
+    while away := await settling.attempt():
+        yield Tick(None, error=away)
 
 
 async def surveyed(tools: Tools, house: House) -> AsyncGenerator[tuple[Presentation | None, Stream, str], None]:

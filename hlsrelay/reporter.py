@@ -85,6 +85,7 @@ class Reporter:
         publishing = "publish" if main else f"publish {tick.track}"
         if tick.error:
             self.fault(publishing, tick.error)
+            self._stalls()
         elif tick.made:
             self.well(publishing)
             self.well("relay")
@@ -159,6 +160,9 @@ class Reporter:
             self.fault(event, turn.error)
         else:
             self.well(event)
+        self._stalls()
+
+    def _stalls(self) -> None:
         silent_s = self._clock.monotonic_s() - self._made_s if self._made_s is not None else 0.0
         if self._state == "running" and silent_s > STALLED_TARGET_DURATIONS * self.target_duration_s:
             self.state("stalled")

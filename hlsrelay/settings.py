@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -17,6 +18,8 @@ from hlsrelay.errors import ConfigError
 from hlsrelay.urls import checked_base
 
 PREFIX = "HLSRELAY_"
+LOCAL = "local"
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?")
 Network = IPv4Network | IPv6Network
 
 
@@ -35,6 +38,11 @@ class Settings(BaseSettings):
     )
     redis_prefix: str = Field("hlsrelay:", description="what every Redis key starts with; {hlsrelay}: on a Redis Cluster")
     data: Path = Field(default_factory=default_data_dir, description="where segments and playlists are kept")
+    storage: str = Field(
+        LOCAL,
+        description="where streams are published: local is the data directory; s3://bucket/prefix, for nodes that share their output, "
+        "is reached as the usual AWS_ variables say (AWS_REGION, AWS_ENDPOINT_URL, ...)",
+    )
     http: str = Field("127.0.0.1:8080", description="address and port to serve on; port 0 takes a free one; none serves nothing")
     node: str = Field("", description="this node's name in Redis; empty: host name and process id")
     advertise: str = Field(
@@ -72,6 +80,13 @@ class Settings(BaseSettings):
         "beside those of a stream's own field preload",
     )
     log: str = Field("auto", pattern="^(auto|text|json)$", description="log format on stderr: auto is text on a terminal, JSON elsewhere")
+
+    @field_validator("storage")
+    @classmethod
+    def _bucket(cls, value: str) -> str:
+        if value != LOCAL and not _BUCKET.fullmatch(value):
+            raise ValueError("write local, or s3://bucket/prefix: a bucket's name, and then letters, digits, '.', '_', '-' and '/'")
+        return value.rstrip("/")
 
     @field_validator("ffmpeg", mode="before")
     @classmethod

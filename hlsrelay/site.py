@@ -68,6 +68,18 @@ class RelaySite:
         """See web.Site."""
         return await self._node.edge.get(path)
 
+    def is_stored(self, path: str) -> bool:
+        """See web.Site."""
+        stream_id, _, rest = path.partition("/")
+        storage = self._node.storages.get(stream_id)
+        return storage is not None and storage.is_stored(rest)
+
+    async def brought(self, path: str) -> None:
+        """See web.Site."""
+        stream_id, _, rest = path.partition("/")
+        if storage := self._node.storages.get(stream_id):
+            await storage.brought(rest)
+
     def _begins(self, stream_id: str) -> bool:
         """Return whether a stream has come here without its files, and nothing of it is published yet: players need not hear of that."""
         storage = self._node.storages.get(stream_id)

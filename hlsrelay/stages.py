@@ -9,6 +9,7 @@ through untouched. The look-ahead of `in_order` is what lets the loader go on wh
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
@@ -18,7 +19,7 @@ from datetime import datetime, timedelta
 from hlsrelay.clock import Pacer
 from hlsrelay.cutting import Cutting
 from hlsrelay.desk import Choice, Desk, Look, Tools
-from hlsrelay.errors import ConfigError, TrackGone, UpstreamError
+from hlsrelay.errors import ConfigError, StorageAway, TrackGone, UpstreamError
 from hlsrelay.hls.advance import live_edge
 from hlsrelay.hls.dateranges import carried
 from hlsrelay.hls.numbering import REMEMBERED, Load, Step, given_up, length_of
@@ -45,6 +46,10 @@ GIVEN_UP_TARGET_DURATIONS = 2.25
 """The next segment of an edge that is one behind comes after two; the others are held up for little longer (below)."""
 STALE_TARGET_DURATIONS = 4.5
 """So long for edges that list less in turn: the others are held up no more when their second segment without this track is due."""
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 2.0
+"""Between two attempts to have storage take what is published."""
+STOPS_WITHIN_S = 10.0
+"""So long storage that is away is given to take the end of a stream that is to stop."""
 LONGEST_HOLD_TARGET_DURATIONS = 2.5
 """Players hold three target durations: a track that others can't keep up with goes on alone before theirs run dry."""
 
@@ -217,3 +222,44 @@ def swept(progress: Progress, tools: Tools) -> Progress:
     progress, gone = expired(progress, tools.clock.utc_now())
     tools.storage.remove(gone)
     return progress
+
+
+class Settling:
+    """Has storage take what was published, before anything more is: while it is away, segments queue up to the look-ahead's end."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._pause_s = 0.0
+        self._given_up_s: float | None = None
+        self.error = ""
+        """Why what was published is not there, where that was given up."""
+
+    async def attempt(self) -> str:
+        """Try once, after a pause where the last try failed; returns why it failed, empty where there is nothing more to try.
+
+        That is so too where a stream that is to stop could not be ended in time. Raises Superseded.
+        """
+        if self._pause_s and self._left_s() > 0:
+            await asyncio.sleep(min(self._left_s(), self._pause_s))
+        if (left_s := self._left_s()) <= 0:
+            return ""
+        try:
+            async with asyncio.timeout(left_s if math.isfinite(left_s) else None):
+                await self._tools.storage.settled()
+        except (StorageAway, TimeoutError) as error:
+            self.error = str(error) or "storage does not answer in time"
+            self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s or SHORTEST_PAUSE_S)
+            return self.error
+        self.error, self._pause_s, self._given_up_s = "", 0.0, None
+        return ""
+
+    def _left_s(self) -> float:
+        """Return for how long it is worth a try."""
+        if self._tools.control.stream.desired is not Desired.STOP:
+            self._given_up_s = None
+            return math.inf
+        if not self._pause_s:
+            return STOPS_WITHIN_S
+        now_s = self._tools.clock.monotonic_s()
+        self._given_up_s = now_s + STOPS_WITHIN_S if self._given_up_s is None else self._given_up_s
+        return self._given_up_s - now_s

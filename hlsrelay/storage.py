@@ -26,6 +26,23 @@ from hlsrelay.model import SOURCE
 LEDGER = ".ledger.json"
 MULTIVARIANT = "index.m3u8"
 """The playlist of all that a stream publishes."""
+PLAYLIST = ".m3u8"
+TYPES = {
+    PLAYLIST: "application/vnd.apple.mpegurl",  # RFC 8216 4
+    ".ts": "video/mp2t",
+    ".m4s": "video/iso.segment",
+    ".mp4": "video/mp4",
+    ".aac": "audio/aac",
+    ".mp3": "audio/mpeg",
+    ".ac3": "audio/ac3",
+    ".ec3": "audio/eac3",
+    ".vtt": "text/vtt",
+    ".key": "application/octet-stream",
+}
+"""What players may ask for, by suffix, and its Content-Type: everything else (records, files being written) is the relay's own."""
+PLAYLIST_CACHE = "max-age=1"
+FILE_CACHE = "public, max-age=3600"
+"""Cache-Control: a file never changes under its name."""
 _LEDGERS = ".ledger-"
 _LOCK = ".lock"
 _TEMP = ".tmp"
@@ -90,6 +107,35 @@ class LocalStorage:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    async def taken(self) -> None:
+        """Take the stream over where it is published: what is there was published by whoever had it before, and is gone on from.
+
+        Raises StorageAway, and may be called again then; Superseded where somebody with a later claim has it. At once here: it is the
+        folder that is locked.
+        """
+
+    async def settled(self) -> None:
+        """Wait until all that was published so far is there for every node and player, and shown. Raises StorageAway, Superseded.
+
+        What is not there yet stays noted: the next call tries again. At once here.
+        """
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether `settled` has something to do, now or later: to remove files, if nothing else."""
+        return False
+
+    def named(self, stem: str, suffix: str) -> str:
+        """Return the name of a file of our making: nobody else, before or after, gives the same name to something else."""
+        return f"{stem}.{suffix}"
+
+    def is_stored(self, path: str) -> bool:  # noqa: ARG002 - not here
+        """Say whether a file of the stream's is where it is published, be it in the folder or not."""
+        return False
+
+    async def brought(self, path: str) -> None:
+        """Have a stored file in the folder too, if that can be."""
 
     def temp(self, name: str) -> Path:
         """Return where a file may grow before it is published; *name* must be one of our own making."""

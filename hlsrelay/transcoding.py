@@ -247,7 +247,7 @@ class Transcoding:
                 encoded = await self._tools.encoder.encode(job)
             for rung in rungs:
                 if (output := encoded.outputs.get(rung.name)) is not None:
-                    name, init_uri = f"{made.number}.{_suffix(rung, info)}", None
+                    name, init_uri = storage.named(str(made.number), _suffix(rung, info)), None
                     if container_of(rung, info.container) is Container.FMP4:
                         head, media = parted(temps[rung.name].read_bytes())
                         head = with_edits(head, init or b"", info) if job.init else head

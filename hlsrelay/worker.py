@@ -13,7 +13,7 @@ import structlog
 from hlsrelay.clock import Nudges
 from hlsrelay.demand import Demand
 from hlsrelay.desk import Tools
-from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, Superseded
+from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, StorageAway, Superseded
 from hlsrelay.fields import Registered, stream_of
 from hlsrelay.house import cleared, withdraw
 from hlsrelay.ladder import format_ladder
@@ -28,6 +28,7 @@ from hlsrelay.urls import redacted
 
 LAST_WORDS_S = 2.0
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+LONGEST_WAIT_FOR_STORAGE_S = 4.0
 LET_GO = {"node": "", "session": "", "wanted": "", "ladder_trouble": ""}
 HANDED_ON = {name: value for name, value in LET_GO.items() if name != "wanted"}
 """Who has asked for the stream is still to be seen: it is left to that one."""
@@ -86,9 +87,8 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
     wishes = Wishes(stream, serves=node.serves)
     nudges = Nudges()
     demand = Demand(lambda: wishes.stream, node.clock, nudges, node.refusal)
-    with LocalStorage(node.live, stream.id) as storage:
-        await _taken_up(storage, node, stream.id, carried=bool(claim and claim.registered.fields.get("carried")))
-        reporter.resumed(storage)
+    with node.storage(stream.id, claim.epoch if claim else 0) as storage:
+        carried = await node.registry.carried(stream.id) if claim and claim.registered.fields.get("carried") else ""
         node.storages[stream.id] = storage
         node.demands[stream.id] = demand
         reporter.state("starting", node=node.name, reason="", wanted="", ladder_trouble="")
@@ -97,7 +97,7 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
         gone = asyncio.create_task(leaving.wait())
         wanted = asyncio.create_task(link.wanted.wait())
         try:
-            keeping = asyncio.create_task(_kept(storage, wishes, nudges, demand, reporter, node), name=f"keep {stream.id}")
+            keeping = asyncio.create_task(_kept(storage, carried, wishes, nudges, demand, reporter, node), name=f"keep {stream.id}")
             await asyncio.wait((keeping, gone, wanted, following), return_when=asyncio.FIRST_COMPLETED)
             keeping.cancel()
             with suppress(asyncio.CancelledError):
@@ -125,17 +125,35 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
     return 0.0 if demand.idle else reporter.target_duration_s
 
 
-async def _taken_up(storage: LocalStorage, node: Node, stream_id: str, *, carried: bool) -> None:
-    """Go on from where an owner on another machine stood, if our folder knows less of the stream.
+async def _taken_up(storage: LocalStorage, carried: str, wishes: Wishes, reporter: Reporter) -> bool:
+    """Go on from where an owner before us stood, by what is published, or by what was *carried* in Redis if that knows more.
 
-    Raises RegistryUnavailable where that can't be had, and so nobody knows how far its numbers have come.
+    Storage that is away is waited for; returns False where the stream is to stop meanwhile. Raises Superseded.
     """
-    if carried and unpacked(await node.registry.carried(stream_id), storage):
-        log.info("stream.taken_up", stream=stream_id, reason="its last owner's folder is not ours")
+    pause_s = SHORTEST_PAUSE_S
+    while True:
+        try:
+            await storage.taken()
+            break
+        except StorageAway as error:
+            if wishes.stream.desired is Desired.STOP:
+                return False
+            reporter.fault("storage", str(error))
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_WAIT_FOR_STORAGE_S)
+    reporter.well("storage")
+    if unpacked(carried, storage):
+        log.info("stream.taken_up", stream=storage.stream_id, reason="its last owner's folder is not ours")
+    reporter.resumed(storage)
+    return True
 
 
-async def _kept(storage: LocalStorage, wishes: Wishes, nudges: Nudges, demand: Demand, reporter: Reporter, node: Node) -> None:
+async def _kept(
+    storage: LocalStorage, carried: str, wishes: Wishes, nudges: Nudges, demand: Demand, reporter: Reporter, node: Node
+) -> None:
     """Relay the stream to its end; one that is on_demand only while somebody watches, and meanwhile nothing of it runs or is shown."""
+    if not await _taken_up(storage, carried, wishes, reporter):
+        return
     while True:
         if demand.unwanted:
             demand.idle = True
@@ -191,6 +209,8 @@ async def _relay(tools: Tools, reporter: Reporter, demand: Demand) -> None:
                     _tell(demand, tick, tools)
                     pause_s = SHORTEST_PAUSE_S if tick.made else pause_s
             return
+        except Superseded:
+            raise
         except Exception as error:
             log.exception("relay.failed", again_in_s=pause_s)
             reporter.fault("relay", f"{type(error).__name__}, a fault of hlsrelay: see its log; taken up again in {pause_s:.0f} s")

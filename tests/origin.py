@@ -51,7 +51,11 @@ class Origin:
 
     def newest(self) -> int:
         """Return the number of the newest segment published by now."""
-        return self.first + self.window - 1 + int((asyncio.get_running_loop().time() - self.began_s) / self.duration_s) - self.behind
+        return self.newest_at(asyncio.get_running_loop().time())
+
+    def newest_at(self, now_s: float) -> int:
+        """Return the number of the newest segment published by then."""
+        return self.first + self.window - 1 + int((now_s - self.began_s) / self.duration_s) - self.behind
 
     def restart(self, name: str, first: int = 0) -> None:
         """Begin anew with other names and numbers, and a window that grows from one segment, as an encoder does."""

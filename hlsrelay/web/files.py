@@ -14,28 +14,17 @@ from pathlib import PurePosixPath
 
 from starlette.types import Receive, Scope, Send
 
+from hlsrelay import storage
 from hlsrelay.edge import HOP
+from hlsrelay.storage import PLAYLIST
 from hlsrelay.web.answers import NOSNIFF, Answer, Headers, Texts, short
 from hlsrelay.web.negotiate import has_already, header, wanted
 from hlsrelay.web.site import Site
 
 CHUNK_BYTES = 256 * 1024
 PATH_LIMIT = 512
-PLAYLIST = ".m3u8"
 
-TYPES = {
-    PLAYLIST: b"application/vnd.apple.mpegurl",  # RFC 8216 4
-    ".ts": b"video/mp2t",
-    ".m4s": b"video/iso.segment",
-    ".mp4": b"video/mp4",
-    ".aac": b"audio/aac",
-    ".mp3": b"audio/mpeg",
-    ".ac3": b"audio/ac3",
-    ".ec3": b"audio/eac3",
-    ".vtt": b"text/vtt",
-    ".key": b"application/octet-stream",
-}
-"""What is served, by suffix: everything else in the folder (sidecars, files being written) is the relay's own."""
+TYPES = {suffix: kind.encode() for suffix, kind in storage.TYPES.items()}
 
 CORS = (
     (b"access-control-allow-origin", b"*"),
@@ -43,9 +32,9 @@ CORS = (
     (b"cross-origin-resource-policy", b"cross-origin"),
     (b"timing-allow-origin", b"*"),
 )
-PLAYLIST_CACHE = (b"cache-control", b"max-age=1")
+PLAYLIST_CACHE = (b"cache-control", storage.PLAYLIST_CACHE.encode())
 START_AGAIN = (b"retry-after", b"2")
-SEGMENT_CACHE = (b"cache-control", b"public, max-age=3600")
+SEGMENT_CACHE = (b"cache-control", storage.FILE_CACHE.encode())
 
 PREFLIGHT = Answer(
     204,
@@ -90,7 +79,10 @@ class Live:
         elif path.endswith(PLAYLIST):
             await self._playlist(scope, path)(scope, receive, send)
         else:
-            await _send_segment(f"{self._site.live_dir}/{path}", scope, receive, send)
+            file = f"{self._site.live_dir}/{path}"
+            if not await _send_segment(file, scope, receive, send, or_else=self._site.is_stored(path)):
+                await self._site.brought(path)
+                await _send_segment(file, scope, receive, send)
 
     def _playlist(self, scope: Scope, path: str) -> Answer:
         body = self._site.playlist(path)

@@ -31,6 +31,12 @@ class Site(Protocol):
     async def fetched(self, path: str) -> Fetched:
         """Return what that node has at *path*: fetched once, however many ask."""
 
+    def is_stored(self, path: str) -> bool:
+        """Say whether a file that is not in the folder can be had from where our streams are published."""
+
+    async def brought(self, path: str) -> None:
+        """Have that file in the folder: fetched once, however many ask."""
+
     async def streams(self) -> list[StreamStatus]:
         """Return every registered stream, soon: what is known now, rather than waiting for Redis."""
 

@@ -41,6 +41,12 @@ class DiskSite:
     async def fetched(self, path: str) -> Fetched:
         raise AssertionError(path)
 
+    def is_stored(self, path: str) -> bool:
+        return False
+
+    async def brought(self, path: str) -> None:
+        raise AssertionError(path)
+
     async def streams(self) -> list[StreamStatus]:
         if self._told.exists():
             return [StreamStatus(**fields) for fields in json.loads(self._told.read_bytes())]

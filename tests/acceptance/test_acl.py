@@ -70,7 +70,7 @@ async def everything(registry: RedisRegistry, server: RedisServer) -> set[str]:
     epoch = await ask(registry.claim, "one", "a", {"node": "a"})
     assert epoch > 0
     await ask(registry.claim, "one", "b", {"node": "b"})  # each way through the script
-    assert await ask(registry.report, "one", {"state": "running"}, epoch)
+    assert await ask(registry.report, "one", {"state": "running", "lag": "0.1"}, epoch)
     assert await ask(registry.carry, "one", "here", epoch)
     assert await ask(registry.carried, "one") == "here"
     assert (await ask(registry.follow, "one"))[0]

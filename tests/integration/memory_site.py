@@ -27,6 +27,7 @@ class MemorySite:
         self.is_ready = True
         self.cold = ""
         self.owners: dict[str, Fetched] = {}
+        self.stored: dict[str, bytes] = {}
         folder = self.live_dir / "news" / "720p"
         folder.mkdir(parents=True)
         (folder / "812.ts").write_bytes(SEGMENT)
@@ -46,6 +47,13 @@ class MemorySite:
 
     async def fetched(self, path: str) -> Fetched:
         return self.owners[path]
+
+    def is_stored(self, path: str) -> bool:
+        return path in self.stored
+
+    async def brought(self, path: str) -> None:
+        if body := self.stored.pop(path):
+            (self.live_dir / path).write_bytes(body)
 
     async def streams(self) -> list[StreamStatus]:
         if self.fault is not None:

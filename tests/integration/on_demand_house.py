@@ -16,6 +16,7 @@ from hlsrelay.ledger import LocalLedger
 from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.model import Snapshot
 from hlsrelay.node import Node
+from hlsrelay.objects import Objects
 from hlsrelay.processes import Children
 from hlsrelay.settings import load_settings
 from hlsrelay.site import RelaySite
@@ -93,14 +94,20 @@ class OfOrigins(Node):
         return self.refused
 
 
-def scenario(folder: Path, play: Callable[[House], Awaitable[None]], origin: Origin | None = None, **fields: str) -> House:
-    """Relay a stream in virtual time while *play* goes on."""
+def scenario(
+    folder: Path,
+    play: Callable[[House], Awaitable[None]],
+    origin: Origin | None = None,
+    objects: Objects | None = None,
+    **fields: str,
+) -> House:
+    """Relay a stream in virtual time while *play* goes on; into a bucket, if there are *objects*."""
 
     async def run() -> House:
         registry = MemoryRegistry()
         await registry.register("news", FIELDS | fields)
         folder.mkdir(exist_ok=True)
-        node = OfOrigins(load_settings(), folder, registry, Children(), NoEncoder(), clock=VirtualClock())
+        node = OfOrigins(load_settings(), folder, registry, Children(), NoEncoder(), clock=VirtualClock(), objects=objects)
         node.origin = origin or Origin()
         transport = httpx.ASGITransport(create_app(RelaySite(node)), raise_app_exceptions=True)
         async with httpx.AsyncClient(transport=transport, base_url="http://relay") as client:

@@ -25,6 +25,9 @@ from tests.origin import Origin
 from tests.playlists import stream
 from tests.virtual import VirtualClock, run_virtually
 
+Into = Callable[[Path], LocalStorage]
+"""Makes the storage of a stream from the folder for its files."""
+
 
 class NoEncoder:
     async def encode(self, job: EncodeJob) -> Encoded:
@@ -56,16 +59,20 @@ class Watching:
     """number: (sha256 of the bytes, is a gap, is a discontinuity)"""
     last: Snapshot | None = None
     when: dict[int, datetime] = field(default_factory=dict)
+    reads: Callable[[str], bytes | None] | None = None
+    """What the player gets at a path of the stream's; None: what is in the folder."""
     _body: bytes = b""
 
     def look(self) -> None:
         """Read the published playlist as a player does, every listed file too; hold it against what was there before."""
-        body = self.storage.read("source/index.m3u8")
+        reads = self.reads or self.storage.read
+        body = reads("source/index.m3u8")
         if body is None:
             return
         if body == self._body and self.last:
             names = [segment.uri.rpartition("/")[2] for segment in self.last.segments if not segment.gap]
-            assert all((self.storage.folder / "source" / name).exists() for name in names), "what is listed is not there any more"
+            there = self.reads or (lambda path: b"" if (self.storage.folder / path).exists() else None)
+            assert all(there(f"source/{name}") is not None for name in names), "what is listed is not there any more"
             return
         self._body = body
         playlist = parse(body, "file:///")
@@ -76,7 +83,7 @@ class Watching:
             assert playlist.target_duration_s == self.last.target_duration_s
         for segment in playlist.segments:
             name = segment.uri.rpartition("/")[2]
-            content = b"" if segment.gap else self.storage.read(f"source/{name}")
+            content = b"" if segment.gap else reads(f"source/{name}")
             assert content is not None, f"{name} is listed and not there"
             if segment.program_date_time:
                 assert self.when.setdefault(segment.sequence, segment.program_date_time) == segment.program_date_time
@@ -107,9 +114,12 @@ class Watching:
 
 
 @asynccontextmanager
-async def watching(live: Path, origin: Origin, *others: Origin, window_s: float = 30.0) -> AsyncGenerator[Watching, None]:
+async def watching(
+    live: Path, origin: Origin, *others: Origin, window_s: float = 30.0, into: Into | None = None
+) -> AsyncGenerator[Watching, None]:
     operator = Operator(stream(window_s=window_s))
-    with LocalStorage(live, "news") as storage:
+    with into(live) if into else LocalStorage(live, "news") as storage:
+        await storage.taken()
         yield Watching(storage, operator, Nudges(), origin)
 
 
@@ -138,11 +148,11 @@ async def relayed(watch: Watching, until_s: float, *others: Origin) -> None:
             await working(run(), until_s)
 
 
-def scenario(live: Path, play: Callable[[Watching], Awaitable[None]], origin: Origin | None = None) -> Watching:
+def scenario(live: Path, play: Callable[[Watching], Awaitable[None]], origin: Origin | None = None, into: Into | None = None) -> Watching:
     """Play a scenario in virtual time; returns what was seen."""
 
     async def run() -> Watching:
-        async with watching(live, origin or Origin()) as watch:
+        async with watching(live, origin or Origin(), into=into) as watch:
             await play(watch)
             return watch
 

@@ -13,7 +13,8 @@ model errors failover ladder urls fields redis_keys hls media judge cookies expa
 codecs phase
 / clock metrics settings log addresses notify proc memory
 / declared board orphans pidfile pipes processes embedded transport recipe sound offers tracking
-/ upstream encoder storage ledger registry demand edge caches
+/ objects
+/ upstream encoder storage bucket ledger registry demand edge caches
 / roster memory_registry
 / link session
 / steering relay house stages cutting downloading sampling transcoding preloading desk joints
@@ -32,6 +33,7 @@ ONLY_IN = {
     "aiohttp": {"upstream", "transport"},
     "httpx_aiohttp": {"transport"},
     "redis": {"registry", "tracking"},
+    "obstore": {"objects"},
     "subprocess": {"processes"},
     "cryptography": {"media"},
     "time": {"clock", "processes"},
@@ -114,6 +116,7 @@ def _beside_allowed(here: str, there: str) -> bool:
         "offers",
         "embedded",
         "storage",
+        "bucket",
         "ledger",
         "caches",
         "desk",
