@@ -12,7 +12,7 @@ HOUSE = """
 model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
 codecs phase
 / clock metrics settings log addresses notify proc memory
-/ declared orphans pidfile pipes processes embedded transport recipe sound offers
+/ declared orphans pidfile pipes processes embedded transport recipe sound offers attempt
 / upstream encoder storage ledger registry demand edge
 / link session memory_registry
 / steering relay house stages cutting downloading sampling transcoding desk joints
@@ -111,6 +111,7 @@ def _beside_allowed(here: str, there: str) -> bool:
         "sound",
         "processes",
         "offers",
+        "attempt",
         "embedded",
         "storage",
         "ledger",
