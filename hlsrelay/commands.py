@@ -21,7 +21,8 @@ from hlsrelay.judge import RULES, Finding, Severity
 from hlsrelay.link import Claim
 from hlsrelay.log import start_logging
 from hlsrelay.memory import Pressure
-from hlsrelay.node import Node, local_encoder
+from hlsrelay.metrics import Metrics
+from hlsrelay.node import Node, encoding
 from hlsrelay.notify import READY, notifying
 from hlsrelay.orphans import sweep
 from hlsrelay.portrait import as_data, as_words
@@ -259,9 +260,9 @@ async def _node(settings: Settings) -> AsyncGenerator[Node, None]:
     sweep()
     children = Children()
     try:
-        async with open_registry(settings, children) as (registry, redis):
-            pressure = Pressure(settings.memory_pressure)
-            node = Node(settings, live, registry, children, local_encoder(settings, children), redis=redis, pressure=pressure)
+        metrics, pressure = Metrics(), Pressure(settings.memory_pressure)
+        async with encoding(settings, children, metrics) as (encoder, pool), open_registry(settings, children) as (registry, redis):
+            node = Node(settings, live, registry, children, encoder, metrics, redis=redis, pool=pool, pressure=pressure)
             async with attended(node):
                 yield node
     finally:

@@ -17,6 +17,11 @@ class Metrics:
         self.rung_gaps = self._counter(
             "hlsrelay_rung_gaps_total", "Segments that a rung has no file for, and why", ("stream", "rung", "reason")
         )
+        self.pictures = self._counter(
+            "hlsrelay_pool_jobs_total", "Ladder jobs of an installation with a pool, by where their pictures were made", ("where",)
+        )
+        self.pool_slots = Gauge("hlsrelay_pool_slots", "Jobs that the pool does at once; 0 while it is away", registry=self.registry)
+        self.pool_jobs = Gauge("hlsrelay_pool_jobs", "Jobs of ours that are with the pool", registry=self.registry)
         self.repairs = self._counter("hlsrelay_repairs_total", "What the relay made right, by name", ("stream", "repair"))
         self.lag_s = Gauge(
             "hlsrelay_lag_seconds", "From the load that listed the newest segment to our listing it", stream, registry=self.registry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -17,6 +18,8 @@ from hlsrelay.errors import ConfigError
 
 PREFIX = "HLSRELAY_"
 Network = IPv4Network | IPv6Network
+LOCAL = "local"
+_DASK = re.compile(r"dask(\+tls)?://([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}")
 
 
 def default_data_dir() -> Path:
@@ -55,6 +58,11 @@ class Settings(BaseSettings):
         (), description="non-public address ranges that sources may be in, such as 127.0.0.0/8,10.1.0.0/16; empty: none"
     )
     transcode_slots: int = Field(0, ge=0, le=1024, description="how many ffmpeg jobs run at once; 0: one per processor core")
+    encoder: str = Field(
+        LOCAL,
+        description="who makes ladders: local, this machine; or dask://host:8786, a Dask scheduler's workers, and this machine what they "
+        "don't (dask+tls:// with certificates)",
+    )
     memory_pressure: int = Field(
         90, ge=10, le=100, description="percent of the memory in use, of the cgroup or the machine, from which on ladder jobs are shed"
     )
@@ -77,6 +85,13 @@ class Settings(BaseSettings):
             raise ValueError("there is no such program: write the path of an ffmpeg, or a name on PATH")
         return found
 
+    @field_validator("encoder")
+    @classmethod
+    def _scheme(cls, value: str) -> str:
+        if value != LOCAL and not _DASK.fullmatch(value):
+            raise ValueError("write local, or where a Dask scheduler is, such as dask://scheduler:8786 or dask+tls://scheduler:8786")
+        return value
+
     @field_validator("encoders", mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:
@@ -84,6 +99,14 @@ class Settings(BaseSettings):
         if unknown := [name for name in names if name not in BY_NAME]:
             raise ValueError(f"no encoder {unknown[0]} is known here: name some of {', '.join(BY_NAME)}")
         return names
+
+    @property
+    def scheduler(self) -> str:
+        """The Dask scheduler's address as Dask writes it; empty: ladders are made on this machine alone."""
+        if self.encoder == LOCAL:
+            return ""
+        scheme, _, place = self.encoder.partition("://")
+        return f"{'tls' if scheme.endswith('+tls') else 'tcp'}://{place}"
 
     @field_validator("allow_networks", mode="before")
     @classmethod

@@ -12,8 +12,8 @@ HOUSE = """
 model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
 codecs phase
 / clock metrics settings log addresses notify proc memory
-/ declared orphans pidfile pipes processes embedded transport recipe sound offers attempt
-/ upstream encoder storage ledger registry demand edge
+/ declared orphans pidfile pipes processes embedded transport recipe sound offers attempt parcel
+/ upstream encoder pool dask_worker dask_pool storage ledger registry demand edge
 / link session memory_registry
 / steering relay house stages cutting downloading sampling transcoding desk joints
 / node web places checking probing
@@ -33,6 +33,8 @@ ONLY_IN = {
     "redis": {"registry"},
     "subprocess": {"processes"},
     "cryptography": {"media"},
+    "dask": {"dask_pool"},
+    "distributed": {"dask_pool", "dask_worker"},
     "time": {"clock", "processes"},
     "starlette": {"web", "demo_origin"},
     "uvicorn": {"web"},
@@ -112,7 +114,12 @@ def _beside_allowed(here: str, there: str) -> bool:
         "processes",
         "offers",
         "attempt",
+        "parcel",
         "embedded",
+        "encoder",
+        "pool",
+        "dask_worker",
+        "dask_pool",
         "storage",
         "ledger",
         "desk",
