@@ -145,10 +145,12 @@ class _Race:
     def missing(self) -> tuple[Rung, ...]:
         return tuple(rung for rung in self.job.rungs if rung.name not in self.outputs)
 
-    def begin(self, kind: str, work: Coroutine[Any, Any, Any]) -> None:
+    def begin(self, kind: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Have somebody more at it."""
         self.tried.add(kind)
-        self.runners[asyncio.create_task(work, name=f"{kind} {self.job.stream_id} {self.job.number}")] = kind
+        task = asyncio.create_task(work, name=f"{kind} {self.job.stream_id} {self.job.number}")
+        self.runners[task] = kind
+        return task
 
     def runs(self, *kinds: str) -> bool:
         """Return whether any of *kinds* is at it."""
@@ -222,7 +224,7 @@ class PoolEncoder:
         beyond = impossible(job)  # whatever encoders there are
         wanted = replace(job, rungs=tuple(rung for rung in job.rungs if rung.name not in beyond))
         pictures, *sound = pictures_and_sound(wanted) or [wanted]
-        if not any(rung.height for rung in pictures.rungs) or not self._has_room():
+        if not any(rung.height for rung in pictures.rungs) or not self._pool.slots:
             self._counted(LOCAL)
             return await self._local.undertaken(job)
         done = await asyncio.gather(self._pictures(pictures), *map(self._here, sound), return_exceptions=True)
@@ -239,9 +241,6 @@ class PoolEncoder:
         except EncodeError as error:
             return Outcome(Encoded({}, every(job, str(error))), error, error)
 
-    def _has_room(self) -> bool:
-        return self._in_line() < IN_LINE * self._pool.slots
-
     def _in_line(self) -> int:
         return len(self._tickets) + self._pool.taken
 
@@ -254,6 +253,9 @@ class PoolEncoder:
 
     async def _pictures(self, job: EncodeJob) -> Outcome:
         """Have a job done by whoever is first, by the time that it is due."""
+        if self._in_line() >= IN_LINE * self._pool.slots:
+            self._counted(LOCAL)
+            return await self._here(job)
         now_s = self._clock.monotonic_s()
         pace, purpose = self._pace(job, now_s), f"encode {job.stream_id} {job.number}"
         ahead = sum(one.purpose.startswith(f"encode {job.stream_id} ") for one in self._tickets) if job.begins else 0
@@ -264,7 +266,7 @@ class PoolEncoder:
         except OSError:  # it can't be read: whoever tries here says so
             return await self._here(job)
         try:
-            race.begin(POOL, self._asked(first))
+            self._begin_there(race, POOL, first)
             await self._run(race, first)
         except BaseException:
             await self._stop(race)
@@ -284,7 +286,7 @@ class PoolEncoder:
             local_s = max(half_s, race.due_s - LOCAL_MARGIN * self._local.reckoned_s(race.job))
             away = race.runs(POOL, SECOND)
             if SECOND not in race.tried and (now_s >= half_s or not away) and self._pool.slots > self._in_line():
-                race.begin(SECOND, self._asked(replace(first, since_s=now_s, beside=first, worker="")))
+                self._begin_there(race, SECOND, replace(first, since_s=now_s, beside=first, worker=""))
                 away = True
             if LOCAL not in race.tried and (now_s >= local_s or not away):
                 self._begin_here(race, now_s)
@@ -348,12 +350,9 @@ class PoolEncoder:
         race.here = replace(race.job, rungs=rungs, outputs=outputs, target_duration_s=target_s, begins=False)
         race.begin(LOCAL, self._local.undertaken(race.here))
 
-    async def _asked(self, ticket: Ticket) -> Answer:
+    def _begin_there(self, race: _Race, kind: str, ticket: Ticket) -> None:
         self._tickets.append(ticket)
-        try:
-            return await self._pool.done(ticket)
-        finally:
-            self._tickets.remove(ticket)
+        race.begin(kind, self._pool.done(ticket)).add_done_callback(lambda _: self._tickets.remove(ticket))
 
     def _leave(self, race: _Race) -> None:
         """Have those who are still at it stop; nobody waits for it."""
