@@ -11,10 +11,10 @@ import asyncio
 import logging
 import uuid
 import warnings
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import dask.config
 import structlog
@@ -45,7 +45,11 @@ SILENT_S = 3.0
 """A scheduler that does not answer for so long is away: it, or the network, stands still."""
 FOUND_WITHIN_S = 0.5
 CLOSED_WITHIN_S = 2.0
+GONE = "the scheduler is gone"
+RUNNING = "running"
+"""A client's status, as Dask has it, while it is connected."""
 
+T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
@@ -61,8 +65,8 @@ class DaskPool:
     """See pool.Pool. *address* is the scheduler's as Dask writes it: tcp://host:port, or tls://host:port."""
 
     def __init__(self, address: str) -> None:
-        self.slots = 0
         self.taken = 0
+        self._slots = 0
         self._address = address
         self._line: _Line | None = None
         self._reason = "the scheduler has not answered yet"
@@ -71,15 +75,20 @@ class DaskPool:
         """Names of workers that are ours to use, by address."""
         self._tickets: dict[str, Ticket] = {}
 
+    @property
+    def slots(self) -> int:
+        """See pool.Pool."""
+        return self._slots if self._line is not None and self._line.client.status == RUNNING else 0
+
     async def done(self, ticket: Ticket) -> Answer:
         """See pool.Pool."""
         line = self._line
-        if line is None:
-            raise PoolLost(self._reason)
+        if line is None or line.client.status != RUNNING:
+            raise PoolLost(self._reason if line is None else GONE)
         others: list[str] = []
         if ticket.beside is not None:
             with suppress(Exception):  # then anybody may have it
-                await asyncio.wait_for(self._look(line), FOUND_WITHIN_S)
+                await _within(FOUND_WITHIN_S, self._look(line))
             others = [address for address, name in self._workers.items() if name != ticket.beside.worker]
         key = f"{KEY}-{uuid.uuid4().hex}"
         try:
@@ -142,24 +151,21 @@ class DaskPool:
         line = _Line(client, asyncio.get_running_loop().create_future())
         reason = "we close"
         try:
-            async with asyncio.timeout(CONNECT_S + 1):
-                await client
+            await _within(CONNECT_S + 1, client)
             self._line = line
-            while client.status == "running":
-                async with asyncio.timeout(SILENT_S):
-                    await self._look(line)
+            while client.status == RUNNING:
+                await _within(SILENT_S, self._look(line))
                 await asyncio.sleep(LOOK_S)
-            reason = "the scheduler is gone"
+            reason = GONE
             self._away(reason)
         except Exception as error:
             reason = _said(error)
             raise
         finally:
-            self._line, self.slots, self.taken, self._workers = None, 0, 0, {}
+            self._line, self.taken, self._workers = None, 0, {}
             line.lost.set_result(reason)
             with suppress(Exception):
-                async with asyncio.timeout(CLOSED_WITHIN_S):
-                    await client.close(CLOSED_WITHIN_S)
+                await _within(CLOSED_WITHIN_S, client.close(CLOSED_WITHIN_S))
 
     async def _look(self, line: _Line) -> None:
         """See which workers there are, and who has which job."""
@@ -173,7 +179,7 @@ class DaskPool:
             if one["resources"].get(RESOURCE, 0) >= 1 and one.get("status", "running") == "running"
         }
         self._workers = {address: str(one["name"]) for address, one in usable.items()}
-        self.slots = sum(int(one["resources"][RESOURCE]) for one in usable.values())
+        self._slots = sum(int(one["resources"][RESOURCE]) for one in usable.values())
         taken = 0
         for address, keys in processing.items():
             for key in keys:
@@ -182,17 +188,33 @@ class DaskPool:
                 elif str(key).startswith(KEY):
                     taken += 1
         self.taken = taken
-        if not self.slots:
+        if not self._slots:
             self._away(f"no worker there has the resource {RESOURCE}: start some with --resources {RESOURCE}=N")
         elif self._told != "":
             self._told = ""
-            log.info("pool.reached", scheduler=self._address, workers=len(usable), slots=self.slots)
+            log.info("pool.reached", scheduler=self._address, workers=len(usable), slots=self._slots)
 
     def _away(self, reason: str) -> None:
         self._reason = reason
         if self._told != reason:
             self._told = reason
             log.warning("pool.away", scheduler=self._address, reason=reason)
+
+
+async def _within(seconds: float, work: Awaitable[T]) -> T:
+    """Return what Dask's *work* does. Raises TimeoutError; cancelled, it leaves it alone: Dask forgets at times that it was cancelled."""
+
+    async def whole() -> T:
+        return await work
+
+    task = asyncio.create_task(whole())
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+    await asyncio.wait({task}, timeout=seconds)
+    if not task.done():
+        task.cancel()
+    if not task.done() or task.cancelled():
+        raise TimeoutError
+    return task.result()
 
 
 def _said(error: BaseException) -> str:

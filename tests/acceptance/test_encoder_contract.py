@@ -1,0 +1,256 @@
+"""What every encoder promises, whoever does its jobs: this machine, a pool, or a real Dask cluster of several processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from hlsrelay.embedded import embedded_ffmpeg_path, ffmpeg_path
+from hlsrelay.encoder import Encoder, LocalEncoder
+from hlsrelay.errors import EncodeError
+from hlsrelay.offers import Offers
+from hlsrelay.parcel import FORM, Answer, done, unpacked
+from hlsrelay.pool import PoolEncoder, Ticket
+from hlsrelay.processes import Children
+from hlsrelay.recipe import EncodeJob, needs_previous
+from tests.acceptance.dask_cluster import WORKERS, Cluster, cluster
+from tests.acceptance.test_encoder import KINDS, damaged, job_for, make, read
+from tests.needs import needs
+from tests.waiting import comes_true
+
+if TYPE_CHECKING:
+    from hlsrelay.dask_pool import DaskPool
+
+pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "ffprobe"), pytest.mark.xdist_group("dask")]
+
+TD_S = 20.0
+LONG = "big:720:4000"
+SOON_S = 0.5
+
+
+class OneWorker:
+    """pool.Pool: a worker in this process, with children of its own."""
+
+    def __init__(self, folder: Path, children: Children) -> None:
+        self.slots, self.taken = 2, 0
+        self._folder, self._children = folder, children
+        self._offers = Offers(ffmpeg_path(), children, newer=embedded_ffmpeg_path())
+
+    async def done(self, ticket: Ticket) -> Answer:
+        """See pool.Pool."""
+        return unpacked(await done(FORM, ticket.parcel, self._folder, self._children, self._offers))
+
+
+@dataclass
+class Bench:
+    """An encoder, and where its jobs were done."""
+
+    encoder: Encoder
+    where: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("dask")) as made:
+        yield made
+
+
+def reached(dask: Cluster) -> AbstractAsyncContextManager[DaskPool]:
+    from hlsrelay.dask_pool import DaskPool  # noqa: PLC0415 - takes a second, and others collect this file too
+
+    return DaskPool(dask.address).reached()
+
+
+@asynccontextmanager
+async def bench(kind: str, folder: Path, dask: Cluster) -> AsyncIterator[Bench]:
+    children, where = Children(), list[str]()
+    try:
+        local = LocalEncoder(ffmpeg_path(), children, 2, newer=embedded_ffmpeg_path())
+        if kind == "local":
+            yield Bench(local)
+        elif kind == "pool":
+            yield Bench(PoolEncoder(OneWorker(folder, children), local, counted=where.append), where)
+        else:
+            async with reached(dask) as pool:
+                await comes_true(lambda: pool.slots == 2)
+                encoder = PoolEncoder(pool, local, counted=where.append)
+                yield Bench(encoder, where)
+                await encoder.aclose()
+        await comes_true(lambda: not children.running())
+    finally:
+        await children.aclose()
+
+
+# By day a real cluster has its jobs cancelled, and is killed: what is done well, and here, is tested in test_encoder and test_pool too.
+
+Run = Callable[[Callable[[Bench], Coroutine[Any, Any, None]]], None]
+
+
+@pytest.fixture(params=[pytest.param("local", marks=pytest.mark.night), pytest.param("pool", marks=pytest.mark.night), "dask"])
+def run(request: pytest.FixtureRequest, tmp_path: Path, dask: Cluster) -> Run:
+    """Run a body with an encoder of each kind; where there is a pool, pictures are made there or nowhere."""
+
+    def run(body: Callable[[Bench], Coroutine[Any, Any, None]]) -> None:
+        async def whole() -> None:
+            async with bench(request.param, tmp_path, dask) as made:
+                await body(made)
+                if request.param != "local":
+                    assert set(made.where) <= {"pool", "nowhere"}
+
+        asyncio.run(whole())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def segments(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return make(tmp_path_factory.mktemp("source"), KINDS["open GOPs"])
+
+
+@pytest.fixture
+def job(segments: list[Path], tmp_path: Path) -> EncodeJob:
+    """A job that needs the segment before it, and has sound to encode anew. On one thread: x264's rate control is exact only then."""
+    made = job_for(segments[1], 1, "small:180:300,tiny:120:150:64,audio", previous=segments[0])
+    assert needs_previous(made.info)
+    outputs = {name: tmp_path / path.name for name, path in made.outputs.items()}
+    return replace(made, outputs=outputs, target_duration_s=TD_S, threads=1)
+
+
+def ffmpegs(folder: Path) -> list[int]:
+    """Return the ffmpegs of this machine that have something to do in *folder*."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(str(folder)) in words and b"-progress" in words:
+            found.append(int(pid))
+    return found
+
+
+@pytest.mark.night
+def test_a_good_job_gives_the_same_bytes_whoever_does_it(run: Run, job: EncodeJob, tmp_path: Path) -> None:
+    async def body(made: Bench) -> None:
+        encoded = await made.encoder.encode(job)
+        assert set(encoded.outputs) == {"small", "tiny", "audio"}
+        assert not encoded.failed
+        assert {name: read(path) for name, path in job.outputs.items()} == encoded.outputs
+        there = {name: path.read_bytes() for name, path in job.outputs.items()}
+        children = Children()
+        await LocalEncoder(ffmpeg_path(), children, 2, newer=embedded_ffmpeg_path()).encode(job)
+        await children.aclose()
+        assert there == {name: path.read_bytes() for name, path in job.outputs.items()}
+
+    run(body)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in job.outputs.values())
+
+
+@pytest.mark.night
+def test_a_broken_job_is_an_error_and_leaves_no_file(run: Run, job: EncodeJob, segments: list[Path], tmp_path: Path) -> None:
+    source = tmp_path / "broken.ts"
+    source.write_bytes(damaged("random", segments[0].read_bytes()))
+    broken = replace(job, source=source, previous=None, rungs=job.rungs[:2], info=read(segments[0]))
+
+    async def body(made: Bench) -> None:
+        with pytest.raises(EncodeError, match="segment 1 of news") as caught:
+            await made.encoder.encode(broken)
+        assert caught.value.argv
+        assert caught.value.child_exit_code is not None
+
+    run(body)
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.ts"]
+
+
+def test_a_cancelled_job_leaves_neither_file_nor_process(
+    run: Run, job: EncodeJob, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    base = tmp_path_factory.getbasetemp()
+
+    async def body(made: Bench) -> None:
+        long = replace(job, rungs=job_for(job.source, 1, LONG).rungs, outputs={"big": tmp_path / "big.ts"})
+        task = asyncio.create_task(made.encoder.encode(long))
+        await comes_true(lambda: ffmpegs(base) or None)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await comes_true(lambda: not ffmpegs(base))
+
+    run(body)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.night
+def test_whoever_asks_has_his_answer_when_the_job_is_due(
+    run: Run, job: EncodeJob, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    base = tmp_path_factory.getbasetemp()
+
+    async def body(made: Bench) -> None:
+        rungs = job_for(job.source, 1, "big:2160:9000").rungs
+        long = replace(job, rungs=rungs, outputs={"big": tmp_path / "big.ts"}, target_duration_s=SOON_S)
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        encoded = await made.encoder.encode(long)
+        assert loop.time() - began_s < 2 * SOON_S + 1
+        assert set(encoded.dropped) == {"big"}
+        await comes_true(lambda: not ffmpegs(base))
+
+    run(body)
+    assert list(tmp_path.iterdir()) == []
+
+
+# A pool whose parts are killed: the cluster of this module is gone afterwards ----------------------------------------------------------
+
+
+def test_a_worker_and_then_the_scheduler_killed_in_the_middle_of_jobs_lose_no_segment(
+    job: EncodeJob, dask: Cluster, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path_factory.getbasetemp()
+    said: list[str] = []
+
+    def jobs(*names: str) -> list[EncodeJob]:
+        rungs = job_for(job.source, 1, "mid:360:800").rungs
+        return [replace(job, stream_id=name, rungs=rungs, outputs={"mid": tmp_path / f"{name}.ts"}) for name in names]
+
+    async def main() -> None:
+        loop, children, where = asyncio.get_running_loop(), Children(), list[str]()
+        async with reached(dask) as pool:
+            encoder = PoolEncoder(pool, LocalEncoder(ffmpeg_path(), children, 2), counted=where.append)
+
+            async def all_made(*todo: EncodeJob, killed: str = "") -> float:
+                tasks = [asyncio.create_task(encoder.encode(one)) for one in todo]
+                if killed:
+                    await comes_true(lambda: all(ffmpegs(dask.folder / name) for name in WORKERS if dask.lives(name)))
+                    dask.kill(killed)
+                began_s = loop.time()
+                for one, encoded in zip(todo, await asyncio.gather(*tasks), strict=True):
+                    assert read(one.outputs["mid"]) == encoded.outputs["mid"]
+                return loop.time() - began_s
+
+            await comes_true(lambda: pool.slots == 2)
+            usual_s = await all_made(*jobs("a", "b"))
+            took_s = await all_made(*jobs("c", "d"), killed="w1")
+            assert where == ["pool"] * 4
+            said.append(f"a worker killed: {took_s:.2f} s from then on, {usual_s:.2f} s for as much without")
+            await comes_true(lambda: pool.slots == 1)
+            took_s = await all_made(*jobs("e", "f"), killed="scheduler")
+            said.append(f"the scheduler killed: {took_s:.2f} s from then on")
+            assert pool.slots == 0
+            await all_made(*jobs("g"))
+            assert where[4:] == ["local"] * 3
+            await encoder.aclose()
+        await comes_true(lambda: not ffmpegs(base) and not children.running())
+        await children.aclose()
+
+    asyncio.run(main())
+    with capsys.disabled():
+        print(f"\n{len(list(tmp_path.iterdir()))} jobs, 0 segments lost; {'; '.join(said)}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.ts" for name in "abcdefg"]
