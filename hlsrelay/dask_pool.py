@@ -32,11 +32,9 @@ from distributed.versions import VersionMismatchWarning  # noqa: E402
 
 from hlsrelay.dask_worker import encode  # noqa: E402
 from hlsrelay.errors import PoolLost  # noqa: E402
-from hlsrelay.parcel import FORM, Answer, unpacked  # noqa: E402
+from hlsrelay.parcel import FORM, RESOURCE, Answer, unpacked  # noqa: E402
 from hlsrelay.pool import Ticket  # noqa: E402
 
-RESOURCE = "ffmpeg"
-"""What workers are started with: `--resources ffmpeg=N`, N jobs at once."""
 KEY = "hlsrelay_encode"
 CONNECT_S = 5.0
 RETRY_S = 2.0

@@ -17,8 +17,8 @@ class Metrics:
         self.rung_gaps = self._counter(
             "hlsrelay_rung_gaps_total", "Segments that a rung has no file for, and why", ("stream", "rung", "reason")
         )
-        self.pictures = self._counter(
-            "hlsrelay_pool_jobs_total", "Ladder jobs of an installation with a pool, by where their pictures were made", ("where",)
+        self.ladder_jobs = self._counter(
+            "hlsrelay_ladder_jobs_total", "Ladder jobs of an installation with a pool, by where their pictures were made", ("where",)
         )
         self.pool_slots = Gauge("hlsrelay_pool_slots", "Jobs that the pool does at once; 0 while it is away", registry=self.registry)
         self.pool_jobs = Gauge("hlsrelay_pool_jobs", "Jobs of ours that are with the pool", registry=self.registry)

@@ -106,7 +106,7 @@ async def encoding(settings: Settings, children: Children, metrics: Metrics) -> 
             raise
         raise ConfigError(f"HLSRELAY_ENCODER is {settings.encoder}, which needs Dask: pip install 'hlsrelay[dask]'") from None
     async with dask_pool.DaskPool(settings.scheduler).reached() as pool:
-        encoder = PoolEncoder(pool, local, counted=lambda where: metrics.pictures.labels(where).inc())
+        encoder = PoolEncoder(pool, local, counted=lambda where: metrics.ladder_jobs.labels(where).inc())
         metrics.pool_slots.set_function(lambda: pool.slots)
         metrics.pool_jobs.set_function(lambda: encoder.jobs)
         try:

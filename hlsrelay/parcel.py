@@ -28,6 +28,8 @@ from hlsrelay.processes import Children
 from hlsrelay.recipe import EncodeJob, impossible, needs_previous
 from hlsrelay.sound import sounds
 
+RESOURCE = "ffmpeg"
+"""What Dask's workers are started with: `--resources ffmpeg=N`, N jobs at once."""
 _READ = ("source", "previous", "init")
 
 

@@ -3,30 +3,26 @@
     with cluster(folder) as dask: ...  # by forking from one process that has imported Dask once, which is what takes their time
     with cluster(folder, typed=True) as dask: ...  # as an operator types it: dask scheduler, dask worker
 
-What the first runs is `python -m tests.acceptance.dask_cluster <folder> <worker>...`.
+What the first runs is tests.acceptance.dask_processes.
 """
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
 import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tests.acceptance.relay_process import ROOT, running
 from tests.waiting import until
 
 WORKERS = ("w1", "w2")
 UP_WITHIN_S = 60.0
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ def cluster(folder: Path, workers: tuple[str, ...] = WORKERS, *, typed: bool = F
         if typed:
             yield _typed(stack, folder, workers, env)
             return
-        argv = [sys.executable, "-m", "tests.acceptance.dask_cluster", str(folder), *workers]
+        argv = [sys.executable, "-m", "tests.acceptance.dask_processes", str(folder), *workers]
         process = stack.enter_context(running(argv, folder / "log", cwd=ROOT, env=env))
         up = [folder / f"{name}.up" for name in ("scheduler", *workers)]
         until(lambda: all(path.exists() for path in up) or process.poll() is not None, UP_WITHIN_S)
@@ -85,63 +81,3 @@ def _typed(stack: ExitStack, folder: Path, workers: tuple[str, ...], env: dict[s
     for name in workers:
         until(lambda name=name: "Registered to" in (folder / f"{name}.log").read_text(), UP_WITHIN_S)  # type: ignore[misc]
     return Cluster(folder, found[1], pids)
-
-
-def _told(folder: Path, name: str, **what: Any) -> None:
-    (folder / f"{name}.part").write_text(json.dumps({"pid": os.getpid(), **what}))
-    (folder / f"{name}.part").rename(folder / f"{name}.up")
-
-
-async def _scheduler(folder: Path) -> None:
-    from distributed import Scheduler  # noqa: PLC0415
-
-    async with Scheduler(host="127.0.0.1", port=0, dashboard=False) as scheduler:
-        _told(folder, "scheduler", address=scheduler.address)
-        await scheduler.finished()
-
-
-async def _worker(folder: Path, name: str) -> None:
-    from distributed import Worker  # noqa: PLC0415
-
-    until((folder / "scheduler.up").exists)
-    address = json.loads((folder / "scheduler.up").read_text())["address"]
-    resources, place = {"ffmpeg": 1.0}, str(folder / name)
-    async with Worker(address, name=name, nthreads=1, resources=resources, local_directory=place, dashboard=False) as worker:
-        _told(folder, name)
-        await worker.finished()
-
-
-def _forked(work: Coroutine[Any, Any, None]) -> int:
-    pid = os.fork()
-    if pid:
-        work.close()
-        return pid
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        asyncio.run(work)
-    finally:
-        os._exit(0)
-
-
-def main(folder: Path, workers: list[str]) -> None:
-    """Run all of them until told to go."""
-    import distributed  # noqa: F401, PLC0415
-
-    import hlsrelay.dask_worker  # noqa: F401, PLC0415
-
-    pids = [_forked(_scheduler(folder)), *(_forked(_worker(folder, name)) for name in workers)]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        while True:
-            signal.pause()
-    finally:
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            with suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
