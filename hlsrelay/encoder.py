@@ -15,6 +15,7 @@ import math
 import os
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -210,8 +211,13 @@ class LocalEncoder:
             outcomes.append(one)
         return together(outcomes, beyond)
 
+    async def prepared(self, job: EncodeJob) -> None:
+        """Have what is asked once before a job like *job* asked by now, so that one that comes in a hurry need not wait for it."""
+        with suppress(ChildError):  # it is told when it matters
+            await self._offers.encoders(rung.codec for rung in job.rungs if rung.height is not None)
+
     def reckoned_s(self, job: EncodeJob) -> float:
-        """Return how long *job*, every rung of it, would take here if it came now, as far as that is known."""
+        """Return how long *job*, every rung of it, would take here if it came now; infinite where that is not known yet."""
         base, rungs = _costs(job)
         return self._schedule.reckoned_s(job.stream_id, base, rungs)
 

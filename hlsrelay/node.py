@@ -135,6 +135,9 @@ class _NoEncoder:
     async def undertaken(self, _job: EncodeJob) -> Outcome:
         raise EncodeError(self._reason)
 
+    async def prepared(self, _job: EncodeJob) -> None:
+        pass
+
     def reckoned_s(self, _job: EncodeJob) -> float:
         return 0.0
 

@@ -32,7 +32,7 @@ from hlsrelay.encoder import Breakers, Encoded, Encoder, Outcome, pictures_and_s
 from hlsrelay.errors import EncodeError, PoolLost
 from hlsrelay.log import Repeated
 from hlsrelay.media.info import MediaInfo
-from hlsrelay.model import Rung
+from hlsrelay.model import Codec, Rung
 from hlsrelay.orphans import incarnation
 from hlsrelay.parcel import Answer, packed
 from hlsrelay.recipe import EncodeJob, impossible
@@ -45,8 +45,8 @@ LATE = "the pool did not give it back in time, and it could not be made here: le
 IN_LINE = 2
 """Times the pool's slots: so many jobs are with it at most, those that wait included."""
 HALF = 0.5
-LOCAL_MARGIN = 1.25
-"""Times what a job is reckoned to take here: so much before it is due it is begun here."""
+LOCAL_MARGIN = 1.5
+"""Times what a job is reckoned to take here: so much before it is due it is begun here; at half its time where nothing is known."""
 
 log = structlog.get_logger(__name__)
 
@@ -91,8 +91,12 @@ class Local(Encoder, Protocol):
         """Do *job* as far as that is possible by the time it is due. Raises EncodeError."""
         ...
 
+    async def prepared(self, job: EncodeJob) -> None:
+        """Have asked what is asked once before a job like *job*."""
+        ...
+
     def reckoned_s(self, job: EncodeJob) -> float:
-        """Return how long it would take."""
+        """Return how long it would take; infinite where that is not known yet."""
         ...
 
 
@@ -107,10 +111,8 @@ class _Pace:
     def allowance_s(self, target_duration_s: float, ahead: int, *, full: bool) -> float:
         """Return how long a job may take that came together with so many *ahead* of it; *full*: the pool has no free slot."""
         usual_s = ALLOWANCE * target_duration_s
-        if full:
-            return usual_s
-        alone_s = usual_s * self.stretch
-        if self.best_s is not None:
+        alone_s = usual_s if full else usual_s * self.stretch
+        if self.best_s is not None and not full:
             alone_s = self.best_s * (1.0 if self.best_s <= SAFE * usual_s else 1.25)
         return min(max(usual_s, alone_s) * (1 + ahead / 2), LONGEST_ALLOWANCE * target_duration_s)
 
@@ -182,7 +184,9 @@ class PoolEncoder:
         self._breakers = Breakers(self._clock, chance)
         self._tickets: list[Ticket] = []
         self._paces: dict[tuple[str, tuple[Rung, ...]], _Pace] = {}
+        self._prepared: set[Codec] = set()
         self._ending: set[asyncio.Task[Any]] = set()
+        """What goes on though nobody waits for it."""
         self._refusals = Repeated()
 
     async def encode(self, job: EncodeJob) -> Encoded:
@@ -235,6 +239,13 @@ class PoolEncoder:
             outcomes.append(one)
         return together(outcomes, beyond)
 
+    def _prepare(self, job: EncodeJob) -> None:
+        """Have our own ffmpeg asked what it can before that is needed: then there is no time for it."""
+        if not self._prepared.issuperset(codecs := {rung.codec for rung in job.rungs}):
+            self._prepared |= codecs
+            self._ending.add(task := asyncio.create_task(self._local.prepared(job), name="prepare"))
+            task.add_done_callback(functools.partial(self._left, None))
+
     async def _here(self, job: EncodeJob) -> Outcome:
         try:
             return await self._local.undertaken(job)
@@ -256,6 +267,7 @@ class PoolEncoder:
         if self._in_line() >= IN_LINE * self._pool.slots:
             self._counted(LOCAL)
             return await self._here(job)
+        self._prepare(job)
         now_s = self._clock.monotonic_s()
         pace, purpose = self._pace(job, now_s), f"encode {job.stream_id} {job.number}"
         ahead = sum(one.purpose.startswith(f"encode {job.stream_id} ") for one in self._tickets) if job.begins else 0

@@ -278,13 +278,16 @@ class Schedule:
             known.good_needed = FEWEST_GOOD
 
     def reckoned_s(self, stream: str, base: float, rungs: Mapping[str, float]) -> float:
-        """Return how long a job of *stream* with these costs (see Work) would run if it started now, beside those that run."""
+        """Return how long a job of *stream* with these costs (see Work) would run if it started now, beside those that run.
+
+        Infinite while no job of the stream has shown how fast it is here.
+        """
         known = self._streams.get(stream)
+        if known is None or known.best_speed is None:
+            return math.inf
         cost = START + (base + sum(rungs.values()) if any(rungs.values()) else 0.0)
-        cpu_per_cost = (known.cpu_per_cost if known else None) or self._cpu_per_cost
-        share = self._capacity / min(len(self._running) + 1, self.slots)
-        best, slowness = (known.best_speed, known.slowness) if known else (None, 1.0)
-        return cost * cpu_per_cost * slowness / (min(best, share) if best else share)
+        at_once = min(len(self._running) + 1, self.slots)
+        return self._cpu_s(known, cost) * known.slowness / self._speed(known, at_once)
 
     def _unfinished(self, stream: str) -> int:
         """Return how many of a stream's jobs wait or run."""

@@ -13,10 +13,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.acceptance.relay_process import ROOT, running
 from tests.waiting import until
@@ -36,7 +37,7 @@ class Cluster:
     @property
     def encoder(self) -> str:
         """What HLSRELAY_ENCODER is set to."""
-        return self.address.replace("tcp://", "dask://")
+        return self.address.replace("tcp://", "dask://").replace("tls://", "dask+tls://")
 
     def kill(self, name: str) -> None:
         """kill -9."""
@@ -51,13 +52,15 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path, workers: tuple[str, ...] = WORKERS, *, typed: bool = False) -> Iterator[Cluster]:
-    """Run a scheduler and *workers*, each with one slot, while the block runs."""
+def cluster(
+    folder: Path, workers: tuple[str, ...] = WORKERS, *, typed: bool = False, settings: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Cluster]:
+    """Run a scheduler and *workers*, each with one slot, while the block runs; *settings* are environment variables of Dask's."""
     folder.mkdir(parents=True, exist_ok=True)
-    env = os.environ | {"PYTHONPATH": str(ROOT), "DASK_DISTRIBUTED__ADMIN__LOG_FORMAT": "%(message)s"}
+    env = os.environ | settings | {"PYTHONPATH": str(ROOT), "DASK_DISTRIBUTED__ADMIN__LOG_FORMAT": "%(message)s"}
     with ExitStack() as stack:
         if typed:
-            yield _typed(stack, folder, workers, env)
+            yield _typed(stack, folder, workers, env, "tls" if settings else "tcp")
             return
         argv = [sys.executable, "-m", "tests.acceptance.dask_processes", str(folder), *workers]
         process = stack.enter_context(running(argv, folder / "log", cwd=ROOT, env=env))
@@ -68,12 +71,12 @@ def cluster(folder: Path, workers: tuple[str, ...] = WORKERS, *, typed: bool = F
         yield Cluster(folder, told[0]["address"], {path.stem: one["pid"] for path, one in zip(up, told, strict=True)})
 
 
-def _typed(stack: ExitStack, folder: Path, workers: tuple[str, ...], env: dict[str, str]) -> Cluster:
+def _typed(stack: ExitStack, folder: Path, workers: tuple[str, ...], env: dict[str, str], scheme: str) -> Cluster:
     dask = str(Path(sys.executable).with_name("dask"))
     log = folder / "scheduler"
-    argv = [dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--no-show"]
+    argv = [dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--dashboard-address", ":0", "--protocol", scheme]
     pids = {"scheduler": stack.enter_context(running(argv, log, cwd=ROOT, env=env)).pid}
-    found = until(lambda: re.search(r"Scheduler at: +(tcp://\S+)", log.read_text()), UP_WITHIN_S)
+    found = until(lambda: re.search(rf"Scheduler at: +({scheme}://\S+)", log.read_text()), UP_WITHIN_S)
     for name in workers:
         argv = [dask, "worker", found[1], "--no-nanny", "--no-dashboard", "--nthreads", "1", "--resources", "ffmpeg=1"]
         argv += ["--name", name, "--local-directory", str(folder / name)]
