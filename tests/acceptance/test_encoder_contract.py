@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -16,11 +18,14 @@ import pytest
 from hlsrelay.embedded import embedded_ffmpeg_path, ffmpeg_path
 from hlsrelay.encoder import Encoder, LocalEncoder
 from hlsrelay.errors import EncodeError
+from hlsrelay.metrics import Metrics
+from hlsrelay.node import encoding
 from hlsrelay.offers import Offers
 from hlsrelay.parcel import FORM, Answer, done, unpacked
 from hlsrelay.pool import PoolEncoder, Ticket
 from hlsrelay.processes import Children
 from hlsrelay.recipe import EncodeJob, needs_previous
+from hlsrelay.settings import load_settings
 from tests.acceptance.dask_cluster import WORKERS, Cluster, cluster
 from tests.acceptance.test_encoder import KINDS, damaged, job_for, make, read
 from tests.needs import NIGHTLY, needs
@@ -206,6 +211,35 @@ def test_whoever_asks_has_his_answer_when_the_job_is_due(
 
     run(body)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_relay_is_there_at_once_though_no_scheduler_is_and_has_one_thread_and_no_words_of_dasks(
+    segments: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as nobody:  # bound, and never listened at
+        nobody.bind(("127.0.0.1", 0))
+        settings = load_settings(encoder=f"dask://127.0.0.1:{nobody.getsockname()[1]}")
+
+        async def main() -> None:
+            children, loop, metrics = Children(), asyncio.get_running_loop(), Metrics()
+            __import__("hlsrelay.dask_pool")
+            began_s = loop.time()
+            async with encoding(settings, children, metrics) as (encoder, pool):
+                assert encoder is pool
+                assert loop.time() - began_s < 0.5
+                made = job_for(segments[0], 1, "tiny:120:150")
+                encoded = await encoder.encode(replace(made, outputs={"tiny": tmp_path / "tiny.ts"}, target_duration_s=TD_S))
+                assert set(encoded.outputs) == {"tiny"}
+                assert threading.active_count() == before
+                assert 'hlsrelay_ladder_jobs_total{where="local"} 1.0' in metrics.text().decode()
+                assert "hlsrelay_pool_slots 0.0" in metrics.text().decode()
+            assert children.running() == ()
+
+        before = threading.active_count()
+        asyncio.run(main())
+    told = capfd.readouterr()
+    assert "distributed" not in told.out + told.err
+    assert "tornado" not in told.out + told.err
 
 
 # A pool whose parts are killed: the cluster of this module is gone afterwards ----------------------------------------------------------

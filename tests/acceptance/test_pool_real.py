@@ -41,7 +41,8 @@ pytestmark = [
 ]
 
 RUNGS = ("mid", "small")
-LADDER = "mid:240:500,small:120:200"
+LADDER = "mid:120:300,small:90:150"
+"""Little to do: all the machines of this pool are this one."""
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,19 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def pool(certificate: dict[str, str], tmp_path: Path) -> Iterator[Cluster]:
     with cluster(tmp_path / "pool", typed=True, settings=certificate) as made:
         yield made
+
+
+@pytest.fixture
+def shown(certificate: dict[str, str]) -> Iterator[None]:
+    """Have this process show the certificate, and so every relay that it starts."""
+    from dask import config  # noqa: PLC0415 - takes its time
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in certificate.items():
+            patched.setenv(name, value)
+        config.refresh()
+        yield
+    config.refresh()
 
 
 def made_where(relay: RelayProcess) -> dict[str, float]:
@@ -106,13 +120,12 @@ def stopped_at_work(pool: Cluster) -> str | None:
     return None
 
 
+@pytest.mark.usefixtures("shown")
 def test_a_relay_lacks_no_segment_whatever_of_its_pool_is_killed_or_stands_still(
-    pool: Cluster, certificate: dict[str, str], fresh_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pool: Cluster, fresh_redis: RedisServer, tmp_path: Path
 ) -> None:
-    for name, value in certificate.items():
-        monkeypatch.setenv(name, value)
     assert pool.encoder.startswith("dask+tls://")
-    with nginx(tmp_path / "origin", tmp_path / "nginx") as url, muxing(tmp_path / "origin", size="640x360", segment_s=8):
+    with nginx(tmp_path / "origin", tmp_path / "nginx") as url, muxing(tmp_path / "origin", size="320x180", rate=15, segment_s=8):
         fresh_redis.hset(KEY, source=f"{url}/live.m3u8", desired="run", ladder=LADDER, window=WHOLE_RUN_S)
         with relaying(tmp_path / "data", fresh_redis, HLSRELAY_ENCODER=pool.encoder, HLSRELAY_NODE="here") as relay:
             grows(relay, "pool")
@@ -143,12 +156,8 @@ def test_a_relay_lacks_no_segment_whatever_of_its_pool_is_killed_or_stands_still
     until(lambda: not ffmpegs(tmp_path / "pool"))
 
 
-def test_what_a_pool_costs_a_job(pool: Cluster, certificate: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in certificate.items():
-        monkeypatch.setenv(name, value)
-    from dask import config  # noqa: PLC0415
-
-    config.refresh()
+@pytest.mark.usefixtures("shown")
+def test_what_a_pool_costs_a_job(pool: Cluster, tmp_path: Path) -> None:
     segment = make(tmp_path, Kind(size="1280x720"))[1]
 
     async def main() -> tuple[dict[str, float], int]:
