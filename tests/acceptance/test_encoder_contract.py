@@ -29,7 +29,7 @@ from hlsrelay.settings import load_settings
 from tests.acceptance.dask_cluster import WORKERS, Cluster, cluster
 from tests.acceptance.test_encoder import KINDS, damaged, job_for, make, read
 from tests.needs import NIGHTLY, needs
-from tests.waiting import comes_true
+from tests.waiting import comes_true, until
 
 if TYPE_CHECKING:
     from hlsrelay.dask_pool import DaskPool
@@ -176,7 +176,7 @@ def test_a_broken_job_is_an_error_and_leaves_no_file(run: Run, job: EncodeJob, s
 
 
 def test_a_cancelled_job_leaves_neither_file_nor_process(
-    run: Run, job: EncodeJob, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    run: Run, job: EncodeJob, dask: Cluster, request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     base = tmp_path_factory.getbasetemp()
 
@@ -190,6 +190,8 @@ def test_a_cancelled_job_leaves_neither_file_nor_process(
         await comes_true(lambda: not ffmpegs(base), every_s=0.02)
 
     run(body)
+    if request.node.callspec.params["run"] == "dask":  # it did not just come to its end
+        until(lambda: '"purpose": "encode news 1"' in (text := (dask.folder / "log").read_text()) and '"reason": "cancelled"' in text)
     assert list(tmp_path.iterdir()) == []
 
 
