@@ -26,7 +26,10 @@ _NAME = "hlsrelay"
 
 
 class _Hands(WorkerPlugin):
-    """What all jobs of a worker share: its children, its ffmpeg, and which job is whose."""
+    """What all jobs of a worker share: its children, its ffmpeg, and which job is whose.
+
+    Nothing is to be torn down: a worker that closes cancels its jobs, and waits for them, before it asks its plugins to.
+    """
 
     def __init__(self) -> None:
         settings = load_settings()
@@ -40,10 +43,6 @@ class _Hands(WorkerPlugin):
         """See WorkerPlugin: a job that runs and is released is one that nobody wants any more."""
         if finish == "released" and key in self.tasks:
             self.tasks[key].cancel()
-
-    async def teardown(self, worker: Worker) -> None:  # noqa: ARG002
-        """See WorkerPlugin."""
-        await self.children.aclose()
 
 
 async def encode(key: str, form: str, parcel: bytes) -> bytes:
