@@ -51,7 +51,8 @@ bench: install
 	@.venv/bin/hlsrelay bench $(ARGS)
 
 NIGHTLY = tests/unit/test_histories.py tests/integration/test_relay.py tests/integration/test_faults.py tests/integration/test_outage.py \
-	$(addprefix tests/acceptance/test_,$(addsuffix .py,encoder sound formats split demo_origin fault_origin ladder_real page bench nodes_real nodes_faults bucket_real))
+	tests/integration/test_edge.py $(addprefix tests/acceptance/test_,$(addsuffix .py,encoder encoder_contract pool_real sound formats split demo_origin fault_origin \
+	ladder_real page bench nodes_real nodes_faults bucket_real acl))
 nightly: install .venv/.dev
 	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -n 2 --dist loadgroup -rs $(NIGHTLY) $(ARGS)
 
@@ -64,12 +65,13 @@ lint: install .venv/.dev
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
-# setuptools builds hlsrelay itself, so it is locked too: nothing is installed that has no hash here.
+# setuptools builds hlsrelay itself, so it is locked too: nothing is installed that has no hash here. The image has the extras as well.
 UV_COMPILE = .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-config --system-certs --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 lock: .venv/.dev
 	echo 'setuptools>=77' | $(UV_COMPILE) pyproject.toml - -o requirements.lock
-	$(UV_COMPILE) -c requirements.lock --extra dev pyproject.toml -o requirements-dev.lock
+	echo 'setuptools>=77' | $(UV_COMPILE) -c requirements.lock --extra dask --extra s3 pyproject.toml - -o requirements-image.lock
+	$(UV_COMPILE) -c requirements-image.lock --extra dev pyproject.toml -o requirements-dev.lock
 	cd hlsrelay/web_page && npm update --package-lock-only --ignore-scripts --no-audit --no-fund
 	cd tests/npm && npm update --package-lock-only --ignore-scripts --no-audit --no-fund
 

@@ -45,7 +45,7 @@ HEADERS = {
 }
 
 
-class Outcome(StrEnum):
+class Pulled(StrEnum):
     """What became of a pull: there before publishing went on, later, not at all; or not tried."""
 
     WARM = "warm"
@@ -92,7 +92,7 @@ class Caches:
         self,
         everywhere: tuple[str, ...],
         now_s: Callable[[], float],
-        counted: Callable[[str, str, Outcome], object],
+        counted: Callable[[str, str, Pulled], object],
         transport: Callable[[int], httpx.AsyncBaseTransport] = open_transport,
     ) -> None:
         self.everywhere = everywhere
@@ -112,7 +112,7 @@ class Caches:
         if path in cache.under_way:
             return cache.under_way[path]
         if len(cache.under_way) >= MOST_UNDER_WAY or not cache.breaker.admits(now_s):
-            self._counted(path, redacted(base), Outcome.SKIPPED)
+            self._counted(path, redacted(base), Pulled.SKIPPED)
             return None
         pull = cache.under_way[path] = Pull(base, now_s)
         pull.task = asyncio.create_task(self._pulled(cache, pull, path, kept=kept), name=f"preload {path}")
@@ -187,7 +187,7 @@ class Caches:
             cache.lates = 0
         elif not pull.missing:
             cache.lates += 1
-        outcome = Outcome.FAILED if pull.reason else Outcome.LATE if pull.published else Outcome.WARM
+        outcome = Pulled.FAILED if pull.reason else Pulled.LATE if pull.published else Pulled.WARM
         self._counted(path, redacted(pull.base), outcome)
 
     async def aclose(self) -> None:

@@ -21,7 +21,8 @@ from hlsrelay.judge import RULES, Finding, Severity
 from hlsrelay.link import Claim
 from hlsrelay.log import start_logging
 from hlsrelay.memory import Pressure
-from hlsrelay.node import Node, local_encoder
+from hlsrelay.metrics import Metrics
+from hlsrelay.node import Node, encoding
 from hlsrelay.notify import READY, notifying
 from hlsrelay.objects import open_objects
 from hlsrelay.orphans import sweep
@@ -264,10 +265,9 @@ async def _node(settings: Settings) -> AsyncGenerator[Node, None]:
     sweep()
     children = Children()
     try:
-        async with open_registry(settings, children) as (registry, redis):
-            pressure = Pressure(settings.memory_pressure)
-            encoder = local_encoder(settings, children)
-            node = Node(settings, live, registry, children, encoder, redis=redis, objects=objects, pressure=pressure)
+        metrics, pressure = Metrics(), Pressure(settings.memory_pressure)
+        async with encoding(settings, children, metrics) as (encoder, pool), open_registry(settings, children) as (registry, redis):
+            node = Node(settings, live, registry, children, encoder, metrics, redis=redis, objects=objects, pool=pool, pressure=pressure)
             async with attended(node):
                 try:
                     yield node

@@ -14,24 +14,25 @@ import asyncio
 import math
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
+from hlsrelay.attempt import Attempt, attempted, delete, every, reasons
 from hlsrelay.breaker import FAILURES, Breaker
 from hlsrelay.clock import Clock
 from hlsrelay.codecs import VideoEncoder
 from hlsrelay.errors import ChildError, EncodeError
-from hlsrelay.media.info import MediaError, MediaInfo
+from hlsrelay.media.info import MediaInfo
 from hlsrelay.model import Codec
 from hlsrelay.offers import Offers
-from hlsrelay.processes import MEMORY, OVERLOADED, Children, Finished, Limits
-from hlsrelay.recipe import EncodeJob, audio_kbps, before, command, frame_rate, impossible, verified, width_for
+from hlsrelay.processes import MEMORY, OVERLOADED, Children
+from hlsrelay.recipe import EncodeJob, frame_rate, impossible, width_for
 from hlsrelay.scheduling import Schedule, Work
-from hlsrelay.sound import probed_previous, sound_command, sound_cut, sounds, with_sounds
 
 OVERLOAD = "overload: left out, it can't be made in time; fewer rungs, more cores or more HLSRELAY_TRANSCODE_SLOTS help"
 SHED = "memory is short: left out"
@@ -65,6 +66,70 @@ class Encoded:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a job, before anybody judged it; *failure*: why, if any rung failed.
+
+    Of several parts (see `together`) *good*, *failure*: whether a rung of the first was made, and why one was not; *worst*: of any.
+    """
+
+    encoded: Encoded
+    failure: EncodeError | None = None
+    worst: EncodeError | None = None
+    good: bool = False
+
+
+def together(outcomes: Sequence[Outcome], beyond: Mapping[str, str]) -> Outcome:
+    """Return what came of one job's parts, in the order of `pictures_and_sound`, and of the rungs that are *beyond* anybody.
+
+    Sound that was copied says nothing of pictures: where there are any it is theirs that tells how the ladder fares.
+    """
+    encoded = Encoded({}, beyond)
+    for one in outcomes:
+        encoded = encoded.joined(one.encoded)
+    first, last = outcomes[0], outcomes[-1]
+    return Outcome(encoded, first.failure, first.failure or last.failure, bool(first.encoded.outputs))
+
+
+class Breakers:
+    """Leaves streams alone whose jobs fail one after another. *chance* gives numbers from 0 to 1."""
+
+    def __init__(self, clock: Clock, chance: Callable[[], float] = random.random) -> None:
+        self._clock = clock
+        self._chance = chance
+        self._streams: dict[str, Breaker] = {}
+
+    async def guarded(self, job: EncodeJob, undertaken: Callable[[EncodeJob], Awaitable[Outcome]]) -> Encoded:
+        """Return what came of *job* as *undertaken*, or that its stream is left alone. Raises EncodeError if every rung failed."""
+        breaker = self._streams.get(job.stream_id)
+        if breaker and not breaker.admits(self._clock.monotonic_s()):
+            reason = f"the ladder is paused, {FAILURES} jobs or more failed in a row, the last one: {breaker.reason}"
+            return Encoded({}, every(job, reason), paused=True)
+        try:
+            outcome = await undertaken(job)
+        except BaseException:
+            self._told(job.stream_id, None)
+            raise
+        self._told(job.stream_id, "" if outcome.good else str(outcome.failure) if outcome.failure else None)
+        if not outcome.encoded.outputs and outcome.worst:
+            raise outcome.worst
+        return outcome.encoded
+
+    def _told(self, stream_id: str, failure: str | None) -> None:
+        """A job of the stream failed for a reason, or went well (no reason), or showed nothing (None)."""
+        breaker = self._streams.get(stream_id)
+        if failure:
+            breaker = self._streams.setdefault(stream_id, breaker or Breaker())
+            if breaker.failed(self._clock.monotonic_s(), failure, self._chance()):
+                log.warning("ladder.paused", stream=stream_id, pause_s=round(breaker.pause_s), failures=breaker.failures, reason=failure)
+        elif breaker and failure is None:
+            breaker.undecided()
+        elif breaker:
+            del self._streams[stream_id]
+            if breaker.open:
+                log.info("ladder.resumed", stream=stream_id, failures=breaker.failures)
+
+
 class Encoder(Protocol):
     """Whoever can do a job: the processes of this machine, or somebody else's."""
 
@@ -88,7 +153,7 @@ class _Call:
     """
 
     work: Work
-    task: asyncio.Task[tuple[Encoded, EncodeError | None]]
+    task: asyncio.Task[Outcome]
     due_s: float
     sooner: asyncio.Future[None]
     runs: bool = False
@@ -115,17 +180,20 @@ class LocalEncoder:
         self._offers = Offers(ffmpeg, children, preferred, newer)
         self._children = children
         self._clock = clock or Clock()
-        self._chance = chance
         self._schedule = Schedule(slots, os.cpu_count())
         self._granted: dict[Work, asyncio.Future[frozenset[str]]] = {}
         self._calls: list[_Call] = []
-        self._breakers: dict[str, Breaker] = {}
+        self._breakers = Breakers(self._clock, chance)
         self._shed_until_s = -math.inf
 
     async def encode(self, job: EncodeJob) -> Encoded:
         """See Encoder."""
+        return await self._breakers.guarded(job, self.undertaken)
+
+    async def undertaken(self, job: EncodeJob) -> Outcome:
+        """Do *job* as `encode` does, whatever came of the stream's last ones; that every rung failed is told, not raised."""
         if self._clock.monotonic_s() < self._shed_until_s:
-            return Encoded({}, {}, _all(job, SHED))
+            return Outcome(Encoded({}, {}, every(job, SHED)))
         try:
             encoders = await self._offers.encoders(rung.codec for rung in job.rungs if rung.height is not None)
         except ChildError as error:
@@ -133,33 +201,28 @@ class LocalEncoder:
         beyond = impossible(job, encoders)
         job = replace(job, rungs=tuple(rung for rung in job.rungs if rung.name not in beyond))
         if not job.rungs:
-            raise EncodeError(f"segment {job.number} of {job.stream_id}: {_reasons(beyond)}")
-        now_s = self._clock.monotonic_s()
-        breaker = self._breakers.get(job.stream_id)
-        if breaker and not breaker.admits(now_s):
-            reason = f"the ladder is paused, {FAILURES} jobs or more failed in a row, the last one: {breaker.reason}"
-            return Encoded({}, beyond | _all(job, reason), paused=True)
-        parts = _pictures_and_sound(job)
-        try:
-            done = await asyncio.gather(*(self._done(part, encoders) for part in parts), return_exceptions=True)
-        except asyncio.CancelledError:
-            self._told(job.stream_id, None)
-            raise
-        encoded, failures = Encoded({}, beyond), []
+            raise EncodeError(f"segment {job.number} of {job.stream_id}: {reasons(beyond)}")
+        parts = pictures_and_sound(job)
+        done = await asyncio.gather(*(self._done(part, encoders) for part in parts), return_exceptions=True)
+        outcomes = []
         for one in done:
             if isinstance(one, BaseException):
                 raise one
-            encoded = encoded.joined(one[0])
-            failures.append(one[1])
-        # Sound that was copied says nothing of pictures: where there are any it is theirs that tells how the ladder fares.
-        good = any(rung.name in encoded.outputs for rung in parts[0].rungs)
-        self._told(job.stream_id, "" if good else str(failures[0]) if failures[0] else None)
-        if not encoded.outputs and (failure := failures[0] or failures[-1]):
-            raise failure
-        return encoded
+            outcomes.append(one)
+        return together(outcomes, beyond)
 
-    async def _done(self, job: EncodeJob, encoders: Mapping[Codec, VideoEncoder]) -> tuple[Encoded, EncodeError | None]:
-        """Do a job as far as that is possible by the time it is due; return what came of it and, if any rung failed, why."""
+    async def prepared(self, job: EncodeJob) -> None:
+        """Have what is asked once before a job like *job* asked by now, so that one that comes in a hurry need not wait for it."""
+        with suppress(ChildError):  # it is told when it matters
+            await self._offers.encoders(rung.codec for rung in job.rungs if rung.height is not None)
+
+    def reckoned_s(self, job: EncodeJob) -> float:
+        """Return how long *job*, every rung of it, would take here if it came now; infinite where that is not known yet."""
+        base, rungs = _costs(job)
+        return self._schedule.reckoned_s(job.stream_id, base, rungs)
+
+    async def _done(self, job: EncodeJob, encoders: Mapping[Codec, VideoEncoder]) -> Outcome:
+        """Do a job as far as that is possible by the time it is due."""
         loop = asyncio.get_running_loop()
         work = self._submit(job)
         task = loop.create_task(self._made(job, work, encoders), name=f"encode {job.stream_id} {job.number}")
@@ -172,7 +235,7 @@ class LocalEncoder:
                 ends: set[asyncio.Future[Any]] = {task, call.sooner}
                 await asyncio.wait(ends, timeout=left_s if math.isfinite(left_s) else None, return_when=asyncio.FIRST_COMPLETED)
             self._drop(call, OVERLOAD)
-            return (Encoded({}, {}, _all(job, call.dropped)), None) if call.dropped else task.result()
+            return Outcome(Encoded({}, {}, every(job, call.dropped))) if call.dropped else task.result()
         except asyncio.CancelledError:
             task.cancel()
             await asyncio.wait({task})
@@ -196,7 +259,7 @@ class LocalEncoder:
             call.dropped = reason
             call.task.cancel(MEMORY if reason == SHED else OVERLOADED)
 
-    def _left(self, call: _Call, task: asyncio.Task[tuple[Encoded, EncodeError | None]]) -> None:
+    def _left(self, call: _Call, task: asyncio.Task[Outcome]) -> None:
         """A task is gone, however it ended: so is its place in line."""
         self._calls.remove(call)
         self._granted.pop(call.work, None)
@@ -204,20 +267,6 @@ class LocalEncoder:
         self._start()
         if not task.cancelled():
             task.exception()  # whoever waited has seen it
-
-    def _told(self, stream_id: str, failure: str | None) -> None:
-        """A job of the stream failed for a reason, or went well (no reason), or showed nothing (None)."""
-        breaker = self._breakers.get(stream_id)
-        if failure:
-            breaker = self._breakers.setdefault(stream_id, breaker or Breaker())
-            if breaker.failed(self._clock.monotonic_s(), failure, self._chance()):
-                log.warning("ladder.paused", stream=stream_id, pause_s=round(breaker.pause_s), failures=breaker.failures, reason=failure)
-        elif breaker and failure is None:
-            breaker.undecided()
-        elif breaker:
-            del self._breakers[stream_id]
-            if breaker.open:
-                log.info("ladder.resumed", stream=stream_id, failures=breaker.failures)
 
     def _submit(self, job: EncodeJob, again: Work | None = None) -> Work:
         base, rungs = _costs(job)
@@ -247,8 +296,8 @@ class LocalEncoder:
             if call.work.due_s < call.due_s and not call.sooner.done():
                 call.sooner.set_result(None)
 
-    async def _made(self, job: EncodeJob, work: Work, encoders: Mapping[Codec, VideoEncoder]) -> tuple[Encoded, EncodeError | None]:
-        """Do a job, with a second attempt at what failed in the first; return what came of it and, if any rung failed, why."""
+    async def _made(self, job: EncodeJob, work: Work, encoders: Mapping[Codec, VideoEncoder]) -> Outcome:
+        """Do a job, with a second attempt at what failed in the first."""
         call = next(call for call in self._calls if call.work is work)
         try:
             encoded, failure = await self._attempted(call, job, encoders)
@@ -256,13 +305,13 @@ class LocalEncoder:
                 again = replace(job, rungs=tuple(rung for rung in job.rungs if rung.name in encoded.failed), threads=1)
                 call.work = self._submit(again, again=work)
                 second, last = await self._attempted(call, again, encoders)
-                log.debug("encode.again", stream=job.stream_id, number=job.number, reason=_reasons(encoded.failed), good=[*second.outputs])
+                log.debug("encode.again", stream=job.stream_id, number=job.number, reason=reasons(encoded.failed), good=[*second.outputs])
                 failed = {name: reason for name, reason in {**encoded.failed, **second.failed}.items() if name not in second.outputs}
                 encoded, failure = replace(encoded, outputs={**encoded.outputs, **second.outputs}, failed=failed), last or failure
         except BaseException:
-            _delete(job, job.outputs)
+            delete(job, job.outputs)
             raise
-        return encoded, failure if encoded.failed else None
+        return Outcome(encoded, failure if encoded.failed else None)
 
     async def _attempted(self, call: _Call, job: EncodeJob, encoders: Mapping[Codec, VideoEncoder]) -> tuple[Encoded, EncodeError | None]:
         """Run ffmpeg once, as soon and for as many rungs as the schedule says; return what came of it and, if any failed, why."""
@@ -272,85 +321,27 @@ class LocalEncoder:
             kept = await self._granted[work]
         finally:
             self._granted.pop(work, None)
-        dropped = {name: reason for name, reason in _all(job, OVERLOAD).items() if name not in kept}
+        dropped = {name: reason for name, reason in every(job, OVERLOAD).items() if name not in kept}
         job = replace(job, rungs=tuple(rung for rung in job.rungs if rung.name in kept))
         if not job.rungs:
             return Encoded({}, {}, dropped), None
-        good: dict[str, MediaInfo] = {}
-        failed: dict[str, str] = {}
-        failure: EncodeError | None = None
-        finished: Finished | None = None
-        argv: list[str] = []
-        files = sounds(job)
+        attempt: Attempt | None = None
         call.runs = True
         try:
-            job, failed = await self._with_sounds(job, files)
-            if job.rungs:
-                argv = command(job, self._offers.ffmpeg, before(job), encoders, side_by_side=self._offers.side_by_side)
-                finished = await self._children.run(
-                    argv,
-                    purpose=f"encode {job.stream_id} {job.number}",
-                    deadline_s=deadline_s(job.duration_s),
-                    limits=_limits(job.duration_s),
-                    watched=True,
-                    env={"SVT_LOG": "1"},  # else SVT-AV1 fills stderr with its settings
-                )
-                good, wrong = await _checked(job) if finished.exit_code == 0 else ({}, _all(job, _ended(finished)))
-                failed |= wrong
-            if failed:
-                failure = _error(job, failed, argv, finished)
-        except ChildError as error:
-            failed |= _all(job, str(error))
-            failure = EncodeError(str(error), argv=argv, exit_code=error.child_exit_code, stderr_tail=error.stderr_tail)
+            attempt = await attempted(job, encoders, self._offers, self._children)
         finally:
-            for path in files.values():
-                path.unlink(missing_ok=True)
             call.runs = False
-            late, whole = call.dropped == OVERLOAD, finished is not None and not failed
-            cpu_s = finished.cpu_s if finished else None
-            self._schedule.finished(work, self._clock.monotonic_s(), cpu_s=cpu_s, late=late, learn=late or whole)
+            late, cpu_s = call.dropped == OVERLOAD, attempt.cpu_s if attempt else None
+            learn = late or (attempt is not None and attempt.whole)
+            self._schedule.finished(work, self._clock.monotonic_s(), cpu_s=cpu_s, late=late, learn=learn)
             self._start()
-        _delete(job, failed)
-        return Encoded(good, failed, dropped), failure
-
-    async def _with_sounds(self, job: EncodeJob, files: Mapping[int, Path]) -> tuple[EncodeJob, dict[str, str]]:
-        """Return *job* with the audio in *files* that some rungs don't copy; or without these rungs, and why."""
-        if not files or job.info.audio is None:
-            return job, {}
-        try:
-            ahead = probed_previous(job)
-            cut = sound_cut(job, ahead)
-            finished = await self._children.run(
-                sound_command(job, cut, files, self._offers.ffmpeg),
-                purpose=f"encode the sound of {job.stream_id} {job.number}",
-                deadline_s=deadline_s(job.duration_s),
-                limits=_limits(job.duration_s),
-            )
-            if finished.exit_code != 0:
-                raise MediaError(_ended(finished))
-            return with_sounds(job, cut, files, ahead), {}
-        except (ChildError, MediaError, OSError) as error:
-            silent = {rung.name: f"its sound: {error}" for rung in job.rungs if audio_kbps(job.info.audio, rung)}
-            return replace(job, rungs=tuple(rung for rung in job.rungs if rung.name not in silent)), silent
+        return Encoded(attempt.good, attempt.failed, dropped), attempt.failure
 
 
-def _pictures_and_sound(job: EncodeJob) -> list[EncodeJob]:
+def pictures_and_sound(job: EncodeJob) -> list[EncodeJob]:
     """Return *job* as one for rungs with video, and one for those without: their sound is not to be lost with pictures that are late."""
     kinds = (tuple(rung for rung in job.rungs if (rung.height is None) is unseen) for unseen in (False, True))
     return [replace(job, rungs=rungs, outputs={rung.name: job.outputs[rung.name] for rung in rungs}) for rungs in kinds if rungs]
-
-
-async def _checked(job: EncodeJob) -> tuple[dict[str, MediaInfo], dict[str, str]]:
-    """Return the rungs that are good, and why others are not."""
-    good: dict[str, MediaInfo] = {}
-    failed: dict[str, str] = {}
-    for rung in job.rungs:
-        try:
-            good[rung.name] = verified(job, rung)
-        except (MediaError, OSError) as error:
-            failed[rung.name] = str(error)
-        await asyncio.sleep(0)  # a look at a file takes milliseconds: let others run in between
-    return good, failed
 
 
 def _costs(job: EncodeJob) -> tuple[float, dict[str, float]]:
@@ -366,47 +357,3 @@ def _costs(job: EncodeJob) -> tuple[float, dict[str, float]]:
         costs[rung.name] = ENCODE_PER_MEGAPIXEL * frames * width * height / 1e6
     pixels = video.width * video.height or 1280 * 720
     return DECODE_PER_MEGAPIXEL * frames * pixels / 1e6, costs
-
-
-def _ended(finished: Finished) -> str:
-    return f"ffmpeg ended with {finished.exit_code}: {_last_line(finished.stderr_tail)}"
-
-
-def _error(job: EncodeJob, failed: Mapping[str, str], argv: list[str], finished: Finished | None) -> EncodeError:
-    reason = f"segment {job.number} of {job.stream_id}: {_reasons(failed)}"
-    if finished is None:
-        return EncodeError(reason, argv=argv)
-    return EncodeError(reason, argv=argv, exit_code=finished.exit_code, stderr_tail=finished.stderr_tail)
-
-
-def _all(job: EncodeJob, reason: str) -> dict[str, str]:
-    return {rung.name: reason for rung in job.rungs}
-
-
-def deadline_s(duration_s: float) -> float:
-    """Return how long a job may take, its wait for a slot not counted, however late it may come."""
-    return max(30.0, 5 * duration_s)
-
-
-def _limits(duration_s: float) -> Limits:
-    return Limits(
-        cpu_s=max(60, math.ceil(10 * duration_s)),  # against pictures by the million: a deadline alone lets a bomb have every core
-        address_space_bytes=4 << 30,  # less than 1.5 GiB breaks ffmpeg 9
-        file_size_bytes=128 << 20,
-        open_files=64,
-        niceness=10,  # pass-through comes first
-    )
-
-
-def _delete(job: EncodeJob, names: Mapping[str, object]) -> None:
-    for name in names:
-        if name in job.outputs:
-            job.outputs[name].unlink(missing_ok=True)
-
-
-def _reasons(failed: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}: {reason}" for name, reason in failed.items()) or "no rung asked for"
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no words")

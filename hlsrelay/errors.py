@@ -93,3 +93,7 @@ class EncodeError(HlsRelayError):
         self.argv = tuple(argv)
         self.child_exit_code = exit_code
         self.stderr_tail = stderr_tail
+
+
+class PoolLost(HlsRelayError):
+    """A pool of workers does not do a job, for a reason that says nothing of the job: it is done here, as far as there is time."""

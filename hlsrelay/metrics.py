@@ -17,6 +17,11 @@ class Metrics:
         self.rung_gaps = self._counter(
             "hlsrelay_rung_gaps_total", "Segments that a rung has no file for, and why", ("stream", "rung", "reason")
         )
+        self.ladder_jobs = self._counter(
+            "hlsrelay_ladder_jobs_total", "Ladder jobs of an installation with a pool, by where their pictures were made", ("where",)
+        )
+        self.pool_slots = Gauge("hlsrelay_pool_slots", "Jobs that the pool does at once; 0 while it is away", registry=self.registry)
+        self.pool_jobs = Gauge("hlsrelay_pool_jobs", "Jobs of ours that are with the pool", registry=self.registry)
         self.repairs = self._counter("hlsrelay_repairs_total", "What the relay made right, by name", ("stream", "repair"))
         self.preloads = self._counter(
             "hlsrelay_preloads_total",

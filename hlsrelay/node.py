@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hlsrelay.bucket import BucketStorage
-from hlsrelay.caches import Caches, Outcome
+from hlsrelay.caches import Caches, Pulled
 from hlsrelay.clock import Clock
 from hlsrelay.demand import Demand
 from hlsrelay.edge import Edge
 from hlsrelay.embedded import EmbeddedRedis, embedded_ffmpeg_path, ffmpeg_path
-from hlsrelay.encoder import Encoded, Encoder, LocalEncoder
-from hlsrelay.errors import EncodeError, MissingProgram
+from hlsrelay.encoder import Encoded, Encoder, LocalEncoder, Outcome
+from hlsrelay.errors import ConfigError, EncodeError, MissingProgram
 from hlsrelay.memory import Pressure
 from hlsrelay.metrics import Metrics
 from hlsrelay.objects import Objects
+from hlsrelay.pool import Local, PoolEncoder
 from hlsrelay.processes import Children
 from hlsrelay.recipe import EncodeJob
 from hlsrelay.registry import Registry
@@ -43,6 +46,8 @@ class Node:
     redis: EmbeddedRedis | None = None
     objects: Objects | None = None
     """The bucket that streams are published into; None: the folders."""
+    pool: PoolEncoder | None = None
+    """The encoder again, where it has a pool."""
     pressure: Pressure = field(default_factory=lambda: Pressure(100.0))
     storages: dict[str, LocalStorage] = field(default_factory=dict)
     demands: dict[str, Demand] = field(default_factory=dict)
@@ -71,7 +76,7 @@ class Node:
     def caches(self) -> Caches:
         """What pulls new files through the caches in front of us."""
 
-        def counted(path: str, base: str, outcome: Outcome) -> None:
+        def counted(path: str, base: str, outcome: Pulled) -> None:
             self.metrics.preloads.labels(path.partition("/")[0], base, outcome).inc()
 
         return Caches(self.settings.preload, self.clock.monotonic_s, counted)
@@ -110,7 +115,33 @@ class Node:
         return "memory is short on this node" if self.pressed else ""
 
 
-def local_encoder(settings: Settings, children: Children) -> Encoder:
+@asynccontextmanager
+async def encoding(settings: Settings, children: Children, metrics: Metrics) -> AsyncGenerator[tuple[Encoder, PoolEncoder | None]]:
+    """Yield who makes ladders, and that again where it has a pool beside this machine (settings). Raises ConfigError.
+
+    It is there at once, whether the pool is or not.
+    """
+    local = local_encoder(settings, children)
+    if not settings.scheduler:
+        yield local, None
+        return
+    try:
+        dask_pool = importlib.import_module("hlsrelay.dask_pool")  # only now: it takes a second
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("dask", "distributed"):
+            raise
+        raise ConfigError(f"HLSRELAY_ENCODER is {settings.encoder}, which needs Dask: pip install 'hlsrelay[dask]'") from None
+    async with dask_pool.DaskPool(settings.scheduler).reached() as pool:
+        encoder = PoolEncoder(pool, local, counted=lambda where: metrics.ladder_jobs.labels(where).inc())
+        metrics.pool_slots.set_function(lambda: pool.slots)
+        metrics.pool_jobs.set_function(lambda: encoder.jobs)
+        try:
+            yield encoder, encoder
+        finally:
+            await encoder.aclose()
+
+
+def local_encoder(settings: Settings, children: Children) -> Local:
     """Return the encoder of this machine; where there is no ffmpeg one whose every job fails and says so."""
     try:
         ffmpeg, newer = (settings.ffmpeg, None) if settings.ffmpeg else (ffmpeg_path(), embedded_ffmpeg_path())
@@ -126,6 +157,15 @@ class _NoEncoder:
 
     async def encode(self, _job: EncodeJob) -> Encoded:
         raise EncodeError(self._reason)
+
+    async def undertaken(self, _job: EncodeJob) -> Outcome:
+        raise EncodeError(self._reason)
+
+    async def prepared(self, _job: EncodeJob) -> None:
+        pass
+
+    def reckoned_s(self, _job: EncodeJob) -> float:
+        return 0.0
 
     def shed(self) -> bool:
         return False

@@ -242,8 +242,8 @@ def _print_processes(nodes: list[NodeStatus]) -> None:
     for one in sorted(children, key=lambda one: (not one.orphan, one.node, one.pid)):
         table.add_row(
             "orphan" if one.orphan else one.node,
-            str(one.pid),
-            one.purpose,
+            str(one.pid or ""),
+            f"{one.purpose}, by {one.worker}" if one.worker else one.purpose,
             "" if one.age_s is None else f"{one.age_s:.1f} s",
             "" if one.cpu_s is None else f"{one.cpu_s:.2f} s",
             "" if one.rss_bytes is None else f"{one.rss_bytes / 2**20:.0f} MiB",

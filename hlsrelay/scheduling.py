@@ -277,6 +277,18 @@ class Schedule:
         if run.daring:
             known.good_needed = FEWEST_GOOD
 
+    def reckoned_s(self, stream: str, base: float, rungs: Mapping[str, float]) -> float:
+        """Return how long a job of *stream* with these costs (see Work) would run if it started now, beside those that run.
+
+        Infinite while no job of the stream has shown how fast it is here.
+        """
+        known = self._streams.get(stream)
+        if known is None or known.best_speed is None:
+            return math.inf
+        cost = START + (base + sum(rungs.values()) if any(rungs.values()) else 0.0)
+        at_once = min(len(self._running) + 1, self.slots)
+        return self._cpu_s(known, cost) * known.slowness / self._speed(known, at_once)
+
     def _unfinished(self, stream: str) -> int:
         """Return how many of a stream's jobs wait or run."""
         return len(self._streams[stream].waiting) + sum(work.stream == stream for work in self._running)

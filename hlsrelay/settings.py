@@ -21,6 +21,8 @@ PREFIX = "HLSRELAY_"
 LOCAL = "local"
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?")
 Network = IPv4Network | IPv6Network
+LOCAL = "local"
+_DASK = re.compile(r"dask(\+tls)?://([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}")
 
 
 def default_data_dir() -> Path:
@@ -64,6 +66,11 @@ class Settings(BaseSettings):
         (), description="non-public address ranges that sources may be in, such as 127.0.0.0/8,10.1.0.0/16; empty: none"
     )
     transcode_slots: int = Field(0, ge=0, le=1024, description="how many ffmpeg jobs run at once; 0: one per processor core")
+    encoder: str = Field(
+        LOCAL,
+        description="who makes ladders: local, this machine; or dask://host:8786, a Dask scheduler's workers, and this machine what they "
+        "don't (dask+tls:// with certificates)",
+    )
     memory_pressure: int = Field(
         90, ge=10, le=100, description="percent of the memory in use, of the cgroup or the machine, from which on ladder jobs are shed"
     )
@@ -98,6 +105,13 @@ class Settings(BaseSettings):
             raise ValueError("there is no such program: write the path of an ffmpeg, or a name on PATH")
         return found
 
+    @field_validator("encoder")
+    @classmethod
+    def _scheme(cls, value: str) -> str:
+        if value != LOCAL and not _DASK.fullmatch(value):
+            raise ValueError("write local, or where a Dask scheduler is, such as dask://scheduler:8786 or dask+tls://scheduler:8786")
+        return value
+
     @field_validator("encoders", mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:
@@ -113,6 +127,14 @@ class Settings(BaseSettings):
             return tuple(checked_base(word) for word in value.split()) if isinstance(value, str) else value
         except ConfigError as error:
             raise ValueError(str(error)) from None
+
+    @property
+    def scheduler(self) -> str:
+        """The Dask scheduler's address as Dask writes it; empty: ladders are made on this machine alone."""
+        if self.encoder == LOCAL:
+            return ""
+        scheme, _, place = self.encoder.partition("://")
+        return f"{'tls' if scheme.endswith('+tls') else 'tcp'}://{place}"
 
     @field_validator("allow_networks", mode="before")
     @classmethod

@@ -16,7 +16,8 @@ class ChildStatus:
     """A child process as operators see it. *parent* names the hlsrelay process that started it (orphans.incarnation).
 
     *cpu_s* and *rss_bytes* are None where the system doesn't tell; *frame*, *out_time_s* (of the media's time stamps) and *speed* (1.0:
-    real time) where the child doesn't. *orphan*: the process that started it is dead.
+    real time) where the child doesn't. *orphan*: the process that started it is dead. *worker*: who has it, where that is no child but
+    a job that is with a pool (`pool`); its *pid* is 0.
     """
 
     node: str
@@ -31,6 +32,7 @@ class ChildStatus:
     out_time_s: float | None = None
     speed: float | None = None
     orphan: bool = False
+    worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,15 +40,16 @@ async def attended(node: Node, used: Callable[[], float | None] = used_percent) 
 
 
 def status_of(node: Node) -> NodeStatus:
-    """Return a node's memory and children as they are now."""
+    """Return a node's memory, its children and its jobs that are with a pool, as they are now."""
     percent = node.pressure.percent
     children = tuple(child.status(node.name) for child in node.children.running())
+    children += node.pool.away(node.name) if node.pool else ()
     return NodeStatus(node.name, incarnation(), None if percent is None else round(percent, 1), node.pressed, children)
 
 
 async def _tell(node: Node) -> None:
     while True:
-        if node.children.running() or node.pressed:
+        if node.children.running() or node.pressed or (node.pool and node.pool.jobs):
             with suppress(RegistryUnavailable):
                 await node.registry.tell(incarnation(), written(status_of(node)), KEPT_S)
         await asyncio.sleep(PERIOD_S)

@@ -387,9 +387,9 @@ function showProcesses({ nodes, processes }) {
   const rows = processes.map((child) => {
     const command = child.argv.join(" ");
     const cells = [
-      child.purpose,
+      child.worker ? `${child.purpose}, by ${child.worker}` : child.purpose,
       child.node,
-      String(child.pid),
+      String(child.pid || ""),
       known(child.age_s, seconds),
       known(child.cpu_s, (s) => `${s.toFixed(2)} s`),
       known(child.rss_bytes, (bytes) => `${Math.round(bytes / 2 ** 20)} MiB`),

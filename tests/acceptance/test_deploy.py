@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import yaml
 from hlsrelay.commands import LONGEST_SERVED_ON_S
 from hlsrelay.handover import OFFERED_FOR_S
 from hlsrelay.metrics import Metrics
-from hlsrelay.settings import Settings
+from hlsrelay.parcel import RESOURCE
+from hlsrelay.settings import Settings, load_settings
 from tests.acceptance.live_source import muxing, nginx
 from tests.acceptance.relay_process import environment, hlsrelay, redis_server, relaying
 from tests.needs import needs
@@ -110,7 +111,7 @@ def test_hadolint_finds_no_fault_with_the_dockerfile() -> None:
 
 def test_the_compose_files_keep_to_the_schema_of_compose() -> None:
     files = sorted(map(str, DEPLOY.glob("compose*.yaml")))
-    assert len(files) == 2
+    assert len(files) == 3
     linted("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *files)
 
 
@@ -205,7 +206,13 @@ def test_the_kubernetes_files_keep_to_its_schemas_and_name_one_another(tmp_path:
     assert {*listed, "kustomization.yaml"} == {path.name for path in folder.iterdir()}
     autoscaler = tmp_path / "autoscaler.yaml"  # in the place of KEDA's, whose schema is not in there
     autoscaler.write_text(autoscaler_of(yaml.safe_load((folder / "scaling.yaml").read_text())["spec"]))
-    linted("kubernetes-validate", "--strict", str(autoscaler), *(str(folder / name) for name in listed if name != "scaling.yaml"))
+    linted(
+        "kubernetes-validate",
+        "--strict",
+        str(autoscaler),
+        *(str(folder / name) for name in listed if name != "scaling.yaml"),
+        *(str(DEPLOY / "kubernetes-pool" / name) for name in pool_files()),
+    )
     made = {name: yaml.safe_load((folder / name).read_text()) for name in listed}
     labels = made["workers.yaml"]["spec"]["template"]["metadata"]["labels"]
     for selector in (
@@ -232,6 +239,60 @@ def test_the_kubernetes_files_keep_to_its_schemas_and_name_one_another(tmp_path:
     assert WANTED in Metrics().text().decode()
 
 
+def pool_files() -> dict[str, Any]:
+    """Return what kubernetes-pool/ lists, by file."""
+    folder = DEPLOY / "kubernetes-pool"
+    listed = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
+    assert {*listed, "kustomization.yaml"} == {path.name for path in folder.iterdir()}
+    return {name: yaml.safe_load((folder / name).read_text()) for name in listed}
+
+
+def named(pods: Mapping[str, Any]) -> str:
+    """Return what a selector, or a pod's labels, name."""
+    name: str = pods.get("matchLabels", pods)["app.kubernetes.io/name"]
+    return name
+
+
+def test_the_pools_kubernetes_files_name_one_another_and_the_relays() -> None:
+    made = pool_files()
+    pods = {name: one["spec"]["template"] for name, one in made.items() if one["kind"] == "Deployment"}
+    scheduler, workers = (named(pods[f"{name}.yaml"]["metadata"]["labels"]) for name in ("scheduler", "workers"))
+    relays = named(yaml.safe_load((DEPLOY / "kubernetes" / "workers.yaml").read_text())["spec"]["template"]["metadata"]["labels"])
+    assert named(made["service.yaml"]["spec"]["selector"]) == scheduler
+    target = made["scaling.yaml"]["spec"]["scaleTargetRef"]
+    assert (target["kind"], target["name"]) == ("Deployment", made["workers.yaml"]["metadata"]["name"])
+    assert "replicas" not in made["workers.yaml"]["spec"], "applying it again would undo the scaling"
+    [metric] = made["scaling.yaml"]["spec"]["metrics"]
+    [worker] = pods["workers.yaml"]["spec"]["containers"]
+    assert metric["resource"]["name"] in worker["resources"]["requests"]
+    for name, one, ours in (
+        ("network-scheduler.yaml", scheduler, {relays, workers}),
+        ("network-workers.yaml", workers, {scheduler, workers}),
+    ):
+        policy = made[name]["spec"]
+        assert named(policy["podSelector"]) == one
+        assert {named(peer["podSelector"]) for peer in policy["ingress"][0]["from"]} == ours
+    [port] = made["service.yaml"]["spec"]["ports"]
+    assert worker["args"][0] == f"tcp://{made['service.yaml']['metadata']['name']}:{port['port']}"
+    [slots] = [one["valueFrom"] for one in worker["env"] if one["name"] == "SLOTS"]
+    assert slots["resourceFieldRef"] == {"resource": "requests.cpu", "divisor": "1"}
+    assert {"--nthreads=$(SLOTS)", f"--resources={RESOURCE}=$(SLOTS)"} <= set(worker["args"])
+
+
+def test_the_compose_pool_has_as_many_threads_as_slots_as_processors_and_a_network_of_its_own() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.pool.yaml").read_text())
+    worker = services["services"]["pool-worker"]
+    words = worker["command"]
+    given = {word: words[words.index(word) + 1] for word in ("--nthreads", "--resources")}
+    assert given == {"--nthreads": str(worker["cpus"]), "--resources": f"{RESOURCE}={worker['cpus']}"}
+    assert services["networks"]["pool"]["internal"]
+    assert worker["networks"] == services["services"]["pool-scheduler"]["networks"] == ["pool"]
+    for name in ("worker-a", "worker-b"):
+        told = services["services"][name]
+        assert name in yaml.safe_load((DEPLOY / "compose.cluster.yaml").read_text())["services"]
+        assert load_settings(encoder=told["environment"]["HLSRELAY_ENCODER"]).scheduler == words[0]
+
+
 def test_the_image_has_an_init_a_user_a_health_check_and_installs_from_the_lock_only() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
     assert re.search(r'(?m)^ENTRYPOINT \["/usr/bin/tini", "-s", "--", "hlsrelay"\]$', text)
@@ -239,7 +300,7 @@ def test_the_image_has_an_init_a_user_a_health_check_and_installs_from_the_lock_
     assert re.search(r"(?m)^HEALTHCHECK ", text)
     installs = re.findall(r"pip install (.+?)(?: \\)?\n", text)
     assert installs == [
-        "--no-cache-dir --require-hashes --only-binary :all: -r requirements.lock",
+        "--no-cache-dir --require-hashes --only-binary :all: -r requirements-image.lock",
         "--no-cache-dir --no-deps --no-build-isolation .",
     ]
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pytest
 from structlog.testing import capture_logs
 
-from hlsrelay import encoder, processes, progress
+from hlsrelay import attempt, processes, progress
 from hlsrelay.clock import Clock
 from hlsrelay.encoder import SHED_S, LocalEncoder
 from hlsrelay.errors import EncodeError
@@ -124,8 +124,8 @@ def test_an_ffmpeg_that_is_blocked_on_a_full_pipe_is_ended_and_another_does_its_
 
 
 def test_an_ffmpeg_whose_files_may_not_grow_is_ended(job: EncodeJob, ffmpeg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = replace(encoder._limits(2.0), file_size_bytes=20_000)
-    monkeypatch.setattr(encoder, "_limits", lambda duration_s: limits)
+    limits = replace(attempt._limits(2.0), file_size_bytes=20_000)
+    monkeypatch.setattr(attempt, "_limits", lambda duration_s: limits)
     if processes._program("prlimit") is None:
         pytest.skip("prlimit is not installed: children are not limited")
     assert "segment 0 of news" in refused(job, ffmpeg)
@@ -153,8 +153,8 @@ def test_whatever_is_run_in_place_of_ffmpeg_it_is_ended_and_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(processes, "TERM_PATIENCE_S", 0.5)
     monkeypatch.chdir(tmp_path)
-    limits = replace(encoder._limits(2.0), file_size_bytes=1 << 20)
-    monkeypatch.setattr(encoder, "_limits", lambda duration_s: limits)
+    limits = replace(attempt._limits(2.0), file_size_bytes=1 << 20)
+    monkeypatch.setattr(attempt, "_limits", lambda duration_s: limits)
     if processes._program("prlimit") is None:
         pytest.skip("prlimit is not installed: children are not limited")
     code, reason = BAD[how]

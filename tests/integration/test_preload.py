@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from hlsrelay import caches
-from hlsrelay.caches import MOST_UNDER_WAY, WITHIN_S, Caches, Outcome
+from hlsrelay.caches import MOST_UNDER_WAY, WITHIN_S, Caches, Pulled
 from hlsrelay.edge import Edge
 from hlsrelay.encoder import Encoded
 from hlsrelay.errors import ConfigError
@@ -132,7 +132,7 @@ def test_every_file_is_pulled_once_before_it_is_listed_and_the_sources_while_its
         assert {paths[path] for path in inits} == {2}
         begun_s = {int(path.rpartition("/")[2].removesuffix(".m4s")): at_s for at_s, path in cdn.asked if re.search(r"source/\d", path)}
         assert all(at_s < done_s[number] for number, at_s in begun_s.items())
-        assert cdn.counts.keys() == {Outcome.WARM}
+        assert cdn.counts.keys() == {Pulled.WARM}
 
     watch = played(tmp_path, play, announcing(lambda _: ['#EXT-X-MAP:URI="i.mp4"'], init_served, Origin(content=content)))
     assert INIT
@@ -193,7 +193,7 @@ def test_a_cache_that_hangs_costs_half_a_second_once_and_is_hardly_asked_any_mor
     [cdn] = seen
     assert len(delays) > 45
     assert len(cdn.asked) < 12
-    assert cdn.counts[Outcome.SKIPPED] > 35
+    assert cdn.counts[Pulled.SKIPPED] > 35
 
 
 @pytest.mark.parametrize("error", [httpx.ConnectError("refused"), ValueError("a library's own")])
@@ -212,7 +212,7 @@ def test_a_cache_that_is_late_each_time_is_warmed_and_soon_not_waited_for(tmp_pa
     assert [delay for delay in delays.values() if delay] == [WITHIN_S] * caches.LATES
     [cdn] = seen
     assert len(cdn.paths()) == len(cdn.asked) == len(delays)
-    assert cdn.counts == {Outcome.LATE: len(delays)}
+    assert cdn.counts == {Pulled.LATE: len(delays)}
 
 
 def test_a_cache_that_comes_back_is_used_again_and_what_was_wrong_is_told_meanwhile(tmp_path: Path) -> None:
@@ -223,9 +223,9 @@ def test_a_cache_that_comes_back_is_used_again_and_what_was_wrong_is_told_meanwh
         await relayed(watch, 60)
         assert [tick.made.cold for tick in watch.ticks if tick.made][-1] == f"{BASE} gives no answer, or not whole, within 10 s"
         await relayed(watch, 130)
-        before = cdn.counts[Outcome.WARM]
+        before = cdn.counts[Pulled.WARM]
         await relayed(watch, 150)
-        assert cdn.counts[Outcome.WARM] >= before + 4
+        assert cdn.counts[Pulled.WARM] >= before + 4
         assert [tick.made.cold for tick in watch.ticks if tick.made][-1] == ""
 
     played(tmp_path, play)
@@ -248,8 +248,8 @@ def test_a_cache_that_answers_with_something_else_is_told_of_and_holds_up_little
     assert sum(delays.values()) <= 3 * WITHIN_S  # of a missing file those of the first load: it may be there before long
     [(watch, cdn)] = seen
     assert {tick.made.cold for tick in watch.ticks if tick.made} <= {"", f"{BASE} {reason}"}
-    assert cdn.counts[Outcome.FAILED] > 0
-    assert cdn.counts[Outcome.WARM] == 0
+    assert cdn.counts[Pulled.FAILED] > 0
+    assert cdn.counts[Pulled.WARM] == 0
     assert (len(cdn.paths()) == len(delays)) == (status < 500), "who has no such file is asked on, who can't answer is left alone"
 
 
@@ -259,10 +259,10 @@ def test_a_cache_that_has_not_heard_of_a_stream_yet_is_waited_for_and_no_trouble
         began_s = now_s()
         cdn.answer = lambda _: httpx.Response(200 if now_s() - began_s > 0.3 else 404)
         await relayed(watch, 20)
-        assert cdn.counts.keys() == {Outcome.WARM}
+        assert cdn.counts.keys() == {Pulled.WARM}
         began_s = now_s() + 0.7
         await relayed(watch, 40)
-        assert cdn.counts.keys() == {Outcome.WARM, Outcome.LATE}
+        assert cdn.counts.keys() == {Pulled.WARM, Pulled.LATE}
 
     assert {tick.made.cold for tick in played(tmp_path, play).ticks if tick.made} == {""}
 
@@ -278,7 +278,7 @@ def test_pulls_that_nobody_waits_for_are_bounded_in_number_and_in_time() -> None
         assert through.pulling("news/source/0.ts")
         await elapse(caches.ENDED_WITHIN_S)
         assert not through.pulling("news/source/0.ts")
-        assert cdn.counts == {Outcome.SKIPPED: MOST_UNDER_WAY, Outcome.FAILED: MOST_UNDER_WAY}
+        assert cdn.counts == {Pulled.SKIPPED: MOST_UNDER_WAY, Pulled.FAILED: MOST_UNDER_WAY}
         await through.aclose()
 
     run_virtually(body())
@@ -359,7 +359,7 @@ def test_bases_of_the_node_and_of_the_stream_count_together(tmp_path: Path, monk
 def through(node: OfOrigins, transport: httpx.AsyncBaseTransport, base: str) -> Caches:
     """Return a node's caches, reached over *transport*."""
 
-    def counted(path: str, shown: str, outcome: Outcome) -> None:
+    def counted(path: str, shown: str, outcome: Pulled) -> None:
         node.metrics.preloads.labels(path.partition("/")[0], shown, outcome).inc()
 
     return Caches((base,), node.clock.monotonic_s, counted, lambda _: transport)

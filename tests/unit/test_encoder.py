@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hlsrelay.attempt import deadline_s
 from hlsrelay.codecs import first_pictures, level_for
-from hlsrelay.encoder import deadline_s
 from hlsrelay.ladder import parse_ladder
 from hlsrelay.media.grid import Cut
 from hlsrelay.media.info import AudioInfo, Container, MediaInfo, VideoInfo

@@ -12,9 +12,9 @@ HOUSE = """
 model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
 codecs phase
 / clock metrics settings log addresses notify proc memory
-/ declared board orphans pidfile pipes processes embedded transport recipe sound offers tracking
+/ declared board orphans pidfile pipes processes embedded transport recipe sound offers attempt parcel tracking
 / objects
-/ upstream encoder storage bucket ledger registry demand edge caches
+/ upstream encoder pool dask_worker dask_pool storage bucket ledger registry demand edge caches
 / roster memory_registry
 / link session
 / steering relay house stages cutting downloading sampling transcoding preloading desk joints
@@ -36,6 +36,8 @@ ONLY_IN = {
     "obstore": {"objects"},
     "subprocess": {"processes"},
     "cryptography": {"media"},
+    "dask": {"dask_pool"},
+    "distributed": {"dask_pool", "dask_worker"},
     "time": {"clock", "processes"},
     "starlette": {"web", "demo_origin"},
     "uvicorn": {"web"},
@@ -114,7 +116,13 @@ def _beside_allowed(here: str, there: str) -> bool:
         "sound",
         "processes",
         "offers",
+        "attempt",
+        "parcel",
         "embedded",
+        "encoder",
+        "pool",
+        "dask_worker",
+        "dask_pool",
         "storage",
         "bucket",
         "ledger",
