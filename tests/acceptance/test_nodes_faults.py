@@ -175,6 +175,7 @@ def test_four_nodes_with_forty_streams_are_replaced_one_after_another_and_no_pla
             print(f"{audience.resets} asked twice;")
             print(f"longest interval {audience.longest_interval_s():.2f} s; hls.js: {seen.played_s:.0f} s played, stalls {seen.stalls_s}")
         assert audience.failures == []
+        assert audience.resets == 0
         assert audience.cuts == 0
         assert audience.missing() == 0
         assert (tmp_path / "player.log").read_text() == ""

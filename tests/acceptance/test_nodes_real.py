@@ -44,6 +44,7 @@ def test_a_new_process_beside_the_old_one_on_the_same_port_takes_over_and_no_pla
             print(f"\nreplaced under {sum(map(len, audience.first_s.values()))} segments' players: longest interval")
             print(f"{audience.longest_interval_s():.2f} s of segments of 2 s")
     assert audience.failures == []
+    assert audience.resets == 0
     assert audience.cuts == 0
     assert audience.missing() == 0
     assert all(is_whole(data, stream) for stream in streams)
