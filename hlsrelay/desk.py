@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -234,6 +234,10 @@ def _same_moment(ones: Sequence[Segment], others: Sequence[Segment]) -> Iterator
                 yield one, other
 
 
+async def at_once() -> None:
+    """Be sure without asking anybody."""
+
+
 @dataclass(frozen=True)
 class Tools:
     """What one stream's relay works with."""
@@ -246,6 +250,8 @@ class Tools:
     nudges: Nudges = field(default_factory=Nudges)
     spare: Source | None = None
     """Looks at the primary while a backup is relayed; without it there is no way back."""
+    sure: Callable[[], Awaitable[object]] = at_once
+    """Returns once the stream may be written: a process that stood still may have lost it (awake)."""
 
 
 def surveyed_for(stream: Stream) -> tuple[object, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hlsrelay.awake import Awake
 from hlsrelay.clock import Clock
 from hlsrelay.demand import Demand
 from hlsrelay.edge import Edge
@@ -50,6 +51,11 @@ class Node:
     """Whether it is about to leave: what balances load is to send viewers elsewhere."""
     told: Callable[[str], None] = lambda _: None
     """Hears each state that a stream comes to."""
+
+    @functools.cached_property
+    def awake(self) -> Awake:
+        """What knows whether this process has stood still."""
+        return Awake(self.clock)
 
     @functools.cached_property
     def edge(self) -> Edge:

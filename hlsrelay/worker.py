@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
+from hlsrelay.awake import Fence
 from hlsrelay.clock import Nudges
 from hlsrelay.demand import Demand
-from hlsrelay.desk import Tools
+from hlsrelay.desk import Tools, at_once
 from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, Superseded
 from hlsrelay.fields import Registered, stream_of
 from hlsrelay.house import cleared, withdraw
@@ -97,7 +98,8 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
         gone = asyncio.create_task(leaving.wait())
         wanted = asyncio.create_task(link.wanted.wait())
         try:
-            keeping = asyncio.create_task(_kept(storage, wishes, nudges, demand, reporter, node), name=f"keep {stream.id}")
+            sure = Fence(node.awake, node.registry, stream.id, claim).passed if claim else at_once
+            keeping = asyncio.create_task(_kept(storage, wishes, nudges, demand, reporter, node, sure), name=f"keep {stream.id}")
             await asyncio.wait((keeping, gone, wanted, following), return_when=asyncio.FIRST_COMPLETED)
             keeping.cancel()
             with suppress(asyncio.CancelledError):
@@ -134,7 +136,15 @@ async def _taken_up(storage: LocalStorage, node: Node, stream_id: str, *, carrie
         log.info("stream.taken_up", stream=stream_id, reason="its last owner's folder is not ours")
 
 
-async def _kept(storage: LocalStorage, wishes: Wishes, nudges: Nudges, demand: Demand, reporter: Reporter, node: Node) -> None:
+async def _kept(
+    storage: LocalStorage,
+    wishes: Wishes,
+    nudges: Nudges,
+    demand: Demand,
+    reporter: Reporter,
+    node: Node,
+    sure: Callable[[], Awaitable[object]],
+) -> None:
     """Relay the stream to its end; one that is on_demand only while somebody watches, and meanwhile nothing of it runs or is shown."""
     while True:
         if demand.unwanted:
@@ -150,7 +160,7 @@ async def _kept(storage: LocalStorage, wishes: Wishes, nudges: Nudges, demand: D
             demand.idle = False
             reporter.state("starting")
         async with node.connect() as upstream, node.connect() as spare:
-            tools = Tools(upstream, storage, node.encoder, wishes, node.clock, nudges, spare)
+            tools = Tools(upstream, storage, node.encoder, wishes, node.clock, nudges, spare, sure)
             if not await _first_of(_relay(tools, reporter, demand), demand.left()):
                 return
         demand.closed()

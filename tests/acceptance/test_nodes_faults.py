@@ -15,9 +15,11 @@ import pytest
 
 from tests.acceptance.browser import viewer
 from tests.acceptance.live_source import muxing
-from tests.acceptance.nodes import LEASE_S, Audience, free_port, is_whole, listed, newest, owner, runs_on, two_nodes, working
+from tests.acceptance.nodes import LEASE_S, Audience, free_port, is_whole, listed, newest, owner, runs_on, working
 from tests.acceptance.relay_process import KEY, ROOT, environment, hlsrelay, redis_server, relaying, running
+from tests.acceptance.witness import pair
 from tests.needs import needs
+from tests.published import Law
 from tests.waiting import until
 
 pytestmark = [
@@ -28,23 +30,21 @@ pytestmark = [
 ]
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["one folder", "two folders"])
 def test_a_stream_of_a_node_that_is_killed_is_taken_over_and_nothing_is_repeated_or_missing(
-    origin: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    origin: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], apart: bool
 ) -> None:
-    data = tmp_path / "data"
-    with two_nodes(origin, data) as (redis, dies, stays):
-        before = newest(data)
-        epoch = int(redis.cli("HGET", KEY, "epoch"))
-        began_s = time.monotonic()
-        dies.process.send_signal(signal.SIGKILL)
-        until(lambda: owner(redis)[0] == stays.name)
+    with pair(origin, tmp_path, apart=apart) as two:
+        before, began_s = two.newest(), time.monotonic()
+        two.has.process.send_signal(signal.SIGKILL)
+        until(lambda: owner(two.redis)[0] == two.other.name)
         taken_s = time.monotonic() - began_s
-        until(lambda: newest(data) > before + 3)
+        until(lambda: two.newest() > before + 3)
         with capsys.disabled():
-            print(f"\ntaken over {taken_s:.2f} s after kill -9; the lease lasts {LEASE_S:g} s")
+            print(two.seen.keeps_the_laws("kill -9", Law.LONG))
+            print(f"taken over {taken_s:.2f} s after; the lease lasts {LEASE_S:g} s")
         assert taken_s < LEASE_S + 5.0, "0.5 s on a machine that has nothing else to do"
-        assert int(redis.cli("HGET", KEY, "epoch")) > epoch
-        assert is_whole(data)
+        assert len({one.epoch for one in two.seen.claims}) == 2
 
 
 def test_a_node_serves_what_another_one_relays_into_a_folder_of_its_own(origin: tuple[Path, str], tmp_path: Path) -> None:
@@ -68,31 +68,28 @@ def test_a_node_serves_what_another_one_relays_into_a_folder_of_its_own(origin: 
             assert not (tmp_path / "near/live/news").exists()
 
 
-def test_a_node_that_stands_still_loses_its_streams_and_writes_no_more(origin: tuple[Path, str], tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    with two_nodes(origin, data) as (redis, still, stays):
-        before = newest(data)
-        still.process.send_signal(signal.SIGSTOP)
-        until(lambda: runs_on(redis, stays.name))
-        assert still.process.wait(20) == -signal.SIGKILL, "what it would write when it goes on is of another time"
-        until(lambda: newest(data) > before + 3)
-        assert "node.fenced" in stays.words.read_text()
-        assert is_whole(data)
-
-
-def test_while_redis_stands_still_every_relay_goes_on_and_none_changes_hands(origin: tuple[Path, str], tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    with two_nodes(origin, data) as (redis, first, _):
-        epoch, before = redis.cli("HGET", KEY, "epoch"), newest(data)
-        pid = int(re.search(r"process_id:(\d+)", redis.cli("INFO", "server"))[1])  # type: ignore[index]
-        subprocess.run(["kill", "-STOP", str(pid)], check=True)
-        until(lambda: newest(data) >= before + 2 * LEASE_S, within_s=60)
-        subprocess.run(["kill", "-CONT", str(pid)], check=True)
-        at = newest(data)
-        until(lambda: newest(data) >= at + LEASE_S, within_s=60)
-        assert owner(redis) == (first.name, "running")
-        assert redis.cli("HGET", KEY, "epoch") == epoch
-        assert is_whole(data)
+@pytest.mark.parametrize("apart", [False, True], ids=["one folder", "two folders"])
+def test_a_node_that_stands_still_loses_its_streams_and_writes_no_more(
+    origin: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], apart: bool
+) -> None:
+    """In a folder that both have it is killed; with one of its own it goes on, and finds that it has lost the stream."""
+    with pair(origin, tmp_path, apart=apart) as two:
+        before = two.newest()
+        two.has.process.send_signal(signal.SIGSTOP)
+        until(lambda: runs_on(two.redis, two.other.name))
+        until(lambda: two.newest() > before + 3)
+        if apart:
+            last = newest(two.data)
+            two.has.process.send_signal(signal.SIGCONT)
+            until(lambda: "stream.superseded" in two.has.words.read_text())
+            before = two.newest()
+            until(lambda: two.newest() > before + 2)
+            assert newest(two.data) == last, "what it would write is of another time"
+        else:
+            assert two.has.process.wait(20) == -signal.SIGKILL, "what it would write when it goes on is of another time"
+            assert "node.fenced" in two.other.words.read_text()
+        with capsys.disabled():
+            print(two.seen.keeps_the_laws("SIGSTOP for longer than the lease", Law.LONG))
 
 
 def test_streams_are_shared_out_and_a_node_that_leaves_hands_on_what_it_had(origin: tuple[Path, str], tmp_path: Path) -> None:
