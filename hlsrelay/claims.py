@@ -20,6 +20,7 @@ from datetime import datetime
 
 import structlog
 
+from hlsrelay.deletions import Deletions
 from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, ResourceBusy, Superseded, UnknownStream
 from hlsrelay.fields import Registered
 from hlsrelay.handover import LOOKED_EVERY_S, claimed, offered, relayed, taken_over
@@ -69,6 +70,8 @@ class Claims:
     def __init__(self, node: Node, leaving: asyncio.Event) -> None:
         self.member = Member(node.registry, self._tells, node.metrics.registry_up.set, node.edge.hears_redis)
         node.hears_redis = lambda: self.member.hears
+        node.lives = self.member.lives
+        self._deletions = Deletions(node.registry, self.member)
         self._node = node
         self._leaving = leaving
         self._let_go = asyncio.Event()
@@ -173,7 +176,7 @@ class Claims:
         sessions = await self._node.registry.sessions()
         self._told_to_drain = any(one.id == self.member.id and is_told_to_drain(one) for one in sessions)
         self.member.peers = tuple(one.fields["url"] for one in sessions if one.id != self.member.id and one.lives and one.fields.get("url"))
-        streams = await self._node.registry.all()
+        streams = await self._deletions.upheld(await self._node.registry.all())
         self._node.elsewhere = self._elsewhere(streams, sessions)
         wanted = await self._wanted(streams, sessions)
         total = sum(weight for _, weight in wanted)

@@ -170,6 +170,7 @@ async def _relay(registered: Registered, node: Node, leaving: asyncio.Event, *, 
 
         member = Member(node.registry, tells, node.metrics.registry_up.set)
         node.hears_redis = lambda: member.hears
+        node.lives = member.lives
         await stack.enter_async_context(member.taking_part())
         url = await stack.enter_async_context(_served(node)) if node.serves else ""  # before another node lets go for us
         claim = await (taken_over if take_over else obtained)(node, member, registered)

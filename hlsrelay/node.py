@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class Node:
     """Where other nodes reach our web server, once it serves."""
     hears_redis: Callable[[], bool] = lambda: True
     """Says whether Redis has answered lately."""
+    lives: Callable[[], Awaitable[str]] | None = None
+    """Asks Redis which life it is in (session.Member.lives)."""
     draining: bool = False
     """Whether it is about to leave: what balances load is to send viewers elsewhere."""
     told: Callable[[str], None] = lambda _: None

@@ -82,7 +82,7 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
 
     Returns its target duration in seconds. Raises ResourceBusy where its folder is in other hands, Superseded where the stream came to be.
     """
-    link = Link(node.registry, stream.id, node.redis.ensure if node.redis else None, claim)
+    link = Link(node.registry, stream.id, node.redis.ensure if node.redis else None, claim, node.lives)
     reporter = Reporter(link, stream.id, node)
     wishes = Wishes(stream, serves=node.serves)
     nudges = Nudges()

@@ -6,7 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -85,3 +85,47 @@ def test_a_node_that_alone_is_cut_off_from_redis_gives_its_stream_up_in_time_and
                 print(f"it published until {last_s - began_s:.2f} s after; viewers' longest interval {audience.longest_interval_s():.2f} s")
             assert last_s - began_s < LEASE_S + 1.0
             assert (audience.failures, audience.missing(), audience.cuts) == ([], 0, 0)
+
+
+@pytest.mark.parametrize("comes_back", ["empty", "older"])
+def test_a_redis_that_comes_back_without_what_it_had_stops_no_stream_and_brings_back_none_that_was_deleted(
+    origin: tuple[Path, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str], comes_back: str
+) -> None:
+    url, at = f"{origin[1]}/live.m3u8", tmp_path_factory.mktemp("r")
+
+    def add(stream: str) -> None:
+        redis.hset(f"hlsrelay:stream:{stream}", source=url, desired="run", window="60")
+        until(lambda: runs_on(redis, "a", "b", stream=stream))
+
+    def whole() -> bool:
+        return all(runs_on(redis, "a", "b", stream=stream) and redis.cli("HGET", f"hlsrelay:stream:{stream}", "source") for stream in lives)
+
+    with ExitStack() as stack, ExitStack() as first:
+        redis = first.enter_context(redis_server(at))
+        two = stack.enter_context(pair(origin, tmp_path, redis=redis))
+        lives = ["news", "early", "late"]
+        add("early")
+        add("deleted")
+        goes_on(two, 2)
+        dump = redis.dump() if comes_back == "older" else b""
+        add("late")
+        two.seen.streams += ["early", "late"]
+        assert redis.cli("DEL", "hlsrelay:stream:deleted") == "1"
+        until(lambda: "#EXT-X-ENDLIST" in (two.data / "live/deleted/source/index.m3u8").read_text())
+        goes_on(two, 3)
+        first.close()
+        goes_on(two, 2)
+        redis = stack.enter_context(redis_server(at, dump))
+        began_s = time.monotonic()
+        until(whole)
+        whole_s = time.monotonic() - began_s
+        until(lambda: redis.cli("EXISTS", "hlsrelay:stream:deleted") == "0")
+        deleted_s = time.monotonic() - began_s
+        goes_on(two, 6)
+        assert whole()
+        assert redis.cli("EXISTS", "hlsrelay:stream:deleted") == "0"
+        assert "#EXT-X-ENDLIST" in (two.data / "live/deleted/source/index.m3u8").read_text(), "it was not begun again"
+        with capsys.disabled():
+            print(two.seen.keeps_the_laws(f"Redis comes back, {comes_back}"))
+            print(f"the registry is whole after {whole_s:.2f} s; what was deleted is gone after {deleted_s:.2f} s")
+        assert max(whole_s, deleted_s) < 5.0, "2 s on a machine that has nothing else to do"

@@ -42,7 +42,7 @@ class Witness:
 
     source: Path
     folders: Mapping[Path, str | None]
-    streams: Sequence[str]
+    streams: list[str]
     workers: list[Worker]
     target_duration_s: float
     writes: list[Written] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Witness:
         """See what is there now."""
         self._see_source()
         for folder, writer in self.folders.items():
-            for stream in self.streams:
+            for stream in tuple(self.streams):
                 self._see(folder / "live" / stream, stream, writer)
 
     def _see_source(self) -> None:
@@ -135,7 +135,7 @@ class Witness:
         with redis_client.Redis.from_url(url, decode_responses=True, socket_timeout=0.5, socket_connect_timeout=0.5) as client:
             while not self._over.wait(ASKED_EVERY_S):
                 with suppress(redis_client.RedisError):
-                    for stream in self.streams:
+                    for stream in tuple(self.streams):
                         epoch, node, session = client.hmget(f"hlsrelay:stream:{stream}", "epoch", "node", "session")
                         if epoch and node and session:
                             self.claimed(stream, int(epoch), node)
@@ -156,7 +156,7 @@ def witnessed(
     target_duration_s: float = 1.0,
 ) -> Iterator[Witness]:
     """Look on while the block runs; workers that come later are told to it (`Witness.workers`)."""
-    seen = Witness(source, folders, streams, list(workers), target_duration_s)
+    seen = Witness(source, folders, list(streams), list(workers), target_duration_s)
     threads = [threading.Thread(target=seen.watch, daemon=True), threading.Thread(target=seen.ask, args=(redis.url,), daemon=True)]
     for thread in threads:
         thread.start()

@@ -15,7 +15,7 @@ codecs phase
 / declared orphans pidfile pipes processes embedded transport recipe sound offers
 / upstream encoder storage ledger registry demand edge
 / link session memory_registry
-/ awake
+/ awake deletions
 / steering relay house stages cutting downloading sampling transcoding desk joints
 / node web places checking probing
 / reporter site vitals
