@@ -23,7 +23,7 @@ import structlog
 from hlsrelay.deletions import Deletions
 from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, ResourceBusy, Superseded, UnknownStream
 from hlsrelay.fields import Registered
-from hlsrelay.handover import LOOKED_EVERY_S, claimed, offered, relayed, taken_over
+from hlsrelay.handover import LONGEST_BACK_OFF_S, LOOKED_EVERY_S, claimed, offered, relayed, taken_over
 from hlsrelay.ladder import weight_of
 from hlsrelay.link import Claim
 from hlsrelay.model import Desired
@@ -39,6 +39,8 @@ BALANCED_EVERY_S = 30.0
 FAILED_HERE_S = 300.0
 """What failed here is left to others for so long: it may be this node that is broken."""
 TAKEN_OVER_AT_ONCE = 8
+JUST_AFTER_S = 0.02
+"""What a node had that came no more is looked for as soon as its lease is over."""
 ROOM_PER_CORE = 50
 
 log = structlog.get_logger()
@@ -82,6 +84,7 @@ class Claims:
         self._told_to_drain = False
         self._taking_over = asyncio.Semaphore(TAKEN_OVER_AT_ONCE)
         self._balanced_s = node.clock.monotonic_s()
+        self._lease_ends_in_s = math.inf
 
     @property
     def load(self) -> int:
@@ -114,7 +117,9 @@ class Claims:
             while not gone.done():
                 await self._looked(cut_off)
                 self._reaped()
-                await asyncio.wait((gone, cut_off), timeout=LOOKED_EVERY_S * random.uniform(0.8, 1.2), return_when=asyncio.FIRST_COMPLETED)
+                next_s = min(LOOKED_EVERY_S * random.uniform(0.8, 1.2), self._lease_ends_in_s + JUST_AFTER_S)
+                self._lease_ends_in_s = math.inf
+                await asyncio.wait((gone, cut_off), timeout=next_s, return_when=asyncio.FIRST_COMPLETED)
                 if cut_off.done():
                     await self._yielded(gone)
                     cut_off = asyncio.create_task(self.member.cut_off.wait())
@@ -174,6 +179,7 @@ class Claims:
 
     async def _look(self) -> None:
         sessions = await self._node.registry.sessions()
+        self._lease_ends_in_s = min((one.left_s for one in sessions if one.lives and one.id != self.member.id), default=math.inf)
         self._told_to_drain = any(one.id == self.member.id and is_told_to_drain(one) for one in sessions)
         self.member.peers = tuple(one.fields["url"] for one in sessions if one.id != self.member.id and one.lives and one.fields.get("url"))
         streams = await self._deletions.upheld(await self._node.registry.all())
@@ -295,7 +301,9 @@ def our_part(total: int, session: str, sessions: Iterable[Session]) -> int:
 
 
 def _backs_off(one: Registered, now: datetime) -> bool:
+    """Return whether a stream that failed is left alone yet; what no node's pause can come to is of a clock that is ahead of ours."""
     try:
-        return datetime.fromisoformat(one.fields["retry_at"]) > now
+        pause_s = (datetime.fromisoformat(one.fields["retry_at"]) - now).total_seconds()
+        return 0 < pause_s <= 2 * LONGEST_BACK_OFF_S
     except (KeyError, ValueError, TypeError):
         return False

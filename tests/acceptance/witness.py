@@ -191,7 +191,13 @@ class Pair:
 
 @contextmanager
 def pair(
-    origin: tuple[Path, str], at: Path, *, redis: RedisServer | None = None, apart: bool = False, **settings: Mapping[str, str]
+    origin: tuple[Path, str],
+    at: Path,
+    *,
+    redis: RedisServer | None = None,
+    apart: bool = False,
+    window: str = "60",
+    **settings: Mapping[str, str],
 ) -> Iterator[Pair]:
     """Run two workers, *a* and *b*, while the block runs, and a stream of four segments; *apart*: each has a folder of its own.
 
@@ -205,7 +211,7 @@ def pair(
         stack.enter_context(muxing(source, segment_s=1, size="320x180"))
         a, b = (stack.enter_context(working(name, data[name], redis, **settings.get(name, {}))) for name in ("a", "b"))
         seen = stack.enter_context(witnessed(redis, source, folders, (a, b)))
-        redis.hset(KEY, source=f"{url}/live.m3u8", desired="run", window="60")
+        redis.hset(KEY, source=f"{url}/live.m3u8", desired="run", window=window)
         first = until(lambda: runs_on(redis, "a", "b"))
         two = Pair(redis, *((a, b) if first == "a" else (b, a)), data, seen)
         until(lambda: (two.data / "live/news/source/index.m3u8").exists() and len(seen.wrote()) >= 4)
