@@ -52,13 +52,13 @@ bench: install
 
 NIGHTLY = tests/unit/test_histories.py tests/integration/test_relay.py tests/integration/test_faults.py tests/integration/test_outage.py \
 	tests/integration/test_edge.py $(addprefix tests/acceptance/test_,$(addsuffix .py,encoder encoder_contract pool_real sound formats split demo_origin fault_origin \
-	ladder_real page bench nodes_real nodes_faults bucket_real acl))
+	ladder_real page bench nodes_real nodes_faults nodes_redis nodes_clock bucket_real acl))
 nightly: install .venv/.dev
 	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -n 2 --dist loadgroup -rs $(NIGHTLY) $(ARGS)
 
 # What befalls nodes and Redis, with real processes; each fault tells its figures.
 nemesis: install .venv/.dev
-	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -rs -v $(addprefix tests/acceptance/,test_nodes_real.py test_nodes_faults.py test_redis_real.py) $(ARGS)
+	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -rs -v $(addprefix tests/acceptance/,test_nodes_real.py test_nodes_faults.py test_nodes_redis.py test_nodes_clock.py test_redis_real.py) $(ARGS)
 
 lint: install .venv/.dev
 	.venv/bin/ruff check

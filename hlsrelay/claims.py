@@ -23,9 +23,10 @@ from typing import Any
 import structlog
 
 from hlsrelay.board import Board
+from hlsrelay.deletions import Deletions
 from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, ResourceBusy, Superseded, UnknownStream
 from hlsrelay.fields import Registered
-from hlsrelay.handover import LOOKED_EVERY_S, claimed, offered, relayed, taken_over
+from hlsrelay.handover import LONGEST_BACK_OFF_S, LOOKED_EVERY_S, claimed, offered, relayed, taken_over
 from hlsrelay.link import Claim
 from hlsrelay.model import Desired
 from hlsrelay.node import Node
@@ -41,6 +42,8 @@ BALANCED_EVERY_S = 30.0
 FAILED_HERE_S = 300.0
 """What failed here is left to others for so long: it may be this node that is broken."""
 TAKEN_OVER_AT_ONCE = 8
+JUST_AFTER_S = 0.02
+"""What a node had that came no more is looked for as soon as its lease is over."""
 ROOM_PER_CORE = 50
 LOOKED_AGAIN_AFTER_S = 0.15
 """What changes meanwhile is looked at together."""
@@ -77,6 +80,8 @@ class Claims:
     def __init__(self, node: Node, leaving: asyncio.Event) -> None:
         self.member = Member(node.registry, self._tells, node.metrics.registry_up.set, node.edge.hears_redis)
         node.hears_redis = lambda: self.member.hears
+        node.lives = self.member.lives
+        self._deletions = Deletions(node.registry, self.member)
         self._node = node
         self._leaving = leaving
         self._let_go = asyncio.Event()
@@ -94,6 +99,7 @@ class Claims:
         self._told_to_drain = False
         self._taking_over = asyncio.Semaphore(TAKEN_OVER_AT_ONCE)
         self._balanced_s = node.clock.monotonic_s()
+        self._lease_ends_s = math.inf
 
     @property
     def load(self) -> int:
@@ -153,8 +159,9 @@ class Claims:
     async def _next_due(self, gone: asyncio.Task[bool], cut_off: asyncio.Task[bool]) -> None:
         """Wait until it is time to look again: after a while, or a little after something changed."""
         loop = asyncio.get_running_loop()
-        until_s = loop.time() + LOOKED_EVERY_S * random.uniform(0.8, 1.2)
-        await asyncio.wait((gone, cut_off), timeout=LOOKED_AGAIN_AFTER_S, return_when=asyncio.FIRST_COMPLETED)
+        until_s = min(loop.time() + LOOKED_EVERY_S * random.uniform(0.8, 1.2), self._lease_ends_s + JUST_AFTER_S)
+        at_once_s = max(0.0, min(LOOKED_AGAIN_AFTER_S, until_s - loop.time()))
+        await asyncio.wait((gone, cut_off), timeout=at_once_s, return_when=asyncio.FIRST_COMPLETED)
         if gone.done() or cut_off.done():
             return
         moved = asyncio.create_task(self._moved.wait())
@@ -204,6 +211,7 @@ class Claims:
                 log.error("stream.failed", stream=stream_id, exc_info=error)
 
     def _heard(self, stream_id: str, registered: Registered | None) -> None:
+        self._deletions.take(stream_id, registered)
         try:
             self._board.take(stream_id, registered)
         except Exception:  # a bug of ours: no field of one stream may hold up the others
@@ -216,6 +224,8 @@ class Claims:
         ours, loop = str(self._node.live.resolve()), asyncio.get_running_loop()
         self._sessions = sessions = await self._node.registry.sessions()
         self._sessions_s = loop.time()
+        leases = (one.left_s for one in sessions if one.lives and one.id != self.member.id)
+        self._lease_ends_s = loop.time() + min(leases, default=math.inf)
         others = [one for one in sessions if one.id != self.member.id and one.fields.get("url")]
         self.member.peers = tuple(one.fields["url"] for one in others if one.lives)
         there = {one.id: one.fields["url"] for one in others if not (is_here(one.id) and one.fields.get("live") == ours)}
@@ -227,9 +237,12 @@ class Claims:
 
     async def _look(self) -> None:
         self._moved.clear()
-        if asyncio.get_running_loop().time() - self._sessions_s >= 0.8 * LOOKED_EVERY_S:
+        if asyncio.get_running_loop().time() >= min(self._sessions_s + 0.8 * LOOKED_EVERY_S, self._lease_ends_s):
+            self._lease_ends_s = math.inf
             await self._asked_sessions()
         sessions = self._sessions
+        for stream_id in await self._deletions.upheld():
+            self._board.take(stream_id, None)
         self._told_to_drain = any(one.id == self.member.id and is_told_to_drain(one) for one in sessions)
         self._node.metrics.load.set(self.load)
         self._node.metrics.load_wanted.set(self._board.total)
@@ -351,7 +364,9 @@ def our_part(total: int, session: str, sessions: Iterable[Session]) -> int:
 
 
 def _backs_off(one: Registered, now: datetime) -> bool:
+    """Return whether a stream that failed is left alone yet; what no node's pause can come to is of a clock that is ahead of ours."""
     try:
-        return datetime.fromisoformat(one.fields["retry_at"]) > now
+        pause_s = (datetime.fromisoformat(one.fields["retry_at"]) - now).total_seconds()
+        return 0 < pause_s <= 2 * LONGEST_BACK_OFF_S
     except (KeyError, ValueError, TypeError):
         return False

@@ -31,7 +31,7 @@ from hlsrelay.probing import probe_source
 from hlsrelay.processes import Children, Stdout
 from hlsrelay.registry import fetched, open_registry
 from hlsrelay.roster import Roster
-from hlsrelay.session import DRAINING, Member, is_here
+from hlsrelay.session import DRAINING, Member, is_here, session_id
 from hlsrelay.settings import LOCAL, Settings, load_settings
 from hlsrelay.site import RelaySite
 from hlsrelay.storage import live_dir
@@ -173,6 +173,7 @@ async def _relay(registered: Registered, node: Node, leaving: asyncio.Event, *, 
 
         member = Member(node.registry, tells, node.metrics.registry_up.set)
         node.hears_redis = lambda: member.hears
+        node.lives = member.lives
         await stack.enter_async_context(member.taking_part())
         node.roster = Roster(node.registry, only=registered.id)
         await stack.enter_async_context(node.roster.kept_up())
@@ -214,13 +215,14 @@ async def _relayed(claim: Claim, node: Node, member: Member, leaving: asyncio.Ev
 async def _served(node: Node) -> AsyncGenerator[str, None]:
     """Serve what is relayed: on a port that another hlsrelay of this machine has if it serves the same folder."""
     http, live = node.settings.http, str(node.live.resolve())
-    shared = any(
-        one.lives and is_here(one.id) and (one.fields.get("http"), one.fields.get("live")) == (http, live)
+    beside = [
+        one.id
         for one in await node.registry.sessions()
-    )
+        if one.lives and is_here(one.id) and (one.fields.get("http"), one.fields.get("live")) == (http, live)
+    ]
     routes = api_routes(node.registry, node.settings.api_token or local_token(node.settings.data))
     try:
-        async with serve(create_app(RelaySite(node), api=routes), http, shared=shared) as url:
+        async with serve(create_app(RelaySite(node), api=routes), http, name=session_id(), beside=beside) as url:
             node.url = node.settings.advertise or advertised(url)
             yield url
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -235,6 +235,10 @@ def _same_moment(ones: Sequence[Segment], others: Sequence[Segment]) -> Iterator
                 yield one, other
 
 
+async def at_once() -> None:
+    """Be sure without asking anybody."""
+
+
 @dataclass(frozen=True)
 class Tools:
     """What one stream's relay works with."""
@@ -249,6 +253,8 @@ class Tools:
     """Looks at the primary while a backup is relayed; without it there is no way back."""
     caches: Caches | None = None
     """What pulls new files through the caches in front of us."""
+    sure: Callable[[], Awaitable[object]] = at_once
+    """Returns once the stream may be written: a process that stood still may have lost it (awake)."""
 
 
 def surveyed_for(stream: Stream) -> tuple[object, ...]:

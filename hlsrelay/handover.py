@@ -125,8 +125,8 @@ async def relayed(claim: Claim, node: Node, leaving: asyncio.Event) -> float:
             try:
                 return await relay_stream(stream, node, leaving, claim)
             except ResourceBusy:  # who has just let go of it is about to let go of its folder too
-                over = waited_s >= FREED_WITHIN_S
-                if over or (waited_s > 1 and not _fenced(before, node.live / stream_id, stuck=waited_s > FREED_WITHIN_S / 2)):
+                gone = not _fenced(before, node.live / stream_id, stuck=waited_s > FREED_WITHIN_S / 2)
+                if waited_s >= FREED_WITHIN_S or (waited_s > 1 and gone):
                     raise
             await asyncio.sleep(pause_s := ASKED_EVERY_S if waited_s < 1 else 1.0)
             waited_s += pause_s

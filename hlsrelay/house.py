@@ -13,7 +13,7 @@ from hlsrelay.desk import Agreement, Choice, Desk, Tools
 from hlsrelay.errors import StorageAway
 from hlsrelay.hls.render import multivariant_playlist
 from hlsrelay.hls.tracks import telling
-from hlsrelay.hls.window import Progress, expired, followed, known_paths, withdrawn
+from hlsrelay.hls.window import Progress, expired, followed, known_paths, taken_up, withdrawn
 from hlsrelay.ledger import LocalLedger
 from hlsrelay.model import SOURCE, Entry, Made, Presentation, Stream, Track
 from hlsrelay.stages import publish, swept
@@ -42,7 +42,7 @@ class House:
         self.choice = Choice(tools)
         for name in tools.storage.ledgers():
             if progress := LocalLedger(tools.storage, name).resume():
-                self._published[name] = progress
+                self._published[name] = taken_up(progress, tools.clock.utc_now())
         if len(self._published) == len(tools.storage.ledgers()):  # else something is listed that no record names
             tools.storage.sweep({path for progress in self._published.values() for path in known_paths(progress)})
         with suppress(OSError):  # a full disk: what is there stays, and the next number tries again

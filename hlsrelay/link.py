@@ -2,7 +2,8 @@
 
 Laws:
 - A stream whose hash is gone was deleted by its operator: its relay ends. But a Redis that has lost all it had (restarted without
-  persistence, flushed) has deleted nothing: who relays a stream writes it back, as the operator last had it, and goes on.
+  persistence, flushed), or what it had lately, has deleted nothing: who relays a stream writes it back, as the operator last had it, and
+  goes on.
 - A stream that was claimed again since our claim is another's: nothing more is written of it, and its relay ends, without ENDLIST.
 """
 
@@ -47,11 +48,14 @@ class Link:
         revive: Callable[[], Awaitable[object]] | None = None,
         claim: Claim | None = None,
         roster: Roster | None = None,
+        lives: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
         self._registry = registry
         self._stream_id = stream_id
         self._revive = revive
         self._claim = claim
+        self._lives = lives
+        """Tells the registry's life for certain, of one too that has just gone back to an older state and was not asked since."""
         self._wishes = _wishes(claim.registered) if claim else None
         self._pending: dict[str, str] = {}
         self._position: Callable[[], str] | None = None
@@ -91,6 +95,8 @@ class Link:
                         self._stale, read_s = False, loop.time()
                         try:
                             now, lived = await self._registry.follow(self._stream_id)
+                            if now is None and self._wishes and lived == life and self._lives:
+                                lived = await self._lives()
                             if now is None and self._wishes and lived != life:
                                 now = await self._restored(self._wishes)
                             elif now is not None and self._claim is not None:

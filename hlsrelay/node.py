@@ -6,11 +6,12 @@ import functools
 import importlib
 import os
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hlsrelay.awake import Awake
 from hlsrelay.bucket import BucketStorage
 from hlsrelay.caches import Caches, Pulled
 from hlsrelay.clock import Clock
@@ -59,10 +60,17 @@ class Node:
     """Where other nodes reach our web server, once it serves."""
     hears_redis: Callable[[], bool] = lambda: True
     """Says whether Redis has answered lately."""
+    lives: Callable[[], Awaitable[str]] | None = None
+    """Asks Redis which life it is in (session.Member.lives)."""
     draining: bool = False
     """Whether it is about to leave: what balances load is to send viewers elsewhere."""
     told: Callable[[str], None] = lambda _: None
     """Hears each state that a stream comes to."""
+
+    @functools.cached_property
+    def awake(self) -> Awake:
+        """What knows whether this process has stood still."""
+        return Awake(self.clock)
 
     @functools.cached_property
     def edge(self) -> Edge:

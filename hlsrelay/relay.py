@@ -18,7 +18,7 @@ from hlsrelay.house import House
 from hlsrelay.joints import in_order, merged
 from hlsrelay.model import SOURCE, Desired, Made, Presentation, Stream, Turn
 from hlsrelay.preloading import Preloading
-from hlsrelay.stages import Settling, in_step, loaded, looked, numbered, publish, swept, watched_primary
+from hlsrelay.stages import Settling, in_step, loaded, looked, numbered, published, swept, watched_primary
 from hlsrelay.transcoding import Transcoding
 
 DOWNLOADS_AHEAD = 3
@@ -100,10 +100,10 @@ async def relay_track(desk: Desk, encodes_ahead: int) -> AsyncGenerator[Tick, No
                     if item.numbered.more:  # players see the slices of a segment at once: a successor begins it again
                         continue
                     await in_step(progress, item, desk)
-                    progress = publish(progress, desk.ledger, tools)
+                    progress = await published(progress, desk)
                     desk.agreement.published(desk.track.name, progress)
                 elif progress and progress.entries and item.ended and not progress.ended:
-                    progress = publish(replace(progress, ended=True), desk.ledger, tools)
+                    progress = await published(replace(progress, ended=True), desk)
                 elif progress:
                     progress = swept(progress, tools)
             except OSError as failure:  # the disk: what was made stays in *progress* and is shown as soon as that works again
@@ -113,7 +113,7 @@ async def relay_track(desk: Desk, encodes_ahead: int) -> AsyncGenerator[Tick, No
     if progress and progress.entries and not progress.ended and tools.control.stream.desired is Desired.STOP:
         error = ""
         try:
-            progress = publish(replace(progress, ended=True), desk.ledger, tools)
+            progress = await published(replace(progress, ended=True), desk)
         except OSError as failure:
             error = f"can't publish: {failure.strerror}"
         yield Tick(progress, desk.track.name, error=error)

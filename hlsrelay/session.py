@@ -111,6 +111,16 @@ class Member:
         self._up = True
         self._last: Beat | None = None
 
+    @property
+    def life(self) -> str:
+        """The life of the registry (registry.follow) that the last beat was in; empty before the first one."""
+        return self._last.life if self._last else ""
+
+    async def lives(self) -> str:
+        """Renew the lease, and return the life of the registry: only so it is known not to have gone back. Raises RegistryUnavailable."""
+        await self.beat()
+        return self.life
+
     async def beat(self) -> None:
         """Renew the lease. Raises RegistryUnavailable."""
         try:

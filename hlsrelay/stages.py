@@ -209,6 +209,12 @@ async def in_step(progress: Progress, made: Made, desk: Desk) -> None:
         moved.clear()
 
 
+async def published(progress: Progress, desk: Desk) -> Progress:
+    """Publish what a track has come to, once it is sure that the stream is ours still. See `publish`."""
+    await desk.tools.sure()
+    return publish(progress, desk.ledger, desk.tools)
+
+
 def publish(progress: Progress, ledger: Ledger, tools: Tools) -> Progress:
     """Record, then show, then sweep. Returns the progress without what was swept. Raises OSError where the disk says no."""
     ledger.record(progress)

@@ -1,4 +1,4 @@
-"""What a node does once a second beside its relays: it tells its children to Redis, and sheds ladder jobs while memory is short.
+"""What a node does once a second beside its relays: it tells its children to Redis, sheds ladder jobs while memory is short, is awake.
 
 Laws:
 - No relay waits for any of this: Redis away, or slow, only makes `hlsrelay ps` on other machines blind.
@@ -66,4 +66,5 @@ async def _relieve(node: Node, used: Callable[[], float | None]) -> None:
             log.info("memory.eased", used_percent=round(percent, 1))
         if node.pressed:
             node.encoder.shed()
+        node.awake.stops()
         await asyncio.sleep(PERIOD_S)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
+from hlsrelay.awake import Fence
 from hlsrelay.clock import Nudges
 from hlsrelay.demand import Demand
-from hlsrelay.desk import Tools
+from hlsrelay.desk import Tools, at_once
 from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, StorageAway, Superseded
 from hlsrelay.fields import Registered, stream_of
 from hlsrelay.house import cleared, withdraw
@@ -82,7 +83,7 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
 
     Returns its target duration in seconds. Raises ResourceBusy where its folder is in other hands, Superseded where the stream came to be.
     """
-    link = Link(node.registry, stream.id, node.redis.ensure if node.redis else None, claim, node.roster)
+    link = Link(node.registry, stream.id, node.redis.ensure if node.redis else None, claim, node.roster, node.lives)
     reporter = Reporter(link, stream.id, node)
     wishes = Wishes(stream, serves=node.serves)
     nudges = Nudges()
@@ -97,7 +98,8 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
         gone = asyncio.create_task(leaving.wait())
         wanted = asyncio.create_task(link.wanted.wait())
         try:
-            keeping = asyncio.create_task(_kept(storage, carried, wishes, nudges, demand, reporter, node), name=f"keep {stream.id}")
+            sure = Fence(node.awake, node.registry, stream.id, claim).passed if claim else at_once
+            keeping = asyncio.create_task(_kept(storage, carried, wishes, nudges, demand, reporter, node, sure), name=f"keep {stream.id}")
             await asyncio.wait((keeping, gone, wanted, following), return_when=asyncio.FIRST_COMPLETED)
             keeping.cancel()
             with suppress(asyncio.CancelledError):
@@ -149,7 +151,14 @@ async def _taken_up(storage: LocalStorage, carried: str, wishes: Wishes, reporte
 
 
 async def _kept(
-    storage: LocalStorage, carried: str, wishes: Wishes, nudges: Nudges, demand: Demand, reporter: Reporter, node: Node
+    storage: LocalStorage,
+    carried: str,
+    wishes: Wishes,
+    nudges: Nudges,
+    demand: Demand,
+    reporter: Reporter,
+    node: Node,
+    sure: Callable[[], Awaitable[object]],
 ) -> None:
     """Relay the stream to its end; one that is on_demand only while somebody watches, and meanwhile nothing of it runs or is shown."""
     if not await _taken_up(storage, carried, wishes, reporter):
@@ -168,7 +177,7 @@ async def _kept(
             demand.idle = False
             reporter.state("starting")
         async with node.connect() as upstream, node.connect() as spare:
-            tools = Tools(upstream, storage, node.encoder, wishes, node.clock, nudges, spare, node.caches)
+            tools = Tools(upstream, storage, node.encoder, wishes, node.clock, nudges, spare, node.caches, sure)
             if not await _first_of(_relay(tools, reporter, demand), demand.left()):
                 return
         demand.closed()

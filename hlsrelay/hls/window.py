@@ -191,6 +191,16 @@ def expired(progress: Progress, now: datetime) -> tuple[Progress, tuple[str, ...
     return replace(progress, retired=tuple(one for one in progress.retired if one.until > now)), gone
 
 
+def taken_up(progress: Progress, now: datetime) -> Progress:
+    """Return *progress*, as another process may have recorded it, by our clock: the two may differ by hours.
+
+    What had to stay stays as long as it had when something new came last. Nothing came later than now.
+    """
+    then = progress.position.advanced_at
+    retired = tuple(replace(one, until=now + max(one.until - then, timedelta(0))) for one in progress.retired)
+    return replace(progress, retired=retired, position=replace(progress.position, advanced_at=min(then, now)))
+
+
 def known_paths(progress: Progress) -> set[str]:
     """Return every file, relative to the stream's folder, that is listed or must still be fetchable."""
     listed = {path for entry in progress.entries for path in _paths(entry)}

@@ -18,8 +18,7 @@ import httpx
 
 from hlsrelay.hls.parse import parse
 from hlsrelay.model import Snapshot
-from tests.acceptance.live_source import muxing
-from tests.acceptance.relay_process import KEY, ROOT, RedisServer, environment, redis_server, running
+from tests.acceptance.relay_process import ROOT, RedisServer, environment, running
 from tests.waiting import until
 
 LEASE_S = 3.0
@@ -44,22 +43,6 @@ def working(name: str, data: Path, redis: RedisServer, **settings: str) -> Itera
     with running(argv, folder / "stderr", stdout=folder / "stdout", cwd=ROOT, env=env) as process:
         until(lambda: name in redis_names(redis))
         yield Worker(name, process, folder / "stderr")
-
-
-@contextmanager
-def two_nodes(origin: tuple[Path, str], data: Path) -> Iterator[tuple[RedisServer, Worker, Worker]]:
-    """Run two workers on one folder while the block runs, and a stream of four segments: gives Redis, who has it, and the other one."""
-    folder, url = origin
-    with (
-        redis_server() as redis,
-        muxing(folder, segment_s=1, size="320x180"),
-        working("a", data, redis) as a,
-        working("b", data, redis) as b,
-    ):
-        redis.hset(KEY, source=f"{url}/live.m3u8", desired="run", window="60")
-        first = until(lambda: runs_on(redis, "a", "b"))
-        until(lambda: len(listed(data).segments) >= 4)
-        yield (redis, a, b) if first == "a" else (redis, b, a)
 
 
 def redis_names(redis: RedisServer) -> set[str]:

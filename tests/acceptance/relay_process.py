@@ -51,16 +51,26 @@ class RedisServer:
         argv = ["redis-cli", "-e", "-s", str(self.socket), *words]
         return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
 
+    def dump(self) -> bytes:
+        """Return all that it has now, as it would be saved."""
+        self.cli("SAVE")
+        return Path(self.cli("CONFIG", "GET", "dir").split("\n")[1], "dump.rdb").read_bytes()
+
     def hset(self, key: str, **fields: str) -> None:
         """Type HSET key field value ..."""
         self.cli("HSET", key, *(word for pair in fields.items() for word in pair))
 
 
 @contextmanager
-def redis_server(at: Path | None = None) -> Iterator[RedisServer]:
-    """Run a Redis server of the system's, empty, on a unix socket while the block runs; *at*: a folder that another had."""
+def redis_server(at: Path | None = None, dump: bytes = b"") -> Iterator[RedisServer]:
+    """Run a Redis server of the system's on a unix socket while the block runs; *at*: a folder that another had.
+
+    It is empty, or as *dump* has it (`RedisServer.dump`).
+    """
     with tempfile.TemporaryDirectory(prefix="relay-test-") as name:  # a socket's path is short
         folder = at or Path(name)
+        if dump:
+            Path(name, "dump.rdb").write_bytes(dump)
         argv = ["redis-server", "--port", "0", "--unixsocket", f"{folder}/s", "--dir", name, "--save", "", "--appendonly", "no"]
         with running(argv, folder / "log"):
             server = RedisServer(folder / "s")

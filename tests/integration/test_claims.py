@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -285,6 +286,38 @@ def test_a_node_that_alone_is_cut_off_from_redis_stops_before_others_begin_and_t
             assert house.owners().count("a") == 3
         for spans in house.on_air.values():
             assert all(before[1] <= after[0] + LINK_S for before, after in itertools.pairwise(spans)), "never two at a time"
+
+    virtually(body())
+
+
+def test_what_a_node_had_that_came_no_more_is_claimed_as_soon_as_its_lease_is_over(house: House) -> None:
+    async def body() -> None:
+        await house.registered(6)
+        loop = asyncio.get_running_loop()
+        async with house.worker("a") as a, house.worker("b"), house.worker("c"):
+            for _ in range(5):
+                await elapse(20)
+                its = [stream for stream, one in house.registry.streams.items() if one["node"] == "a"]
+                assert its
+                at_s = loop.time()
+                a.door.is_cut = True
+                await elapse(12)
+                claimed_s = [int(house.registry.streams[stream]["epoch"]) / 1000 - 1e9 for stream in its]
+                assert all(LEASE_S - 1.1 <= one - at_s <= LEASE_S + 0.1 for one in claimed_s)
+                a.door.is_cut = False
+                await elapse(300)
+
+    virtually(body())
+
+
+@pytest.mark.parametrize("off_s", [-3600, 3600])
+def test_a_stream_that_failed_where_the_clock_is_off_by_an_hour_is_tried_again_all_the_same(house: House, off_s: int) -> None:
+    async def body() -> None:
+        at = (VirtualClock().utc_now() + timedelta(seconds=off_s + 1)).isoformat()
+        await house.registry.register("s0", {**FIELDS, "state": "failed", "retry_at": at})
+        async with house.worker("a"):
+            await elapse(3)
+            assert house.owners() == ["a"]
 
     virtually(body())
 

@@ -148,7 +148,7 @@ def test_a_viewer_who_hangs_up_in_the_middle_of_a_segment_frees_its_file(site: M
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="not Linux")
 def test_a_viewer_who_takes_nothing_any_more_is_cut_off_and_frees_its_file(site: MemorySite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hlsrelay.web.server.STUCK_CLIENT_MS", 500)
+    monkeypatch.setattr("hlsrelay.web.port.STUCK_CLIENT_MS", 500)
     (site.live_dir / "news" / "slow.ts").write_bytes(bytes(SLOW))
 
     async def use(url: str) -> None:

@@ -17,6 +17,7 @@ codecs phase
 / upstream encoder pool dask_worker dask_pool storage bucket ledger registry demand edge caches
 / roster memory_registry
 / link session
+/ awake deletions
 / steering relay house stages cutting downloading sampling transcoding preloading desk joints
 / node web places checking probing
 / reporter site vitals

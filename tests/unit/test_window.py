@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from types import FrameType
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from hlsrelay.hls.advance import advance
 from hlsrelay.hls.parse import parse
 from hlsrelay.hls.render import decimal, media_playlist, multivariant_playlist
 from hlsrelay.hls.tracks import media_playlist_alone
-from hlsrelay.hls.window import Progress, expired, known_paths, slide
+from hlsrelay.hls.window import Progress, expired, known_paths, slide, taken_up
 from hlsrelay.model import SOURCE, Entry, Key, MediaFile, Presentation, Snapshot, Traits
 from tests.playlists import URL, at, live, stream
 
@@ -50,6 +51,17 @@ def relisted(progress: Progress, name: str = SOURCE) -> Snapshot:
 def test_the_window_lists_what_was_asked_for_and_at_least_six() -> None:
     assert [one.number for one in grown([entry(n) for n in range(20)], 40.0).entries] == list(range(10, 20))
     assert len(grown([entry(n, duration_s=10.0) for n in range(20)], 6.0).entries) == 6
+
+
+@pytest.mark.parametrize("off_s", [-3600, 0, 3600])
+def test_what_a_process_recorded_whose_clock_was_off_stays_as_long_as_it_had_to_and_nothing_came_later_than_now(off_s: int) -> None:
+    progress = grown([entry(n) for n in range(7)])
+    progress = replace(progress, position=replace(progress.position, advanced_at=at(6 * 4)))
+    now = at(6 * 4 + 2) - timedelta(seconds=off_s)
+    taken = taken_up(progress, now)
+    assert [one.until - now for one in taken.retired] == [timedelta(seconds=4 + 28)]
+    assert taken.position.advanced_at == min(at(6 * 4), now)
+    assert taken.entries == progress.entries
 
 
 def test_the_media_sequence_rises_by_one_per_segment_that_leaves() -> None:
