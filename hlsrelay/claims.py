@@ -67,6 +67,8 @@ class Waiting:
     weight: int
     looks: int
     offered: bool = False
+    doubtful: bool = False
+    """By its hash we have it, and do not: that may be of a moment ago, and another one may ask for it since."""
 
     @property
     def is_left_lying(self) -> bool:
@@ -260,7 +262,7 @@ class Claims:
         for one in sorted(waiting, key=lambda one: (-one.looks, random.random())):
             asked_of_us = one.registered.fields.get("wanted") == self.member.id
             beyond = load and load + one.weight > part and not one.is_left_lying and not asked_of_us
-            if self._leaving.is_set() or (load and load + one.weight > room) or beyond:
+            if self._leaving.is_set() or (load and load + one.weight > room) or beyond or (one.doubtful and not one.looks):
                 continue
             load += one.weight
             if one.offered:
@@ -330,9 +332,10 @@ class Claims:
             if one.id in self._running or _backs_off(one, now):
                 continue
             has, taker = living.get(row.session), fields.get("wanted", "")
-            has = None if has and has.id == us else has  # claimed, and we never heard of it
+            doubtful = has is not None and has.id == us  # claimed, and we never heard of it
+            has = None if doubtful else has
             offered = has is not None and (has.fields.get("state") == DRAINING or taker == us)
-            waiting = Waiting(one, row.weight, self._free.get(one.id, -1) + 1, offered)
+            waiting = Waiting(one, row.weight, self._free.get(one.id, -1) + 1, offered, doubtful)
             theirs = (taker in takers and taker != us) or (one.id in self._failed_s and takers - {us})
             if (has is None or offered) and (not theirs or waiting.is_left_lying):
                 found.append(waiting)

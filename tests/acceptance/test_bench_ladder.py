@@ -37,6 +37,7 @@ def task(tmp_path: Path) -> Task:
     return Task(tuple(sorted(tmp_path.glob("source-*.ts"))), LADDER, segment_s=2)
 
 
+@pytest.mark.night
 def test_both_sides_are_measured_on_the_same_pictures(task: Task, tmp_path: Path) -> None:
     rows = {row.name: row for row in asyncio.run(measured(ffmpeg_path(), task, tmp_path, 1, quality=True))}
     assert all(row.ours is not None and row.ours > 0 for row in rows.values())

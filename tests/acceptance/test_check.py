@@ -34,6 +34,7 @@ def rules(findings: list[str]) -> set[str]:
     return {finding.partition(" ")[0] for finding in findings}
 
 
+@pytest.mark.night
 @realtime
 def test_what_ffmpeg_publishes_into_a_folder_breaks_no_rule(tmp_path: Path) -> None:
     with muxing(tmp_path / "origin", segment_s=1, size="320x180") as source, judged(tmp_path / "origin") as verdict:

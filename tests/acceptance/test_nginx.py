@@ -157,6 +157,7 @@ def test_the_edge_asks_another_worker_where_one_is_gone_keeps_segments_and_shows
                 worker.shutdown()
 
 
+@pytest.mark.night
 @needs("ffmpeg", "redis-server", "redis-cli")
 def test_the_first_viewer_of_each_segment_finds_it_in_the_edge_that_it_was_preloaded_through(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:

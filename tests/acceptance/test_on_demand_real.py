@@ -70,6 +70,7 @@ def test_the_first_viewer_starts_it_the_last_one_leaves_no_ffmpeg_and_the_next_o
             assert discontinuities(relay) >= count + 1
 
 
+@pytest.mark.night
 @needs("chromium")
 @pytest.mark.skipif(not (PAGE_DIR / HLS_JS / "dist").exists(), reason="hls.js isn't installed: make install")
 def test_hls_js_starts_a_stream_that_is_idle(tmp_path: Path) -> None:

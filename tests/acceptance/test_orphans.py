@@ -118,6 +118,7 @@ def test_ctrl_c_ends_a_relay_that_encodes_and_leaves_nothing(source: str, tmp_pa
         assert ended(relay) == 0
 
 
+@pytest.mark.night
 def test_a_stream_is_removed_with_its_files_while_it_is_encoded(source: str, tmp_path: Path) -> None:
     with relay_encoding(tmp_path, source) as relay:
         hlsrelay("rm", "news", "--files", env=relay.env)

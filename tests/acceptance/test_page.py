@@ -94,6 +94,7 @@ def page_without_hls_js(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.night
 @hls_js
 def test_a_viewer_of_a_live_ladder_sees_no_stall_and_no_error_across_a_forced_switch(ladder: Ladder, tmp_path: Path) -> None:
     with served(ladder.data) as url:
@@ -128,6 +129,7 @@ def test_a_chosen_quality_holds_again_after_a_gap_in_it(tmp_path: Path) -> None:
     assert seen.fatal == ()
 
 
+@pytest.mark.night
 @hls_js
 def test_a_source_that_pauses_is_seen_as_a_stall_and_plays_on_afterwards(ladder: Ladder) -> None:
     with served(ladder.data) as url, viewer() as watching:

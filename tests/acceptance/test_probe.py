@@ -26,6 +26,7 @@ def probe(*words: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.night
 def test_a_real_source_is_told_in_words_and_json_and_its_last_line_registers_it(tmp_path: Path) -> None:
     with (
         nginx(tmp_path / "origin", tmp_path / "nginx") as url,

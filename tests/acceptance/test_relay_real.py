@@ -186,6 +186,7 @@ def test_a_stopped_stream_ends_in_every_rendition_and_so_does_its_process(
             assert [event["event"] for event in relay.log()][-1] == "stream.stopped"
 
 
+@pytest.mark.night
 @realtime
 def test_a_relay_that_nobody_watches_costs_next_to_nothing(
     origin: tuple[Path, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
