@@ -88,7 +88,7 @@ class Claims:
         self._leaving = leaving
         self._let_go = asyncio.Event()
         self._running: dict[str, tuple[asyncio.Task[float], int]] = {}
-        self._free: dict[str, int] = {}
+        self._free_since_s: dict[str, float] = {}
         self._failed_s: dict[str, float] = {}
         self._unreadable: set[str] = set()
         self._board = Board(lambda registered: possible(registered, serves=node.serves))
@@ -251,7 +251,8 @@ class Claims:
         living = {one.id: one for one in sessions if one.lives}
         await self._told_wrong(living)
         waiting = self._waiting(living)
-        self._free = {one.registered.id: one.looks for one in waiting}
+        since_s, now_s = self._free_since_s, self._node.clock.monotonic_s()
+        self._free_since_s = {one.registered.id: since_s.get(one.registered.id, now_s) for one in waiting}
         if self._node.refusal() or self._drains:
             return
         part = our_part(self._board.total, self.member.id, sessions)
@@ -335,7 +336,7 @@ class Claims:
             doubtful = has is not None and has.id == us  # claimed, and we never heard of it
             has = None if doubtful else has
             offered = has is not None and (has.fields.get("state") == DRAINING or taker == us)
-            waiting = Waiting(one, row.weight, self._free.get(one.id, -1) + 1, offered, doubtful)
+            waiting = Waiting(one, row.weight, int((now_s - self._free_since_s.get(one.id, now_s)) / LOOKED_EVERY_S), offered, doubtful)
             theirs = (taker in takers and taker != us) or (one.id in self._failed_s and takers - {us})
             if (has is None or offered) and (not theirs or waiting.is_left_lying):
                 found.append(waiting)
