@@ -168,7 +168,7 @@ class Caches:
                         break
         except TimeoutError:
             pull.reason, answers = f"gives no answer, or not whole, within {ENDED_WITHIN_S:.0f} s", False
-        except Exception as error:  # whatever it is: a pull that fails holds up nobody
+        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             pull.reason, answers = f"can't be reached: {str(error) or type(error).__name__}"[:300], False
         finally:
             del cache.under_way[path]

@@ -102,7 +102,7 @@ class DaskPool:
                 resources={RESOURCE: 1},
                 **({"workers": others} if others else {}),
             )
-        except Exception as error:
+        except Exception as error:  # Dask has no error of its own: what its parts raise comes out
             raise PoolLost(_said(error)) from error
         self._tickets[key] = ticket
         # By itself: Dask fetches the results of several in one go, and whoever is cancelled would cancel that.
@@ -136,7 +136,7 @@ class DaskPool:
         while True:
             try:
                 await self._keep()
-            except Exception as error:
+            except Exception as error:  # the same; it is told, and tried again
                 self._away(_said(error))
             await asyncio.sleep(RETRY_S)
 

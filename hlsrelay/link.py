@@ -93,20 +93,17 @@ class Link:
                 try:
                     if self._stale or loop.time() - read_s >= self._period_s:
                         self._stale, read_s = False, loop.time()
-                        try:
-                            now, lived = await self._registry.follow(self._stream_id)
-                            if now is None and self._wishes and lived == life and self._lives:
-                                lived = await self._lives()
-                            if now is None and self._wishes and lived != life:
-                                now = await self._restored(self._wishes)
-                            elif now is not None and self._claim is not None:
-                                self._claim = await self._asserted(self._claim, now)
-                            life = lived
-                        except BaseException:
-                            self._stale = True
-                            raise
+                        now, lived = await self._registry.follow(self._stream_id)
+                        if now is None and self._wishes and lived == life and self._lives:
+                            lived = await self._lives()
+                        if now is None and self._wishes and lived != life:
+                            now = await self._restored(self._wishes)
+                        elif now is not None and self._claim is not None:
+                            self._claim = await self._asserted(self._claim, now)
+                        life = lived
                     await self.flush()
                 except RegistryUnavailable:
+                    self._stale = True
                     if self._revive is not None:
                         with contextlib.suppress(HlsRelayError):
                             await self._revive()

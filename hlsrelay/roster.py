@@ -131,6 +131,7 @@ class Roster:
             except Exception as error:
                 if not isinstance(error, RegistryUnavailable):  # whatever it is, the rest goes on
                     log.exception("roster.failed")
+                self._all_stale = True
                 await asyncio.sleep(ASKED_AGAIN_S)
                 self._woken.set()
             if not self.is_told:
@@ -139,13 +140,7 @@ class Roster:
     async def _read_stale(self) -> None:
         whole, self._all_stale = self._all_stale, False
         stale, self._stale = self._stale, set()
-        try:
-            ids = (await self._all_ids()) | self._streams.keys() if whole else stale
-            await self._refresh(ids)
-        except BaseException:
-            self._all_stale = self._all_stale or whole
-            self._stale |= stale
-            raise
+        await self._refresh((await self._all_ids()) | self._streams.keys() if whole else stale)
 
     async def _all_ids(self) -> set[str]:
         if self._only:
@@ -194,8 +189,7 @@ class Roster:
                 lost = set() if cursor else self._streams.keys() - seen
                 seen = seen if cursor else set()
                 await self._refresh({*found, *lost})
-            except RegistryUnavailable:
-                cursor, seen = 0, set()
-            except Exception:
-                log.exception("roster.failed")
+            except Exception as error:
+                if not isinstance(error, RegistryUnavailable):
+                    log.exception("roster.failed")
                 cursor, seen = 0, set()
