@@ -239,7 +239,10 @@ class Claims:
 
     async def _look(self) -> None:
         self._moved.clear()
-        if asyncio.get_running_loop().time() >= min(self._sessions_s + 0.8 * LOOKED_EVERY_S, self._lease_ends_s):
+        # Where something is free it counts who is there just now: a node that has just come has its part too.
+        is_free = next(self._board.free({one.id for one in self._sessions if one.lives}), None) is not None
+        kept_s = LOOKED_AGAIN_AFTER_S if is_free else 0.8 * LOOKED_EVERY_S
+        if asyncio.get_running_loop().time() >= min(self._sessions_s + kept_s, self._lease_ends_s):
             self._lease_ends_s = math.inf
             await self._asked_sessions()
         sessions = self._sessions

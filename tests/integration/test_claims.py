@@ -164,6 +164,20 @@ def test_streams_are_claimed_by_capacity_and_what_nobody_has_room_for_is_left_ly
     virtually(body())
 
 
+def test_a_node_that_has_just_come_has_its_part_of_what_is_registered_right_after(house: House) -> None:
+    async def body() -> None:
+        async with house.worker("a"), house.worker("b"), house.worker("c"):
+            await elapse(5)
+            async with house.worker("d"):
+                await house.registered(8)
+                await elapse(2)
+                assert [house.owners().count(name) for name in "abcd"] == [2, 2, 2, 2]
+
+    for _ in range(5):  # looks are at random times
+        house.registry = MemoryRegistry()
+        virtually(body())
+
+
 def test_who_leaves_relays_on_until_others_have_asked_for_each_stream(house: House) -> None:
     async def body() -> None:
         await house.registered(40)
