@@ -17,19 +17,28 @@ Laws:
 from __future__ import annotations
 
 import asyncio
-import json
 import posixpath
-import re
-import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 import structlog
 
+from hlsrelay.bucket_texts import (
+    EPOCH,
+    EPOCH_LINE,
+    LARGE_BYTES,
+    Listing,
+    base36,
+    epoch_of,
+    is_ledger,
+    listed_in,
+    packed,
+    squeezed,
+    unpacked,
+)
 from hlsrelay.errors import ConfigError, StorageAway, Superseded
 from hlsrelay.log import Repeated
 from hlsrelay.objects import NEW, Headers, Objects, Raced, keeps_conditions
@@ -41,28 +50,12 @@ AT_ONCE = 4
 MOST_RACES = 5
 MOST_REMOVED_AT_ONCE = 500
 """S3 takes a thousand."""
-LARGE_BYTES = 64 << 10
-"""Records beyond it are compressed."""
 SMALL_BYTES = 1 << 20
 """Keys and init sections, which the next owner needs to name what it lists after them alike."""
-EPOCH = "#hlsrelay-epoch:"
-"""The last line of our playlists, a comment (RFC 8216 4.1): so the same playlist of another owner is another object."""
 
 _RECORD = Headers("application/json", "no-store")
-_EPOCH_LINE = re.compile(rb"(?m)^" + EPOCH.encode() + rb"(\d{1,18})$")
-_URI = re.compile(r'URI="([^"]*)"')
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class _Listing:
-    """What a playlist lists: files, relative to the stream's folder, and for how long they stay once it does not (A7)."""
-
-    paths: frozenset[str]
-    beside: frozenset[str]
-    """Those of them that are keys and init sections."""
-    stays_s: float
 
 
 class BucketStorage(LocalStorage):
@@ -77,7 +70,7 @@ class BucketStorage(LocalStorage):
         # What is in the bucket.
         self._tags: dict[str, str] = {}
         self._stored: set[str] = set()
-        self._listed: dict[str, _Listing] = {}
+        self._listed: dict[str, Listing] = {}
         self._stays_until_s: dict[str, float] = {}
         """Files that a playlist listed last, and not any more."""
         self._others_stay_until_s = 0.0
@@ -132,9 +125,9 @@ class BucketStorage(LocalStorage):
 
         async def take() -> dict[str, bytes]:
             found = await self._objects.get(self._key)
-            epoch, ledgers = _unpacked(found.body) if found else (0, {})
+            epoch, ledgers = unpacked(found.body) if found else (0, {})
             self._later(epoch)
-            body = _squeezed(_packed(self._epoch, ledgers))
+            body = squeezed(packed(self._epoch, ledgers))
             self._tags[self._key] = await self._objects.put(self._key, body, _RECORD, tag=found.tag if found else NEW)
             if not await keeps_conditions(self._objects, self._key, body, _RECORD):
                 raise ConfigError(
@@ -152,8 +145,8 @@ class BucketStorage(LocalStorage):
             found = await self._objects.get(self._folder_key + path)
             if found is None:
                 return path, None
-            self._later(_epoch_of(found.body))
-            body = self._ours(_EPOCH_LINE.sub(b"", found.body).rstrip(b"\n") + b"\n")
+            self._later(epoch_of(found.body))
+            body = self._ours(EPOCH_LINE.sub(b"", found.body).rstrip(b"\n") + b"\n")
             self._tags[path] = await self._objects.put(self._folder_key + path, body, _headers(path), tag=found.tag)
             return path, body
 
@@ -174,7 +167,7 @@ class BucketStorage(LocalStorage):
 
     def named(self, stem: str, suffix: str) -> str:
         """See LocalStorage."""
-        return f"{stem}-{_base36(self._epoch)}.{suffix}"
+        return f"{stem}-{base36(self._epoch)}.{suffix}"
 
     def commit(self, temp: Path, path: str) -> None:
         """See LocalStorage: it is stored with the first playlist that lists it."""
@@ -187,7 +180,7 @@ class BucketStorage(LocalStorage):
     def write(self, path: str, body: bytes) -> None:
         """See LocalStorage."""
         super().write(path, body)
-        if _is_ledger(path):
+        if is_ledger(path):
             self._ledgers[path] = body
             self._version += 1
 
@@ -206,7 +199,7 @@ class BucketStorage(LocalStorage):
     def remove(self, paths: Iterable[str]) -> None:
         """See LocalStorage."""
         for path in paths:
-            if _is_ledger(path):
+            if is_ledger(path):
                 super().remove([path])
                 self._version += self._ledgers.pop(path, None) is not None
             elif path.endswith(PLAYLIST) and (path in self._tags or path in self._pages):
@@ -241,12 +234,12 @@ class BucketStorage(LocalStorage):
         # What is noted while we wait is of another time, and for the next call: a record may know more than the playlists, never less.
         assert self._key in self._tags, "the stream has not been taken over"
         version, pages = self._version, dict(self._pages)
-        record = _packed(self._epoch, self._ledgers) if pages or version != self._settled_version else b""
-        wanted = {path for page, body in pages.items() if body for path in _listing(page, body).paths}
+        record = packed(self._epoch, self._ledgers) if pages or version != self._settled_version else b""
+        wanted = {path for page, body in pages.items() if body for path in listed_in(page, body).paths}
         await self._each(self._stored_file, sorted(wanted & self._files))
         if version != self._settled_version or any(body is None or page not in self._tags for page, body in pages.items()):
             if len(record) > LARGE_BYTES:
-                record = await asyncio.to_thread(_squeezed, record)
+                record = await asyncio.to_thread(squeezed, record)
             await self._swapped(self._key, self._key, record, _RECORD)
             self._settled_version = version
         replaced = [page for page, body in pages.items() if body is not None]
@@ -271,7 +264,7 @@ class BucketStorage(LocalStorage):
             try:
                 await self._objects.put(key, file, _headers(path), tag=NEW)
             except Raced:  # put by us, and nobody told us so; or before we began anew, and it was never listed
-                if path.rpartition(".")[0].endswith(f"-{_base36(self._epoch)}"):
+                if path.rpartition(".")[0].endswith(f"-{base36(self._epoch)}"):
                     await self._objects.put(key, file, _headers(path))
             self._stored.add(path)
         self._files.discard(path)
@@ -295,7 +288,7 @@ class BucketStorage(LocalStorage):
                     raise Superseded(f"stream '{self.stream_id}' was removed from {self._objects.url}")
                 self._tags.pop(name, None)
                 continue
-            self._later(_unpacked(found.body)[0] if name == self._key else _epoch_of(found.body))
+            self._later(unpacked(found.body)[0] if name == self._key else epoch_of(found.body))
             self._tags[name] = found.tag  # ours, of which we were not told; or an earlier owner's, written as we came
             if found.body == body:
                 return
@@ -303,7 +296,7 @@ class BucketStorage(LocalStorage):
 
     def _shown(self, page: str, body: bytes) -> None:
         """The bucket has a playlist: show it here too."""
-        listing = _listing(page, body)
+        listing = listed_in(page, body)
         self._unlisted(page, listing.paths)
         self._listed[page] = listing
         self.playlists[page] = body
@@ -415,76 +408,16 @@ async def forgotten(objects: Objects, stream_id: str, epoch: int) -> None:
         found = await objects.get(key)
         if found is None:
             break
-        before, _ = _unpacked(found.body)
+        before, _ = unpacked(found.body)
         with suppress(Raced):
-            await objects.put(key, _packed(max(epoch, before + 1), {}), _RECORD, tag=found.tag)
+            await objects.put(key, packed(max(epoch, before + 1), {}), _RECORD, tag=found.tag)
             break
     while keys := sorted(await objects.list(folder), key=lambda one: (one != folder + MULTIVARIANT, not one.endswith(PLAYLIST), one)):
         await objects.delete(keys[:MOST_REMOVED_AT_ONCE])
     await objects.delete([key])
 
 
-def _listing(page: str, body: bytes) -> _Listing:
-    """Return what one of our playlists lists."""
-    folder = posixpath.dirname(page)
-    paths, beside = set[str](), set[str]()
-    longest_s = total_s = 0.0
-    for line in body.decode(errors="replace").splitlines():
-        if line.startswith("#EXTINF:"):
-            with suppress(ValueError):
-                duration_s = float(line.removeprefix("#EXTINF:").partition(",")[0])
-                longest_s, total_s = max(longest_s, duration_s), total_s + duration_s
-        elif line.startswith("#"):
-            found = _URI.search(line) if line.startswith(("#EXT-X-MAP:", "#EXT-X-KEY:")) else None
-            if found:
-                beside.add(found.group(1))
-        elif line:
-            paths.add(line)
-    inside = [
-        {posixpath.normpath(posixpath.join(folder, uri)) for uri in uris if ":" not in uri and not uri.endswith(PLAYLIST)}
-        for uris in (paths | beside, beside)
-    ]
-    return _Listing(frozenset(inside[0]), frozenset(inside[1]), total_s + longest_s)
-
-
 def _headers(path: str) -> Headers:
     suffix = posixpath.splitext(path)[1]
     cache = PLAYLIST_CACHE if suffix == PLAYLIST else f"{FILE_CACHE}, immutable"
     return Headers(TYPES.get(suffix, "application/octet-stream"), cache)
-
-
-def _is_ledger(path: str) -> bool:
-    return path.startswith(".ledger") and path.endswith(".json")
-
-
-def _epoch_of(playlist: bytes) -> int:
-    found = _EPOCH_LINE.findall(playlist)
-    return int(found[-1]) if found else 0
-
-
-def _packed(epoch: int, ledgers: dict[str, bytes]) -> bytes:
-    pairs = (json.dumps(path).encode() + b":" + body for path, body in ledgers.items())
-    return b'{"epoch":%d,"ledgers":{%s}}' % (epoch, b",".join(pairs))
-
-
-def _squeezed(record: bytes) -> bytes:
-    """Return a record as it is stored: a day's window has megabytes, and is written with each segment."""
-    return record if len(record) <= LARGE_BYTES else zlib.compress(record, 1)
-
-
-def _unpacked(body: bytes) -> tuple[int, dict[str, bytes]]:
-    """Return the epoch and the ledgers of a record; one that can't be read counts as none."""
-    try:
-        record = json.loads(body if body.startswith(b"{") else zlib.decompress(body))
-        ledgers = {str(path): json.dumps(ledger).encode() for path, ledger in record["ledgers"].items() if _is_ledger(path)}
-        return int(record["epoch"]), ledgers
-    except (ValueError, KeyError, TypeError, AttributeError, zlib.error):
-        return 0, {}
-
-
-def _base36(number: int) -> str:
-    digits = ""
-    while number:
-        number, digit = divmod(number, 36)
-        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + digits
-    return digits or "0"

@@ -12,7 +12,7 @@ HOUSE = """
 model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
 codecs phase
 / clock metrics settings log addresses notify proc memory
-/ declared board orphans pidfile pipes processes embedded transport recipe sound offers attempt parcel tracking
+/ declared board bucket_texts orphans pidfile pipes processes embedded transport recipe sound offers attempt parcel tracking
 / objects
 / upstream encoder pool dask_worker dask_pool storage bucket ledger registry demand edge caches
 / roster memory_registry
