@@ -52,7 +52,7 @@ bench: install
 
 NIGHTLY = tests/unit/test_histories.py tests/integration/test_relay.py tests/integration/test_faults.py tests/integration/test_outage.py \
 	tests/integration/test_edge.py tests/integration/test_claims.py $(addprefix tests/acceptance/test_,$(addsuffix .py,encoder encoder_contract pool_real sound formats split demo_origin fault_origin \
-	ladder_real page bench nodes_real nodes_faults nodes_redis nodes_clock bucket_real acl relay_real orphans on_demand_real probe check nginx bench_ladder))
+	ladder_real page bench nodes_real nodes_faults nodes_redis nodes_clock bucket_real acl relay_real pass_through_real encoder_endings orphans on_demand_real probe check nginx bench_ladder))
 nightly: install .venv/.dev
 	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -n 2 --dist loadgroup -rs $(NIGHTLY) $(ARGS)
 

@@ -45,6 +45,7 @@ def test_what_ffmpeg_publishes_into_a_folder_breaks_no_rule(tmp_path: Path) -> N
     assert rules(verdict.of("warning")) - LATE == {"A12"}, "it writes no PROGRAM-DATE-TIME unless it is told to"
 
 
+@pytest.mark.night
 @realtime
 @needs("nginx", "redis-server", "redis-cli")
 def test_what_the_relay_publishes_breaks_no_rule(tmp_path: Path) -> None:

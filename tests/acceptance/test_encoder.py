@@ -21,7 +21,7 @@ from hlsrelay.ladder import parse_ladder
 from hlsrelay.media.probe import PTS_MODULUS, MediaInfo, probe
 from hlsrelay.processes import Children
 from hlsrelay.recipe import EncodeJob, needs_previous
-from tests.needs import in_turn, needs
+from tests.needs import by_day, in_turn, needs
 from tests.waiting import comes_true
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "ffprobe")]
@@ -70,7 +70,7 @@ CHECKING = str(list(ffmpegs().values())[-1])
 """The ffmpeg that packets are read with: the one that is linked statically starts ten times faster."""
 
 
-@pytest.fixture(params=ffmpegs())
+@pytest.fixture(params=by_day(list(ffmpegs()), 2))
 def ffmpeg(request: pytest.FixtureRequest) -> Path:
     return ffmpegs()[request.param]
 
@@ -176,7 +176,7 @@ def words_of_a_player(ffmpeg: Path, info: MediaInfo, files: list[Path]) -> str:
     return output(*argv, "-f", "null", "-")
 
 
-@pytest.mark.parametrize(("kind", "program"), in_turn(KINDS, ffmpegs()))
+@pytest.mark.parametrize(("kind", "program"), in_turn(by_day(list(KINDS), 2, 1), ffmpegs()))
 def test_every_rung_shows_its_pictures_and_plays_its_sound_exactly_when_the_source_does(kind: str, program: str, tmp_path: Path) -> None:
     ffmpeg = ffmpegs()[program]
     segments = make(tmp_path, KINDS[kind])

@@ -129,6 +129,7 @@ def test_viewers_play_on_by_the_rules_whatever_a_real_server_does(live: Path) ->
     assert not wrong, "\n".join("\n    ".join([reported(watch), *said]) for watch, said in wrong)
 
 
+@pytest.mark.night
 @needs("redis-server", "redis-cli")
 def test_an_operator_sees_each_repair_in_show_and_in_the_metrics(tmp_path: Path) -> None:
     faults = [fault for fault in FAULTS if fault.name in ("reset_to_0", "newest_twice", "truncated")]

@@ -54,6 +54,7 @@ def test_a_new_process_beside_the_old_one_on_the_same_port_takes_over_and_no_pla
     assert all(is_whole(data, stream) for stream in streams)
 
 
+@pytest.mark.night
 def test_a_node_with_a_folder_of_its_own_goes_on_with_the_numbers_of_one_that_is_killed(
     origin: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,6 +127,7 @@ def test_a_stream_is_removed_with_its_files_while_it_is_encoded(source: str, tmp
         assert ended(relay) == 0
 
 
+@pytest.mark.night
 def test_a_stream_is_stopped_while_it_is_encoded_and_what_was_begun_is_published(source: str, tmp_path: Path) -> None:
     with relay_encoding(tmp_path, source) as relay:
         hlsrelay("stop", "news", env=relay.env)

@@ -163,6 +163,7 @@ def test_the_first_running_stream_plays_by_itself_and_the_page_shows_how(ladder:
     assert [choice.split(" ")[0] for choice in choices] == ["Auto", "360p", "180p"]
 
 
+@pytest.mark.night
 def test_a_page_without_hls_js_says_so_and_plays_by_the_browsers_own_hls_or_says_that_there_is_none(ladder: Ladder, tmp_path: Path) -> None:
     with served(ladder.data, page_without_hls_js(tmp_path / "page")) as url, viewer() as watching:
         watching.open(url, "news")

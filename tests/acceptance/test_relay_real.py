@@ -78,6 +78,7 @@ def test_a_killed_relay_leaves_no_process_and_the_next_one_goes_on_without_gap_o
             assert not alive(children | tagged(second.pid))
 
 
+@pytest.mark.night
 @realtime
 def test_another_source_and_another_ladder_come_within_two_target_durations_and_cut_no_player(
     origin: tuple[Path, str], fresh_redis: RedisServer, tmp_path: Path

@@ -21,7 +21,7 @@ from hlsrelay.media.probe import PTS_MODULUS, AudioInfo, probe
 from hlsrelay.processes import Children
 from hlsrelay.recipe import EncodeJob
 from tests.acceptance.media_checks import ffprobe, ran, words_of_a_player, written
-from tests.needs import in_turn, needs
+from tests.needs import by_day, in_turn, needs
 
 pytestmark = [pytest.mark.acceptance, needs("ffmpeg", "ffprobe")]
 
@@ -56,7 +56,7 @@ def ffmpegs() -> dict[str, Path]:
     return found
 
 
-@pytest.fixture(params=ffmpegs())
+@pytest.fixture(params=by_day(list(ffmpegs()), 2))
 def ffmpeg(request: pytest.FixtureRequest) -> Path:
     return ffmpegs()[request.param]
 
