@@ -16,6 +16,7 @@ Laws:
   speed is not known yet one job runs at a time.
 - What decodes nothing (copied audio) costs nothing worth planning: it waits for no slot, and is made though there is no time for pictures.
 - What the plan leaves is held against the time that is left when the job starts, and the costliest rungs are dropped until the job fits.
+  After a job that was late the next one has a rung less than would fit, until one is made: others come while it runs.
 - Rungs come back one hold after there seems to be room. A return that did not last doubles the hold: lasting overload does not flap.
 
 How dear a rung is, is guessed from its pixels and learnt from each job that ends: the CPU time for a unit of the guess, by stream; what
@@ -346,6 +347,8 @@ class Schedule:
     def _fitting(self, known: _Known, work: Work, now_s: float, at_once: int) -> tuple[frozenset[str], bool]:
         """Return the rungs that can be made in time beside so many jobs, and whether that is a trial of more than seems to fit."""
         sets = list(_smaller(work, self._planned(work)))
+        with_pictures = sum(_decodes(work, kept) for kept in sets)  # what was late is tried with less, or nothing were ever learnt of it
+        sets = sets[max(0, min(known.missed, with_pictures - 1)) :]
         speed = self._speed(known, at_once) / known.slowness
         for index, kept in enumerate(sets):
             cost = work.cost(kept)

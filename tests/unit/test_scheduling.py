@@ -127,6 +127,7 @@ def test_streams_that_begin_together_and_ask_for_too_much_are_not_held_up(apart_
     assert machine.longest() <= ON_TIME
 
 
+@example(streams=3, duration_s=4.0, slots=4, cores=1.15352082481543, parallel=1.9, phase_s=0.2, dearer=1.1448033374810886, at_once=3)
 @example(streams=9, duration_s=2.0, slots=2, cores=0.5, parallel=2.57, phase_s=3.97, dearer=0.93, at_once=3)
 @settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
