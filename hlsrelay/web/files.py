@@ -1,7 +1,7 @@
 """/live: playlists from the relay's memory, segments from the page cache.
 
-Segments are read in the event loop itself: they were written seconds ago and come from memory, and a hop to a thread for
-each chunk costs five times what the bytes do. Published files never change under their name, so size and time identify them.
+The kernel sends segments where it can (zero_copy). Else they are read in the event loop itself: they were written seconds ago and
+come from memory, and a hop to a thread for each chunk costs five times what the bytes do. Published files never change under their name, so size and time identify them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from hlsrelay.storage import PLAYLIST
 from hlsrelay.web.answers import NOSNIFF, Answer, Headers, Texts, short
 from hlsrelay.web.negotiate import has_already, header, wanted
 from hlsrelay.web.site import Site
+from hlsrelay.web.zero_copy import ZERO_COPY_SEND
 
 CHUNK_BYTES = 256 * 1024
+SMALL_BYTES = 64 * 1024
+"""So much is written with the head as soon as it is copied."""
 PATH_LIMIT = 512
 
 TYPES = {suffix: kind.encode() for suffix, kind in storage.TYPES.items()}
@@ -151,6 +154,9 @@ async def _send_segment(path: str, scope: Scope, receive: Receive, send: Send, *
         status, headers, span = _head(path, facts.st_size, f'"{facts.st_mtime_ns:x}-{facts.st_size:x}"', scope)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         position, stop = span.start, span.stop
+        if ZERO_COPY_SEND in scope.get("extensions", ()) and len(span) > SMALL_BYTES:
+            await send({"type": ZERO_COPY_SEND, "file": descriptor, "offset": position, "count": len(span)})
+            return True
         while stop - position > CHUNK_BYTES:
             chunk = os.pread(descriptor, CHUNK_BYTES, position)
             if not chunk:
