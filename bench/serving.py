@@ -1,10 +1,10 @@
 """What it costs to serve, beside nginx on the same files: `python -m bench.serving [--rounds 5]`.
 
-A relay of hlsrelay's (bench.node, one stream of the bench's own origin) and an nginx over the folder that it publishes are asked for the same
-things in turn by one client, over kept connections: a 2 MB segment, a playlist. CPU is that of the server's processes alone, less what the relay
-takes when nobody asks; the ratio of each round counts. Then what stalled clients cost in memory: they ask for a segment and read no more than
-its first bytes. Then viewers of one light stream on one core: each loads the playlist and a segment once a target duration, over a connection
-of its own.
+A relay of hlsrelay's (bench.node, one stream of the bench's own origin) and an nginx over the folder that it publishes are asked for
+the same things in turn by one client, over kept connections: a 2 MB segment, a playlist. CPU is that of the server's processes alone,
+less what the relay takes when nobody asks; the ratio of each round counts. Then what stalled clients cost in memory: they ask for a
+segment and read no more than its first bytes. Then viewers of one light stream on one core: each loads the playlist and a segment once
+a target duration, over a connection of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import resource
 import shutil
 import socket
@@ -225,6 +226,22 @@ async def watch(server: Server, name: str, until_s: float, seen: Watched, phase_
         writer.close()
 
 
+async def real_player(server: Server, seconds: float) -> str:
+    """Return what a player says of the stream, and how many pictures it showed."""
+    source = f"http://127.0.0.1:{server.port}{server.root}/index.m3u8"
+    argv = [program("ffmpeg"), "-hide_banner", "-nostdin", "-loglevel", "warning", "-stats", "-re", "-i", source]
+    argv += ["-t", f"{seconds:g}", "-c", "copy", "-map", "0:v", "-f", "null", "-"]
+    children = Children()
+    try:
+        done = await children.run(argv, purpose="player", deadline_s=seconds + 60)
+    finally:
+        await children.aclose()
+    *warnings, last = re.split(r"[\r\n]+", done.stderr_tail.strip())
+    frames = re.search(r"frame=\s*(\d+)", last)
+    said = sum(not one.startswith("frame=") for one in warnings)
+    return f"{frames[1] if frames else 0} pictures of {seconds * 25:.0f}, {said} warnings"
+
+
 async def viewers(server: Server, folder: Path, count: int, seconds: float) -> None:
     """Print how many viewers at once were served on one core, which the relay is bound to meanwhile."""
     light = folder / "light.ts"
@@ -236,15 +253,17 @@ async def viewers(server: Server, folder: Path, count: int, seconds: float) -> N
         seen, loop = Watched(), asyncio.get_running_loop()
         until_s = loop.time() + SEGMENT_S + seconds
         before_s, began_s = probe.cpu_s(server.pids), time.monotonic()
+        player = asyncio.create_task(real_player(server, seconds))
         works = (watch(server, f"{server.root}/light.ts", until_s, seen, SEGMENT_S * index / count) for index in range(count))
         await asyncio.gather(*works)
         took_s = time.monotonic() - began_s
+        said = await player
         used = (probe.cpu_s(server.pids) - before_s) / took_s
         failed = sum(seen.failed.values())
         print(
             f"{count} viewers of one stream for {took_s:.0f} s, {server.name} on one core: {seen.playlists} playlists and "
             f"{seen.segments} segments, {seen.octets * 8 / took_s / 1e6:.0f} Mbit/s, {failed} failed {seen.failed or ''}; "
-            f"slowest answer {seen.slowest_s:.2f} s; {used:.0%} of the core"
+            f"slowest answer {seen.slowest_s:.2f} s; {used:.0%} of the core. An ffmpeg that plays the stream itself among them: {said}"
         )
     finally:
         light.unlink()

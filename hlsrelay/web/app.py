@@ -32,6 +32,7 @@ SECURITY = (  # blob: is how hls.js feeds the video element and starts its worke
     ),
     (b"referrer-policy", b"no-referrer"),
 )
+LIVE = "/live/"
 REVALIDATE = (b"cache-control", b"no-cache")
 
 log = structlog.get_logger()
@@ -95,9 +96,10 @@ def create_app(site: Site, *, page_dir: Path = PAGE_DIR, api: Sequence[Route] = 
             request.scope, "metrics", site.metrics(), (b"content-type", b"text/plain; version=0.0.4; charset=utf-8"), NO_STORE
         )
 
+    live = Live(site, texts)
     app = Starlette(
         routes=[
-            Route("/live/{path:path}", Live(site, texts)),
+            Route("/live/{path:path}", live),
             Route("/", page),
             Route("/assets/{name}", assets),
             Route("/api/streams", streams),
@@ -110,14 +112,19 @@ def create_app(site: Site, *, page_dir: Path = PAGE_DIR, api: Sequence[Route] = 
         exception_handlers={404: _not_found, 405: _not_allowed, Exception: _failed},
     )
     app.router.redirect_slashes = False  # a redirect costs a player a round trip (Apple's authoring specification 8.18)
-    return _Leaving(app, site)
+    return _Front(app, live, site)
 
 
-class _Leaving:
-    """Has each connection end with its next answer once we are about to leave: players come to another process by themselves."""
+class _Front:
+    """What is in front of the routes.
 
-    def __init__(self, app: ASGIApp, site: Site) -> None:
+    Players' requests go past them: matching and guarding them costs as much as the answer. Once we are about to leave, each connection ends
+    with its next answer: players come to another process by themselves.
+    """
+
+    def __init__(self, app: ASGIApp, live: ASGIApp, site: Site) -> None:
         self._app = app
+        self._live = live
         self._site = site
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,7 +133,24 @@ class _Leaving:
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             await send(message)
 
-        await self._app(scope, receive, send if self._site.ready() else closing)
+        answering = send if self._site.ready() else closing
+        path: str = scope["path"]
+        if scope["type"] != "http" or not path.startswith(LIVE) or len(path) == len(LIVE):
+            await self._app(scope, receive, answering)
+            return
+        started = False
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await answering(message)
+
+        try:
+            await self._live({**scope, "path_params": {"path": path.removeprefix(LIVE)}}, receive, noting)
+        except Exception as error:
+            if started:
+                raise
+            await (await _failed(Request(scope), error))(scope, receive, answering)
 
 
 async def _not_found(_: Request, __: Exception) -> Answer:

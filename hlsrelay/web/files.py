@@ -1,7 +1,8 @@
 """/live: playlists from the relay's memory, segments from the page cache.
 
-The kernel sends segments where it can (zero_copy). Else they are read in the event loop itself: they were written seconds ago and
-come from memory, and a hop to a thread for each chunk costs five times what the bytes do. Published files never change under their name, so size and time identify them.
+The kernel sends segments where it can (direct). Else they are read in the event loop itself: they were written seconds ago and
+come from memory, and a hop to a thread for each chunk costs five times what the bytes do. Published files never change under their
+name, so size and time identify them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import errno
 import os
 import re
 import stat
-from pathlib import PurePosixPath
 
 from starlette.types import Receive, Scope, Send
 
@@ -18,9 +18,9 @@ from hlsrelay import storage
 from hlsrelay.edge import HOP
 from hlsrelay.storage import PLAYLIST
 from hlsrelay.web.answers import NOSNIFF, Answer, Headers, Texts, short
+from hlsrelay.web.direct import ZERO_COPY_SEND
 from hlsrelay.web.negotiate import has_already, header, wanted
 from hlsrelay.web.site import Site
-from hlsrelay.web.zero_copy import ZERO_COPY_SEND
 
 CHUNK_BYTES = 256 * 1024
 SMALL_BYTES = 64 * 1024
@@ -113,7 +113,13 @@ class Live:
 
 def _is_ours(path: str) -> bool:
     """Say whether *path* can be a published file: letters, digits, '.', '_', '-'; no part hidden or above; a suffix we serve."""
-    return len(path) <= PATH_LIMIT and _PATH.fullmatch(path) is not None and PurePosixPath(path).suffix in TYPES
+    return len(path) <= PATH_LIMIT and _PATH.fullmatch(path) is not None and _suffix(path) in TYPES
+
+
+def _suffix(path: str) -> str:
+    """Return what a path that _PATH allows ends with, from its last dot on."""
+    name = path[path.rfind("/") + 1 :]
+    return name[name.rfind(".") :] if "." in name else ""
 
 
 def _failed(error: OSError) -> Answer:
@@ -186,7 +192,7 @@ def _head(path: str, size: int, etag: str, scope: Scope) -> tuple[int, Headers, 
             span,
         )
     sent = range(size) if span is None else span
-    head: Headers = ((b"content-type", TYPES[PurePosixPath(path).suffix]), (b"content-length", b"%d" % len(sent)), *common)
+    head: Headers = ((b"content-type", TYPES[_suffix(path)]), (b"content-length", b"%d" % len(sent)), *common)
     if span is not None:
         return 206, ((b"content-range", b"bytes %d-%d/%d" % (span.start, span.stop - 1, size)), *head), span
     return 200, head, sent if scope["method"] == "GET" else range(0)

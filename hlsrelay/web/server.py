@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager, suppress
 import uvicorn
 from starlette.types import ASGIApp
 
+from hlsrelay.web.direct import Direct
 from hlsrelay.web.port import giving, listening
-from hlsrelay.web.zero_copy import ZeroCopy
 
 STOP_GRACE_S = 3
 KEEP_ALIVE_S = 75  # a player comes back every target duration; uvicorn's 5 s would cost it a new connection each time
@@ -32,7 +32,7 @@ async def serve(app: ASGIApp, http: str, *, name: str = "", beside: Iterable[str
     listeners = await listening(http, beside)
     host, port = listeners[0].getsockname()[:2]
     config = uvicorn.Config(
-        ZeroCopy(app),
+        Direct(app),
         access_log=False,
         lifespan="off",
         log_config=None,

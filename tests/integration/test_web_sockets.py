@@ -10,12 +10,15 @@ import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
+import uvloop
 
 from hlsrelay.errors import ConfigError, ResourceBusy
-from hlsrelay.web import create_app, serve
+from hlsrelay.web import create_app, direct, serve
+from hlsrelay.web.files import SMALL_BYTES
 from tests.integration.memory_site import LONG, PLAYLIST, SLOW, MemorySite, descriptors
 from tests.waiting import comes_true
 
@@ -200,3 +203,100 @@ def test_a_stop_lets_a_viewer_finish_the_segment_it_is_reading(site: MemorySite)
         await writer.wait_closed()
 
     asyncio.run(run())
+
+
+LOOPS = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+Loop = Callable[[], asyncio.AbstractEventLoop]
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@LOOPS
+def test_viewers_who_stall_in_a_segment_hold_none_of_its_bytes(site: MemorySite, loop: Loop) -> None:
+    (site.live_dir / "news/720p/814.ts").write_bytes(os.urandom(SLOW))
+    count = 40
+
+    async def main() -> None:
+        async with serve(create_app(site), "127.0.0.1:0") as url:
+            clients = [socket.socket() for _ in range(count + 1)]
+
+            async def begin(one: socket.socket) -> None:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                one.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(one, ("127.0.0.1", int(url.rpartition(":")[2])))
+                await asyncio.get_running_loop().sock_sendall(one, b"GET /live/news/720p/814.ts HTTP/1.1\r\nHost: x\r\n\r\n")
+                await asyncio.get_running_loop().sock_recv(one, 100)
+
+            await begin(clients[0])
+            before = resident_bytes()
+            for one in clients[1:]:
+                await begin(one)
+            await comes_true(lambda: held("814.ts") == count + 1)
+            assert resident_bytes() - before < count * 100_000
+            for one in clients:
+                one.close()
+            await comes_true(lambda: held("814.ts") == 0)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
+
+
+@LOOPS
+def test_answers_over_one_connection_come_whole_and_in_order_however_slowly_they_are_taken(site: MemorySite, loop: Loop) -> None:
+    asked = ["index.m3u8", *["813.ts", "812.ts"] * 4, "none.ts", "index.m3u8"]
+    request = "".join(f"GET /live/news/720p/{name} HTTP/1.1\r\nHost: x\r\n\r\n" for name in asked)
+    bodies = {"index.m3u8": PLAYLIST, "813.ts": os.urandom(SLOW // 4), "812.ts": os.urandom(SMALL_BYTES)}
+    for name in ("812.ts", "813.ts"):
+        (site.live_dir / "news/720p" / name).write_bytes(bodies[name])
+
+    async def main() -> None:
+        async with serve(create_app(site), "127.0.0.1:0") as url:
+            reader, writer = await connect(url)
+            writer.write(request.encode())
+            for name in asked:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                body = await reader.readexactly(length)
+                assert head.startswith(b"HTTP/1.1 200" if name in bodies else b"HTTP/1.1 404")
+                assert head.count(b"\r\ndate: ") == 1
+                assert body == bodies.get(name, body)
+            writer.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
+
+
+def test_a_fault_of_ours_is_said_as_such_and_the_connection_stays(site: MemorySite, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: str) -> bytes | None:
+        raise ZeroDivisionError(path)
+
+    async def use(url: str) -> None:
+        async with httpx.AsyncClient(trust_env=False, limits=httpx.Limits(max_connections=1)) as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(site, "playlist", broken)
+                found = await client.get(f"{url}/live/news/720p/index.m3u8")
+            assert (found.status_code, found.text.split(":")[0]) == (500, "Something went wrong here; the relay's log says what.\n")
+            assert (await client.get(f"{url}/live/news/720p/index.m3u8")).content == PLAYLIST
+
+    served(site, use)
+
+
+def test_a_file_waits_for_what_was_written_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = list[str]()
+    transport = Mock(**{"get_write_buffer_size.side_effect": lambda: 0 if "drained" in events else 5})
+
+    async def drained() -> None:
+        events.append("drained")
+
+    cycle = Mock(transport=transport, disconnected=False, expected_content_length=9, flow=Mock(drain=drained))
+
+    def sent(_socket: int, _file: int, _offset: int, count: int) -> int:
+        events.append("sent")
+        return count
+
+    monkeypatch.setattr(os, "sendfile", sent)
+    asyncio.run(direct._send_file(cycle, 3, 0, 9))
+    assert events == ["drained", "sent"]
+    assert cycle.expected_content_length == 0
