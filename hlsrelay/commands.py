@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import signal
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict
+from typing import Any, TypeVar
 
 import typer
 
@@ -40,6 +42,8 @@ from hlsrelay.vitals import attended
 from hlsrelay.web import advertised, api_routes, create_app, local_token, serve
 from hlsrelay.worker import admitted
 
+T = TypeVar("T")
+
 DEMO = "demo"
 DEMO_LADDER = "480p,360p"
 LOOPBACK = "127.0.0.0/8,::1/128"
@@ -47,6 +51,8 @@ FILES_FREE_WITHIN_S = 20.0
 """A relay that is stopped first finishes what its encoder has begun."""
 SERVED_ON_TARGET_DURATIONS = 3
 LONGEST_SERVED_ON_S = 30.0
+MOST_OPEN_FILES = 65_536
+"""A viewer who stalls holds three, a relayed stream about ten. What is allowed at first, often 1,024, is for programs with select()."""
 LAST_LOOK_TARGET_DURATIONS = 1.5
 LONGEST_LAST_LOOK_S = 15.0
 
@@ -178,7 +184,9 @@ async def _relay(registered: Registered, node: Node, leaving: asyncio.Event, *, 
         node.roster = Roster(node.registry, only=registered.id)
         await stack.enter_async_context(node.roster.kept_up())
         url = await stack.enter_async_context(_served(node)) if node.serves else ""  # before another node lets go for us
-        claim = await (taken_over if take_over else obtained)(node, member, registered)
+        claim = await _unless(leaving, (taken_over if take_over else obtained)(node, member, registered))
+        if claim is None:
+            return
         if url:
             typer.echo(f"Watch     {url}/#{stream.id}\nPlaylist  {url}/live/{stream.id}/index.m3u8")
             sys.stdout.flush()
@@ -191,6 +199,18 @@ async def _relay(registered: Registered, node: Node, leaving: asyncio.Event, *, 
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(LAST_LOOK_TARGET_DURATIONS * target_duration_s, LONGEST_LAST_LOOK_S)):
                     await leaving.wait()
+
+
+async def _unless(leaving: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Return what *work* does; None where we are told to leave before it is done."""
+    working, gone = asyncio.create_task(work), asyncio.create_task(leaving.wait())
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        gone.cancel()
+        working.cancel()
+        await asyncio.gather(gone, working, return_exceptions=True)
 
 
 async def _relayed(claim: Claim, node: Node, member: Member, leaving: asyncio.Event) -> float:
@@ -262,6 +282,7 @@ async def _built_in_channel(stack: AsyncExitStack, children: Children, leaving: 
 
 @asynccontextmanager
 async def _node(settings: Settings) -> AsyncGenerator[Node, None]:
+    _may_open_many_files()
     live = live_dir(settings.data)
     objects = None if settings.storage == LOCAL else open_objects(settings.storage)
     sweep()
@@ -277,6 +298,15 @@ async def _node(settings: Settings) -> AsyncGenerator[Node, None]:
                     await node.caches.aclose()
     finally:
         await children.aclose()
+
+
+def _may_open_many_files() -> None:
+    """Have this process and its children open as many files as the machine allows, MOST_OPEN_FILES at most."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):  # a system that allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _on_signals() -> asyncio.Event:

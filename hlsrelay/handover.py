@@ -91,12 +91,16 @@ async def taken_over(node: Node, member: Member, registered: Registered) -> Clai
         registered.id, {"wanted": member.id}, int(epoch) if epoch.isdecimal() else 0
     )  # of this owner, and no later one
     waited_s = 0.0
-    while not isinstance(claim := await claimed(node, member, registered), Claim):
-        has = await _owner(node, registered, claim)
-        if waited_s > TAKE_OVER_WITHIN_S or (has and first and has.id != first.id):
-            raise _held(registered, has)
-        await asyncio.sleep(ASKED_EVERY_S)
-        waited_s += ASKED_EVERY_S
+    try:
+        while not isinstance(claim := await claimed(node, member, registered), Claim):
+            has = await _owner(node, registered, claim)
+            if waited_s > TAKE_OVER_WITHIN_S or (has and first and has.id != first.id):
+                raise _held(registered, has)
+            await asyncio.sleep(ASKED_EVERY_S)
+            waited_s += ASKED_EVERY_S
+    except asyncio.CancelledError:
+        await node.registry.report(registered.id, {"wanted": ""}, int(epoch) if epoch.isdecimal() else 0)  # the owner may keep it
+        raise
     return claim
 
 
