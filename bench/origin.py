@@ -45,9 +45,9 @@ class Origin:
         return f"{self.url}/{stream_name(stream)}/index.m3u8"
 
 
-async def media(cache: Path, segment_s: float, count: int, children: Children) -> list[Path]:
-    """Return *count* TS segments of MEDIA_KBPS, key pictures at their beginnings only; made where *cache* does not have them."""
-    folder = cache / f"media-{MEDIA_KBPS}k-{segment_s:g}s-{count}"
+async def media(cache: Path, segment_s: float, count: int, children: Children, kbps: int = MEDIA_KBPS) -> list[Path]:
+    """Return *count* TS segments of *kbps*, key pictures at their beginnings only; made where *cache* does not have them."""
+    folder = cache / f"media-{kbps}k-{segment_s:g}s-{count}"
     files = [folder / f"{index}.ts" for index in range(count)]
     if all(path.exists() for path in files):
         return files
@@ -56,7 +56,7 @@ async def media(cache: Path, segment_s: float, count: int, children: Children) -
     making = Path(tempfile.mkdtemp(dir=cache, prefix="making-"))
     try:
         gop = round(25 * segment_s)
-        video_kbps = MEDIA_KBPS * 94 // 100 - 128  # the rest is what TS puts around it
+        video_kbps = kbps * 94 // 100 - 128  # the rest is what TS puts around it
         # fmt: off
         argv = [
             ffmpeg, "-hide_banner", "-nostdin", "-nostats", "-loglevel", "error", "-y",
@@ -97,14 +97,15 @@ async def serving(
     jitter_s: float = 0.0,
     tls: bool = False,
     paced: bool = False,
+    port: int = 0,
 ) -> AsyncGenerator[Origin, None]:
-    """Serve and publish while the block runs; its playlists are there when it begins."""
+    """Serve and publish while the block runs, at *port* or a free one; its playlists are there when it begins."""
     nginx = program("nginx")
     folder.mkdir(parents=True)
     playlists, publications, access = folder / "live", folder / "publications", folder / "access"
     playlists.mkdir()
     certificate = make_certificate(folder) if tls else None
-    port = free_port()
+    port = port or free_port()
     config = folder / "nginx.conf"
     config.write_text(origin_config(folder, port, playlists, files[0].parent, certificate, paced))
     argv = [sys.executable, "-m", "bench.publishing", str(playlists), str(publications)]
