@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+MOST_ENDED = 1000
+"""A node that relays another stream every hour, each under an id of its own, must not grow for ever."""
 
 
 class Metrics:
@@ -10,6 +15,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._ended: OrderedDict[str, None] = OrderedDict()
         stream = ("stream",)
         self.loads = self._counter("hlsrelay_playlist_loads_total", "Loads of a source's playlist", ("stream", "outcome"))
         self.segments = self._counter("hlsrelay_segments_total", "Numbers published, by what stands under them", ("stream", "outcome"))
@@ -42,6 +48,20 @@ class Metrics:
             "hlsrelay_load_wanted", "What all streams that are to run take, wherever they do, as a worker sees it", registry=self.registry
         )
         self.registry_up = Gauge("hlsrelay_redis_up", "1 while Redis answers", registry=self.registry)
+
+    def begun(self, stream_id: str) -> None:
+        """A stream is relayed here."""
+        self._ended.pop(stream_id, None)
+
+    def ended(self, stream_id: str) -> None:
+        """A stream is no longer relayed here: what it was like last is not said any more, what was counted only of the last MOST_ENDED."""
+        for gauge in (self.lag_s, self.last_number, self.ladder_paused):
+            gauge.remove_by_labels({"stream": stream_id})
+        self._ended[stream_id] = None
+        while len(self._ended) > MOST_ENDED:
+            gone, _ = self._ended.popitem(last=False)
+            for counter in (self.loads, self.segments, self.bytes_in, self.rung_gaps, self.repairs, self.preloads):
+                counter.remove_by_labels({"stream": gone})
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

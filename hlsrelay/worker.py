@@ -92,6 +92,7 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
         carried = await node.registry.carried(stream.id) if claim and claim.registered.fields.get("carried") else ""
         node.storages[stream.id] = storage
         node.demands[stream.id] = demand
+        node.metrics.begun(stream.id)
         reporter.state("starting", node=node.name, reason="", wanted="", ladder_trouble="")
         log.info("stream.starting", stream=stream.id, source=redacted(stream.source), ladder=format_ladder(stream.ladder))
         following = asyncio.create_task(_follow(link, wishes, nudges, reporter), name=f"follow {stream.id}")
@@ -124,6 +125,7 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
             demand.closed()
             demand.failed("it is being stopped")
             await _last_words(link)
+            node.metrics.ended(stream.id)
     return 0.0 if demand.idle else reporter.target_duration_s
 
 
