@@ -20,6 +20,7 @@ app = typer.Typer(
     epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # plain help: boxes would cost it twice the time
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -68,7 +69,7 @@ def run(
     data: Data = None,
     pid_file: PidFile = None,
 ) -> None:
-    """Relay one registered stream until its `desired` becomes `stop`, and serve it."""
+    """Relay one registered stream, and serve it. Until its `desired` becomes `stop`."""
     from hlsrelay import commands, operate
     from hlsrelay.pidfile import held
     from hlsrelay.settings import load_settings
@@ -79,7 +80,7 @@ def run(
 
 @app.command()
 def worker(http: Http = None, data: Data = None, pid_file: PidFile = None) -> None:
-    """Relay and serve what is registered and no other node relays, as far as there is room; until Ctrl-C."""
+    """Relay and serve what is registered and no other node has. As far as there is room, until Ctrl-C."""
     from hlsrelay import commands, operate
     from hlsrelay.pidfile import held
     from hlsrelay.settings import load_settings
@@ -93,7 +94,7 @@ def quit_(
     pid_file: Annotated[Path, typer.Option(help="What it was started with.")],
     timeout: Annotated[float, typer.Option(help="Seconds to wait at most; without it for as long as it takes.", min=0.0)] = float("inf"),
 ) -> None:
-    """End the hlsrelay that holds a pid file, in order, and wait until it is gone. Exits with 0 too where none runs."""
+    """End the hlsrelay that holds a pid file. In order; waits until it is gone. Exits with 0 too where none runs."""
     from hlsrelay.pidfile import quit_daemon
 
     pid = quit_daemon(pid_file, timeout, lambda text: typer.echo(text, err=True))
@@ -109,7 +110,7 @@ def add(
     stopped: Annotated[bool, typer.Option("--stopped", help="Register it with desired=stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Register a stream (the same as HSET hlsrelay:stream:<id> source … desired run)."""
+    """Register a stream. The same as HSET hlsrelay:stream:<id> source … desired run."""
     from hlsrelay import operate
 
     fields = {"source": source, "desired": "stop" if stopped else "run", "ladder": ladder, "window": window}
@@ -122,7 +123,7 @@ def set_(
     changes: Annotated[list[str], typer.Argument(metavar="FIELD=VALUE...", help="Fields to set; FIELD= unsets one.")],
     as_json: AsJson = False,
 ) -> None:
-    """Change a stream's fields; one that runs follows at its next tick, and no viewer is cut."""
+    """Change a stream's fields. One that runs follows at its next tick, and no viewer is cut."""
     from hlsrelay import operate
 
     operate.run_until_done(operate.change(stream_id, changes, as_json))
@@ -140,7 +141,7 @@ def apply(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference, and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make what is registered what a file says; for those whose streams are kept in a repository or come from a database."""
+    """Make what is registered what a file says. For those whose streams are kept in a repository or come from a database."""
     from hlsrelay import operate
 
     operate.run_until_done(operate.apply(file, prune=prune, yes=yes, dry_run=dry_run, as_json=as_json))
@@ -156,7 +157,7 @@ def start(stream_id: StreamId, as_json: AsJson = False) -> None:
 
 @app.command()
 def stop(stream_id: StreamId, as_json: AsJson = False) -> None:
-    """Set a stream's `desired` to stop: its relay writes ENDLIST and ends."""
+    """Set a stream's `desired` to stop. Its relay writes ENDLIST and ends."""
     from hlsrelay import operate
 
     operate.run_until_done(operate.desire(stream_id, "stop", as_json))
@@ -169,7 +170,7 @@ def rm(
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
-    """Forget a stream; one that runs ends as if stopped. Its files stay unless --files."""
+    """Forget a stream. One that runs ends as if stopped. Its files stay unless --files."""
     from hlsrelay import operate
 
     operate.run_until_done(operate.remove(stream_id, files, data, as_json))
@@ -177,7 +178,7 @@ def rm(
 
 @app.command()
 def ls(as_json: AsJson = False) -> None:
-    """List all streams: who relays what, since when, how far behind, what went wrong last."""
+    """List all streams. Who relays what, since when, how far behind, what went wrong last."""
     from hlsrelay import operate
 
     operate.run_until_done(operate.list_all(as_json))
@@ -185,7 +186,7 @@ def ls(as_json: AsJson = False) -> None:
 
 @app.command()
 def nodes(as_json: AsJson = False) -> None:
-    """List the hlsrelay processes that relay: their names, how much they have taken on, and of how much."""
+    """List the hlsrelay processes that relay. Their names, how much they have taken on, and of how much."""
     from hlsrelay import operate
 
     operate.run_until_done(operate.list_nodes(as_json))
@@ -198,7 +199,7 @@ Node = Annotated[str, typer.Argument(metavar="NODE", help="Its name, as `hlsrela
 def drain(
     node: Node, undo: Annotated[bool, typer.Option("--undo", help="Have it take on streams again.")] = False, as_json: AsJson = False
 ) -> None:
-    """Have a node hand on its streams to others, without a break for viewers, and take on none; it goes on serving."""
+    """Have a node hand on its streams to others, and take on none. Without a break for viewers; it goes on serving."""
     from hlsrelay import operate
 
     operate.run_until_done(operate.drain(node, undo, as_json))
@@ -206,7 +207,7 @@ def drain(
 
 @app.command()
 def move(stream_id: StreamId, node: Node, as_json: AsJson = False) -> None:
-    """Have a node take a stream over from the one that relays it, and wait until it has."""
+    """Have a node take a stream over. From the one that relays it; waits until it has."""
     from hlsrelay import operate
 
     operate.run_until_done(operate.move(stream_id, node, as_json))
@@ -214,7 +215,7 @@ def move(stream_id: StreamId, node: Node, as_json: AsJson = False) -> None:
 
 @app.command()
 def ps(as_json: AsJson = False) -> None:
-    """List every child process of every hlsrelay process: what for, for how long, what it uses, how far it is; orphans too."""
+    """List every child process of every hlsrelay process. What for, for how long, what it uses, how far it is; orphans too."""
     from hlsrelay import operate
 
     operate.run_until_done(operate.list_processes(as_json))
@@ -247,7 +248,7 @@ def check(
         bool, typer.Option("--json", help="Print JSON: a line for each finding, notes too, and one for the verdict.")
     ] = False,
 ) -> None:
-    """Watch a live playlist, ours or anyone's, as a player does, and say which rules of live HLS it breaks."""
+    """Watch a live playlist, and say which rules of live HLS it breaks. Ours or anyone's, as a player does."""
     from hlsrelay import commands, operate
 
     operate.run_until_done(commands.check(target, seconds, not no_media, as_json))
@@ -269,7 +270,7 @@ def probe(
     proxy: Annotated[str, typer.Option(help="HTTP proxy to reach it through.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Say what a source is: variants, tracks, codecs, bitrates, key frames, faults; and propose a ladder."""
+    """Say what a source is, and propose a ladder. Variants, tracks, codecs, bitrates, key frames, faults."""
     from hlsrelay import commands, operate
 
     operate.run_until_done(commands.probe(source, headers, proxy, seconds, as_json))
@@ -277,7 +278,7 @@ def probe(
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
 def bench(arguments: typer.Context) -> None:
-    """Measure hlsrelay side by side with ffmpeg, streamlink and others (only in a copy of the source tree; --help says more)."""
+    """Measure hlsrelay beside ffmpeg, streamlink and others. Only in a copy of the source tree; --help says more."""
     import runpy
 
     root = Path(__file__).parents[1]
@@ -295,7 +296,7 @@ def demo(
     http: Http = None,
     data: Data = None,
 ) -> None:
-    """Relay one source as stream `demo`, until Ctrl-C: the quickest way to see it work. Loopback sources are allowed."""
+    """Relay one source as stream `demo`, until Ctrl-C. The quickest way to see it work. Loopback sources are allowed."""
     from hlsrelay import commands, operate
     from hlsrelay.settings import load_settings
 
@@ -306,7 +307,7 @@ def demo(
 def demo_origin(
     http: Annotated[str, typer.Option(help="Address to serve on; port 0 takes a free one.")] = "127.0.0.1:0",
 ) -> None:
-    """Publish a built-in live channel, with a clock and a beep each second, as a live HLS source. Prints its URL."""
+    """Publish a built-in live channel. A live HLS source with a clock and a beep each second. Prints its URL."""
     from hlsrelay import commands, operate
     from hlsrelay.settings import load_settings
 
