@@ -248,7 +248,7 @@ def check(
         bool, typer.Option("--json", help="Print JSON: a line for each finding, notes too, and one for the verdict.")
     ] = False,
 ) -> None:
-    """Watch a live playlist, and say which rules of live HLS it breaks. Ours or anyone's, as a player does."""
+    """Watch a live playlist, and say which rules it breaks. Ours or anyone's, as a player does."""
     from hlsrelay import commands, operate
 
     operate.run_until_done(commands.check(target, seconds, not no_media, as_json))
@@ -296,7 +296,7 @@ def demo(
     http: Http = None,
     data: Data = None,
 ) -> None:
-    """Relay one source as stream `demo`, until Ctrl-C. The quickest way to see it work. Loopback sources are allowed."""
+    """Relay one source as stream `demo`. Until Ctrl-C; the quickest way to see it work. Loopback sources are allowed."""
     from hlsrelay import commands, operate
     from hlsrelay.settings import load_settings
 
