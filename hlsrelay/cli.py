@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from hlsrelay import __version__
 from hlsrelay.errors import HlsRelayError, MissingProgram
 
+LONGEST_HELP = 400
 EXIT_CODES = """Exit codes: 0 done; 1 failed; 2 something you wrote can't work; 3 no such stream; 4 Redis does not answer;
 5 port, folder or stream in other hands or not writable; 6 a program is missing."""
 
+
+class _Verbs(typer.core.TyperGroup):
+    """Tells all that there is to say of each verb: by itself it would end where the line does."""
+
+    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        verbs = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.get_short_help_str(LONGEST_HELP)) for name, verb in verbs if verb and not verb.hidden])
+
+
 app = typer.Typer(
     name="hlsrelay",
+    cls=_Verbs,
     help="A live HLS relay: reads a live source, keeps every byte, makes a ladder of bitrates, serves it to any player.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # to lay help out would take longer than all else that is done for it
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
