@@ -22,6 +22,7 @@ from hlsrelay.commands import _node, _on_signals
 from hlsrelay.fields import stream_of
 from hlsrelay.log import start_logging
 from hlsrelay.node import Node
+from hlsrelay.roster import Roster
 from hlsrelay.settings import Settings, load_settings
 from hlsrelay.site import RelaySite
 from hlsrelay.web import create_app, serve
@@ -46,6 +47,8 @@ async def relay_all(count: int, url: str, window_s: float, settings: Settings, l
     leaving = _on_signals()
     async with AsyncExitStack() as stack:
         node = await stack.enter_async_context(_node(settings))
+        node.roster = Roster(node.registry)  # as `run` and `worker` have it: Redis tells what changes, and nobody asks again and again
+        await stack.enter_async_context(node.roster.kept_up())
         await stack.enter_async_context(serve(create_app(RelaySite(node)), settings.http))
         streams = []
         for index in range(count):
