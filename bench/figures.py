@@ -50,6 +50,8 @@ class Sample:
     requests: int
     playlist_requests: int
     note: str = ""
+    loop_lag_p99_s: float | None = None
+    """So late, at most, the loop of a peer that has one and tells was in 99 looks of 100."""
 
     @property
     def cpu_s_per_stream_minute(self) -> float:
@@ -80,6 +82,7 @@ class Row:
     identical: float | None = None
     sequence_kept: bool | None = None
     requests_per_segment: float | None = None
+    loop_lag_p99_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,12 @@ def percentile(values: Iterable[float], percent: float) -> float | None:
     if not ordered:
         return None
     return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+
+
+def most_in(counts: Mapping[float, float], percent: float) -> float | None:
+    """Return the least upper bound that *percent* of what was counted does not exceed; *counts* tells how many are up to each."""
+    total = max(counts.values(), default=0.0)
+    return min((most for most, count in counts.items() if count >= percent / 100 * total), default=None) if total else None
 
 
 def sequence_kept(arrivals: Iterable[Arrival]) -> bool | None:
@@ -129,6 +138,7 @@ def row_of(samples: Sequence[Sample]) -> Row:
         identical=_rounded(min(shares), 4) if shares else None,
         sequence_kept=all(kept) if kept else None,
         requests_per_segment=_rounded(_median(sample.requests / sample.published for sample in samples), 2),
+        loop_lag_p99_s=_rounded(_median(sample.loop_lag_p99_s for sample in samples), 4),
     )
 
 
@@ -153,6 +163,8 @@ def lines_of(samples: Iterable[Sample], refused: Mapping[tuple[str, int], str], 
         missing = sum(lost(sample.arrivals) for sample in group)
         notes = [f"{playlists:.2f} requests per segment are for playlists"]
         notes += [f"{missing} segments lost"] if missing else []
+        lag_s = row_of(group).loop_lag_p99_s
+        notes += [f"99 of 100 times its loop was late by {1000 * lag_s:.0f} ms or less"] if lag_s is not None else []
         notes += dict.fromkeys(sample.note for sample in group if sample.note)
         ratio = cpu_ratio(group, groups.get((BASELINE, key[1]), ()))
         lines.append(Line(row_of(group), _rounded(ratio, 3), len(group), (*notes, *reasons)))

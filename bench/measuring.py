@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import sys
 import time
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import probe
-from bench.figures import Sample
+from bench.figures import Sample, most_in
 from bench.installing import Programs
 from bench.origin import MEDIA_KBPS, ROOT, Origin, asked, publications, serving, whole_lines
 from bench.peers import Given, Peer, Task
@@ -82,7 +83,7 @@ async def measure(peer: Peer, streams: int, turn: int, setting: Setting, program
                 try:
                     roots = its_own.running()
                     up = await _up(seen, origin, streams, setting, roots, say)
-                    return await _counted(peer, streams, turn, setting, origin, seen, roots, up)
+                    return await _counted(peer, streams, turn, setting, origin, seen, roots, up, given.lag)
                 finally:
                     await its_own.aclose()  # all at once: who started them would end them one after another
     except TimeoutError:
@@ -141,14 +142,17 @@ async def _counted(
     seen: Callable[[], list[Seen]],
     roots: tuple[Child, ...],
     up: int,
+    lag: Path | None,
 ) -> Sample:
     pids = [root.pid for root in roots]
+    lags = _lags(lag)
     begun_s, begun_cpu_s, begun_busy_s = time.time(), probe.cpu_s(probe.tree(pids)), probe.busy_s()
     await asyncio.sleep(setting.window_s)
     tree = probe.tree(pids)
     ended_s, cpu_s, busy_s = time.time(), probe.cpu_s(tree) - begun_cpu_s, probe.busy_s() - begun_busy_s
     pss_bytes = probe.pss_bytes(tree)
     await asyncio.sleep(LOG_FLUSHED_S)
+    lags = {most_s: count - lags.get(most_s, 0.0) for most_s, count in _lags(lag).items()}
     requests, playlists = asked(whole_lines(origin.access), begun_s, ended_s)
     published = publications(origin.publications)
     arrivals = await asyncio.to_thread(arrivals_of, seen(), published, setting.files, begun_s, ended_s)
@@ -168,7 +172,16 @@ async def _counted(
         requests,
         playlists,
         "; ".join(notes),
+        most_in(lags, 99),
     )
+
+
+def _lags(told: Path | None) -> dict[float, float]:
+    """Return how often a peer's loop has been late by no more than so many seconds; nothing where it does not tell."""
+    try:
+        return {float(most_s): count for most_s, count in json.loads(told.read_text()).items()} if told else {}
+    except FileNotFoundError:
+        return {}
 
 
 def _last_words(roots: tuple[Child, ...]) -> str:

@@ -2,13 +2,15 @@
 
 There is no verb yet that relays many registered streams in one process, so this stands in for it, and is no more than what `hlsrelay run`
 does for one: the same registry (the embedded Redis unless HLSRELAY_REDIS_URL says otherwise), web server, worker.relay_stream, settings
-from the environment. It registers the streams itself, and ends on TERM.
+from the environment. It registers the streams itself, and ends on TERM. `--lag FILE` has it write there, every second, how often its loop
+was how late.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -19,27 +21,46 @@ from hlsrelay import transport
 from hlsrelay.commands import _node, _on_signals
 from hlsrelay.fields import stream_of
 from hlsrelay.log import start_logging
+from hlsrelay.node import Node
+from hlsrelay.roster import Roster
 from hlsrelay.settings import Settings, load_settings
 from hlsrelay.site import RelaySite
 from hlsrelay.web import create_app, serve
 from hlsrelay.worker import relay_stream
 
+LAG_TOLD_S = 1.0
 
-async def relay_all(count: int, url: str, window_s: float, settings: Settings) -> None:
+
+async def tell_lag(node: Node, told: Path) -> None:
+    """Write how often the loop was how late: upper bounds in seconds, and how often up to each."""
+    while True:
+        await asyncio.sleep(LAG_TOLD_S)
+        found = {one.labels["le"]: one.value for each in node.metrics.loop_lag_s.collect() for one in each.samples if "le" in one.labels}
+        written = told.with_suffix(".new")
+        written.write_text(json.dumps(found))
+        written.replace(told)
+
+
+async def relay_all(count: int, url: str, window_s: float, settings: Settings, lag: Path | None = None) -> None:
     """Relay the streams until told to go."""
     start_logging(settings.log)
     leaving = _on_signals()
     async with AsyncExitStack() as stack:
         node = await stack.enter_async_context(_node(settings))
+        node.roster = Roster(node.registry)  # as `run` and `worker` have it: Redis tells what changes, and nobody asks again and again
+        await stack.enter_async_context(node.roster.kept_up())
         await stack.enter_async_context(serve(create_app(RelaySite(node)), settings.http))
         streams = []
         for index in range(count):
             fields = {"source": url.format(stream_name(index)), "desired": "run", "window": f"{window_s:g}"}
             await node.registry.register(stream_name(index), fields)
             streams.append(stream_of(stream_name(index), fields))
+        telling = asyncio.create_task(tell_lag(node, lag)) if lag else None
         async with asyncio.TaskGroup() as group:
             for stream in streams:
                 group.create_task(relay_stream(stream, node, leaving))
+        if telling:
+            telling.cancel()
 
 
 def main() -> None:
@@ -49,10 +70,11 @@ def main() -> None:
     options.add_argument("url")
     options.add_argument("--window", type=float, default=24.0)
     options.add_argument("--trust", type=Path, help="certificate to trust beside the usual ones")
+    options.add_argument("--lag", type=Path, help="file to write the loop's lag to")
     chosen = options.parse_args()
     if chosen.trust:
         transport._tls().load_verify_locations(chosen.trust)  # no setting for it: a source on the internet needs none
-    uvloop.run(relay_all(chosen.count, chosen.url, chosen.window, load_settings()))
+    uvloop.run(relay_all(chosen.count, chosen.url, chosen.window, load_settings(), chosen.lag))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,8 @@ class Given:
 
     playlists: Mapping[str, Path] = field(default_factory=dict)
     urls: Mapping[str, str] = field(default_factory=dict)
+    lag: Path | None = None
+    """Where it tells how often its loop was how late (bench.node)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ async def _hlsrelay(task: Task, _: Programs) -> AsyncGenerator[Given, None]:
     url = task.origin.playlist(0).replace(stream_name(0), "{}", 1)
     window_s = max(6.0, task.segment_s * task.listed)
     argv = [sys.executable, "-m", "bench.node", str(task.streams), url, "--window", f"{window_s:g}"]
+    argv += ["--lag", str(task.folder / "lag")]
     argv += ["--trust", str(task.origin.certificate)] if task.origin.certificate else []
     env = {
         "HLSRELAY_DATA": str(data),
@@ -85,7 +88,8 @@ async def _hlsrelay(task: Task, _: Programs) -> AsyncGenerator[Given, None]:
         "HLSRELAY_LOG": "json",
     }
     async with task.children.spawn(argv, purpose="hlsrelay", cwd=ROOT, env=env):
-        yield Given({name: data / "live" / name / "source" / "index.m3u8" for name in task.names()})
+        playlists = {name: data / "live" / name / "source" / "index.m3u8" for name in task.names()}
+        yield Given(playlists, lag=task.folder / "lag")
 
 
 def ffmpeg_argv(source: str, playlist: Path, task: Task) -> list[str]:

@@ -1,7 +1,7 @@
 """What one reload of a source costs by how much it lists: `python -m bench.reload_cost [--profile]`.
 
 Prints medians of CPU time over many reloads, each of which brings one new segment, for windows of 6 to 10,000 segments: parsing it,
-numbering the new segment, and sliding and printing our window of 60 s. Parsing has to grow with what is parsed; nothing else may. Times
+numbering the new segment, and sliding and printing our window of 60 s. What a load costs after the first may not grow. Times
 of so little work say more about caches, which a long playlist empties, and about the machine; so beside them is how many lines of Python
 one reload runs, which no machine changes.
 """
@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from hlsrelay.hls.advance import advance
+from hlsrelay.hls.following import Following
 from hlsrelay.hls.numbering import Step
 from hlsrelay.hls.parse import parse
 from hlsrelay.hls.render import media_playlist
@@ -34,7 +35,9 @@ URL = "https://origin.example/live/index.m3u8"
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 STREAM = Stream("bench", URL, window_s=WINDOW_S)
 PARTS = ("parse", "advance", "slide and print")
-LINES = ("advance, lines", "slide and print, lines")
+ALL = (*PARTS, "a reload")
+LINES = ("parse, lines", "advance, lines", "slide and print, lines")
+FIRST = "first load"
 FULL = 80
 """After so many reloads our window is full, and so is what is remembered of what went by."""
 
@@ -90,12 +93,24 @@ def reloads(count: int, times: int) -> dict[str, float]:
     lines = dict.fromkeys(LINES, 0)
     position: Position | None = None
     progress: Progress | None = None
+    following, first_us = Following(), 0.0
     for turn in range(times + FULL):
         body = playlist(1000 + turn, count)
         now = T0 + timedelta(seconds=turn * SEGMENT_S)
-        snapshot, parse_us = timed(lambda body=body: snapshot_of(body))  # type: ignore[misc]
 
-        def numbered(old: Position | None = position, new: Snapshot = snapshot, now: datetime = now) -> Step:
+        def read(body: bytes = body, following: Following = following) -> Snapshot | None:
+            return following.read_on(body, URL)
+
+        def read_anew(body: bytes = body, following: Following = following) -> tuple[Snapshot | Presentation, Following]:
+            return following.read_anew(body, URL, {})
+
+        found, parse_us = timed(read)
+        if found is None:
+            (anew, following), first_us = timed(read_anew)
+            assert isinstance(anew, Snapshot)
+            found = anew
+
+        def numbered(old: Position | None = position, new: Snapshot = found, now: datetime = now) -> Step:
             return advance(old, new, STREAM, now)
 
         step, advance_us = timed(numbered)
@@ -117,7 +132,9 @@ def reloads(count: int, times: int) -> dict[str, float]:
         if turn >= FULL and len(step.fresh) == 1:
             for part, us in zip(PARTS, (parse_us, advance_us, slide_us), strict=True):
                 spent[part].append(us)
-    return {part: median(all_us) for part, all_us in spent.items()} | lines
+    body = playlist(1000 + times + FULL, count)
+    lines["parse, lines"] = counted(lambda: following.read_on(body, URL))
+    return {FIRST: first_us} | {part: median(all_us) for part, all_us in spent.items()} | lines
 
 
 def profiled(count: int, times: int) -> None:
@@ -140,14 +157,19 @@ def main() -> None:
     if chosen.profile:
         profiled(900, 20)
         return
-    print(f"{'segments':>9}  " + "  ".join(f"{part + ', us':>23}" for part in PARTS) + "".join(f"{part:>24}" for part in LINES))
+    print(
+        f"{'segments':>9}{FIRST + ', us':>16}  "
+        + "  ".join(f"{part + ', us':>23}" for part in ALL)
+        + "".join(f"{part:>24}" for part in LINES)
+    )
     base: dict[str, float] = {}
     for count in WINDOWS:
         found = reloads(count, max(20, min(chosen.times, chosen.times * 600 // count)))
+        found["a reload"] = sum(found[part] for part in PARTS)
         base = base or found
         print(
-            f"{count:>9}  "
-            + "  ".join(f"{found[part]:>13.1f} {'x' + format(found[part] / base[part], '.2f'):>9}" for part in PARTS)
+            f"{count:>9}{found[FIRST]:>16.0f}  "
+            + "  ".join(f"{found[part]:>13.1f} {'x' + format(found[part] / base[part], '.2f'):>9}" for part in ALL)
             + "".join(f"{found[part]:>24.0f}" for part in LINES),
             flush=True,
         )

@@ -25,6 +25,11 @@ class Clock:
         return datetime.fromtimestamp(time.time(), UTC)
 
 
+def ticking_s() -> float:
+    """Return seconds that never step back, as exact as the machine knows them: a loop's own time stands still while it is busy."""
+    return time.monotonic()
+
+
 class Nudges:
     """Wakes every pacer that listens: what each is waiting for is due now."""
 

@@ -18,7 +18,7 @@ from hlsrelay.errors import SegmentLost
 from hlsrelay.hls.numbering import REMEMBERED
 from hlsrelay.hls.window import FEWEST_ENTRIES
 from hlsrelay.media.decrypt import can_decrypt, decrypted
-from hlsrelay.media.probe import Container, MediaError, probe
+from hlsrelay.media.probe import Container, MediaError, recognised
 from hlsrelay.media.whole import cut_off, lasts_s
 from hlsrelay.model import (
     InitSection,
@@ -417,7 +417,7 @@ class _Lengths:
 
 def _container(head: bytes) -> Container:
     try:
-        return probe(head).container
+        return recognised(head)
     except MediaError:
         return Container.UNKNOWN
 

@@ -39,6 +39,8 @@ class House:
         """Up to which number of the main track those that the source no longer has are followed."""
         self._ended_s: dict[str, float] = {}
         """Since when ENDLIST stands in those that nobody follows any more."""
+        self._printed: tuple[object, ...] = ()
+        """What the multivariant playlist was last printed from."""
         self.choice = Choice(tools)
         for name in tools.storage.ledgers():
             if progress := LocalLedger(tools.storage, name).resume():
@@ -153,7 +155,12 @@ class House:
             self._first_shown_s = now_s
         patience_s = WAIT_FOR_ALL_TARGET_DURATIONS * max((progress.target_duration_s for progress in here.values()), default=1)
         if len(here) == len(names) or (SOURCE in here and now_s - self._first_shown_s >= patience_s):
-            self._tools.storage.publish(MULTIVARIANT, multivariant_playlist(self._presentation, here, self.choice.stream.keys))
+            keys = self.choice.stream.keys
+            says = (self._presentation, keys, *(one for each in here.values() for one in (each.entries, each.renditions, each.attributes)))
+            same = len(says) == len(self._printed) and all(one is before for one, before in zip(says, self._printed, strict=True))
+            if not same or MULTIVARIANT not in self._tools.storage.playlists:  # it may have been taken back
+                self._tools.storage.publish(MULTIVARIANT, multivariant_playlist(self._presentation, here, keys))
+                self._printed = says
 
 
 def withdraw(storage: LocalStorage, clock: Clock) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+LOOP_LAGS_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 MOST_ENDED = 1000
 """A node that relays another stream every hour, each under an id of its own, must not grow for ever."""
 
@@ -46,6 +47,12 @@ class Metrics:
         self.load = Gauge("hlsrelay_load", "What of its capacity a worker has taken on", registry=self.registry)
         self.load_wanted = Gauge(
             "hlsrelay_load_wanted", "What all streams that are to run take, wherever they do, as a worker sees it", registry=self.registry
+        )
+        self.loop_lag_s = Histogram(
+            "hlsrelay_loop_lag_seconds",
+            "How long what was due had to wait, looked at every 50 ms: one thread serves all streams",
+            buckets=LOOP_LAGS_S,
+            registry=self.registry,
         )
         self.registry_up = Gauge("hlsrelay_redis_up", "1 while Redis answers", registry=self.registry)
 

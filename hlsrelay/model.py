@@ -7,7 +7,7 @@ Entry     what our playlists list under that number     (stages make it; hls.win
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -104,7 +104,7 @@ class Snapshot:
     EXT-X-DATERANGE lines: they belong to the playlist, whichever segment they stand before (rfc8216bis 4.4.5).
     """
 
-    segments: tuple[Segment, ...]
+    segments: Sequence[Segment]
     target_duration_s: int
     media_sequence: int
     discontinuity_sequence: int = 0

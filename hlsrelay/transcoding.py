@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ from hlsrelay.ladder import fitting
 from hlsrelay.media.decrypt import can_decrypt, decrypted
 from hlsrelay.media.edits import with_edits
 from hlsrelay.media.fragment import parted, without_negative_offsets
+from hlsrelay.media.glimpse import glimpsed
 from hlsrelay.media.grid import first_sample
 from hlsrelay.media.probe import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, VideoInfo, probe
 from hlsrelay.model import (
@@ -33,6 +35,10 @@ from hlsrelay.scheduling import AT_ONCE
 
 LARGEST_TIME_STAMP_STEP_S = 1.0
 """A larger step between two segments is no encoder's rounding: the time stamps begin anew."""
+LOWEST_FRAME_RATE = 10.0
+"""With fewer pictures a second, those that head and tail show may be too far from the first and the last."""
+READ_THROUGH_EVERY = 16
+"""One segment in so many is read through where head and tail would do: what changes in between is seen then, such as sound that went."""
 KEPT_PLAIN = 32
 """Segments kept for the encoder: more than can be under way, and those before each."""
 MOST_BEFORE = 12
@@ -76,10 +82,15 @@ class Transcoding:
         if item.file is None:
             return Made(entry, made, lost=item.lost)
         wanted = made.stream.ladder if self._name == SOURCE else ()
-        source, info = Path(), None
-        if wanted or self._alone or made.discontinuity or self._traits.codecs is None:
+        source, info, times = Path(), None, None
+        through = bool(wanted) or made.discontinuity or self._traits.codecs is None or made.number % READ_THROUGH_EVERY == 0
+        if self._alone and not through:
+            times = self._glimpsed(item)
+            through = times is None and self._traits.width is not None  # sound alone has no times that are looked at
+        if through and (self._alone or wanted or made.discontinuity or self._traits.codecs is None):
             source, info = self._probed(item, keeps=bool(wanted))
-        broken = self._alone and not made.discontinuity and self._jumps(made.number, info)
+            times = _times(info)
+        broken = self._alone and not made.discontinuity and self._jumps(made.number, times)
         repairs = item.repairs
         if broken:
             made, entry = replace(made, discontinuity=True), replace(entry, discontinuity=True)
@@ -116,21 +127,40 @@ class Transcoding:
             repairs=repairs,
         )
 
-    def _jumps(self, number: int, info: MediaInfo | None) -> bool:
+    def _jumps(self, number: int, times: tuple[int, int] | None) -> bool:
         """Return whether the media's time does not go on from the segment before: a break that the source did not tell (A10).
 
-        Segments are noted in their order, because nothing above waits. Called for every segment.
+        *times*: when its pictures begin and end. Segments are noted in their order, because nothing above waits. Called for every segment.
         """
         before, self._ended_90k = self._ended_90k, None
-        if info is None or info.video is None or not info.video.pts:
+        if times is None:
             return False
-        span = (info.video.last_pts_90k - info.video.first_pts_90k) % PTS_MODULUS
-        frame = span // max(1, info.video.frame_count - 1)
-        self._ended_90k = (number, (info.video.last_pts_90k + frame) % PTS_MODULUS)
+        self._ended_90k = (number, times[1])
         if before is None or before[0] != number - 1:
             return False
-        jump = (info.video.first_pts_90k - before[1] + PTS_MODULUS // 2) % PTS_MODULUS - PTS_MODULUS // 2
+        jump = (times[0] - before[1] + PTS_MODULUS // 2) % PTS_MODULUS - PTS_MODULUS // 2
         return abs(jump) > LARGEST_TIME_STAMP_STEP_S * 90_000
+
+    def _glimpsed(self, clip: Clip) -> tuple[int, int] | None:
+        """Return when the pictures of a clip begin and end, by its head and tail; None where it has to be read through to know.
+
+        That is also where it is not what was before it: what the multivariant playlist says is then read anew.
+        """
+        traits, file = self._traits, clip.file
+        if clip.keys or file is None or (traits.frame_rate or 0.0) < LOWEST_FRAME_RATE:
+            return None
+        try:
+            with (self._tools.storage.folder / self._name / file.uri).open("rb", buffering=0) as source:
+                found = glimpsed(lambda at, length: os.pread(source.fileno(), length, at), file.size_bytes, clip.init)
+        except OSError:
+            return None
+        known = (traits.codecs or "").split(",")
+        if found is None or any(one not in known for one in found.codecs):
+            return None
+        if found.size and found.size != (traits.width, traits.height):
+            return None
+        frame_90k = round(90_000 / (traits.frame_rate or LOWEST_FRAME_RATE))
+        return found.first_pts_90k, (found.last_pts_90k + frame_90k) % PTS_MODULUS
 
     def _to_decode_before(self, made: Numbered, source: Path, video: VideoInfo | None) -> tuple[Path, ...] | None:
         """Return the segments before one, from the last on in which decoding can begin; None where it can nowhere, not in itself either.
@@ -265,6 +295,15 @@ class Transcoding:
         except OSError as error:
             reason = f"can't be stored: {error.strerror}"
         return files, Encoded({}, {rung.name: reason for rung in rungs if rung.name not in files}), inits
+
+
+def _times(info: MediaInfo | None) -> tuple[int, int] | None:
+    """Return when the pictures of a segment begin and end; None where there are none."""
+    if info is None or info.video is None or not info.video.pts:
+        return None
+    first_90k, last_90k = info.video.first_pts_90k, info.video.last_pts_90k
+    frame_90k = (last_90k - first_90k) % PTS_MODULUS // max(1, info.video.frame_count - 1)
+    return first_90k, (last_90k + frame_90k) % PTS_MODULUS
 
 
 def _suffix(rung: Rung, source: MediaInfo) -> str:

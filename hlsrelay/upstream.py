@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -19,13 +20,14 @@ import tenacity
 
 from hlsrelay import __version__
 from hlsrelay.addresses import AddressPolicy, RefusedSocket
+from hlsrelay.aside import aside
 from hlsrelay.cookies import BoundedJar
 from hlsrelay.errors import AddressRefused, ConfigError, PlaylistError, SegmentLost, TrackGone, UpstreamError
 from hlsrelay.expanding import BadEncoding, Expander
-from hlsrelay.hls.parse import parse
+from hlsrelay.hls.following import Following, is_long
 from hlsrelay.hls.tracks import chosen, media_playlist_alone
 from hlsrelay.hls.variables import variables_of
-from hlsrelay.model import ByteRange, Presentation, Restart, Snapshot, Stream, Track
+from hlsrelay.model import SOURCE, ByteRange, Presentation, Restart, Snapshot, Stream, Track
 from hlsrelay.ranges import Enough, cut_out, is_part, is_whole
 from hlsrelay.settings import Network
 from hlsrelay.transport import Guarded, TransportFactory, http_transport
@@ -72,6 +74,7 @@ class Upstream:
         self._tracks: dict[str, Track] = {}
         self._turns: dict[str, int] = {}
         self._last: dict[str, tuple[bytes, str, Snapshot]] = {}
+        self._following: dict[str, Following] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,7 +97,7 @@ class Upstream:
         self._stream = stream
         source = stream.source
         body, url = await self._body(source, deadline_s)
-        playlist = parse(body, url)
+        playlist = await self._read(SOURCE, body, url, {})
         if isinstance(playlist, Snapshot):
             found = media_playlist_alone(source)
         else:
@@ -203,7 +206,7 @@ class Upstream:
         """Close all connections and forget what was learnt; the next load starts anew."""
         client, self._client = self._client, None
         self._stream = None
-        self._variables, self._known, self._tracks, self._turns, self._last = {}, {}, {}, {}, {}
+        self._variables, self._known, self._tracks, self._turns, self._last, self._following = {}, {}, {}, {}, {}, {}
         if client is not None:
             await client.aclose()
 
@@ -230,10 +233,21 @@ class Upstream:
         last = self._last.get(name)
         if last and last[0] == body and last[1] == final_url:
             return last[2]
-        playlist = parse(body, final_url, self._variables, last[2] if last else None)
+        playlist = await self._read(name, body, final_url, self._variables)
         if isinstance(playlist, Presentation):
             raise PlaylistError(f"{redacted(url)} is a multivariant playlist where a media playlist should be")
         self._last[name] = (body, final_url, playlist)
+        return playlist
+
+    async def _read(self, name: str, body: bytes, url: str, variables: Mapping[str, str]) -> Snapshot | Presentation:
+        """Return the playlist that *body* holds: what is new of one that goes on, the whole of another; a long one aside."""
+        following = self._following.setdefault(name, Following())
+        if (snapshot := following.read_on(body, url)) is not None:
+            return snapshot
+        anew = partial(following.read_anew, body, url, variables)
+        playlist, following = await aside(anew) if is_long(body) else anew()
+        if isinstance(playlist, Snapshot):
+            self._following[name] = following
         return playlist
 
     async def _body(self, url: str, deadline_s: float, *, child: bool = False) -> tuple[bytes, str]:

@@ -1,4 +1,6 @@
-"""What a node does once a second beside its relays: it tells its children to Redis, sheds ladder jobs while memory is short, is awake.
+"""What a node does beside its relays, once a second: it tells its children to Redis, sheds ladder jobs while memory is short, is awake.
+
+Oftener it looks how late its loop is.
 
 Laws:
 - No relay waits for any of this: Redis away, or slow, only makes `hlsrelay ps` on other machines blind.
@@ -14,6 +16,7 @@ from contextlib import asynccontextmanager, suppress
 
 import structlog
 
+from hlsrelay.clock import ticking_s
 from hlsrelay.errors import RegistryUnavailable
 from hlsrelay.memory import used_percent
 from hlsrelay.node import Node
@@ -21,6 +24,8 @@ from hlsrelay.orphans import incarnation
 from hlsrelay.statuses import NodeStatus, written
 
 PERIOD_S = 1.0
+LOOKED_S = 0.05
+"""Between two looks at the loop; what blocks it for long is seen by each of them."""
 KEPT_S = 3
 """A node that has told nothing for so long is dead, or has no children any more."""
 
@@ -30,7 +35,11 @@ log = structlog.get_logger()
 @asynccontextmanager
 async def attended(node: Node, used: Callable[[], float | None] = used_percent) -> AsyncGenerator[None, None]:
     """Attend to *node* while the block runs; *used* reads how much memory is in use, in percent."""
-    tasks = [asyncio.create_task(_tell(node), name="tell"), asyncio.create_task(_relieve(node, used), name="relieve")]
+    tasks = [
+        asyncio.create_task(_tell(node), name="tell"),
+        asyncio.create_task(_relieve(node, used), name="relieve"),
+        asyncio.create_task(_time(node), name="time"),
+    ]
     try:
         yield
     finally:
@@ -68,3 +77,10 @@ async def _relieve(node: Node, used: Callable[[], float | None]) -> None:
             node.encoder.shed()
         node.awake.stops()
         await asyncio.sleep(PERIOD_S)
+
+
+async def _time(node: Node) -> None:
+    while True:
+        due_s = ticking_s() + LOOKED_S
+        await asyncio.sleep(LOOKED_S)
+        node.metrics.loop_lag_s.observe(max(0.0, ticking_s() - due_s))

@@ -21,7 +21,7 @@ segment's content.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -126,7 +126,9 @@ def _mapped(position: Position, load: Load) -> Step:
     """Return what a playlist of the source that is relayed brings."""
     snapshot = load.snapshot
     segments, first, newest = snapshot.segments, snapshot.segments[0].sequence, snapshot.segments[-1]
-    shared = [(seen, segments[seen.sequence - first]) for seen in position.recent if 0 <= seen.sequence - first < len(segments)]
+    since = max(first, min((seen.sequence for seen in position.recent), default=first))
+    ours = segments[since - first :] if since - first < len(segments) else ()
+    shared = [(seen, ours[seen.sequence - since]) for seen in position.recent if 0 <= seen.sequence - since < len(ours)]
     newer = segments[max(0, position.seen_sequence + 1 - first) :]
     if any(same_as(*pair, snapshot) for pair in [pair for pair in shared if not pair[1].gap] or shared):
         if any(seen.digest for seen, _ in shared) and doubtful(position, newer, shared, load):
@@ -176,7 +178,7 @@ def _mapped(position: Position, load: Load) -> Step:
     return _put_in_doubt(position, load)
 
 
-def live_edge(snapshot: Snapshot) -> tuple[Segment, ...]:
+def live_edge(snapshot: Snapshot) -> Sequence[Segment]:
     """Return the newest segments, three target durations of them or all: where a player would begin (RFC 8216 6.3.3)."""
     length_s, kept = 0.0, 0
     for segment in reversed(snapshot.segments):
@@ -341,7 +343,7 @@ def _under_another_name(position: Position, shared: list[tuple[Seen, Segment]], 
     return _counted_anew(replace(position, renames=True), 0, load, "names_changed")
 
 
-def _joined(position: Position, load: Load) -> tuple[Segment, ...]:
+def _joined(position: Position, load: Load) -> Sequence[Segment]:
     """Return what of another source goes on from where we are: by the programme's time where both tell it, else by the time gone by.
 
     Empty where the other source is behind: what comes next of it has been relayed already.
@@ -354,11 +356,11 @@ def _joined(position: Position, load: Load) -> tuple[Segment, ...]:
     return newest_of(live_edge(load.snapshot), load.now - position.advanced_at)
 
 
-def _went_on(position: Position, newer: tuple[Segment, ...], load: Load) -> Step:
+def _went_on(position: Position, newer: Sequence[Segment], load: Load) -> Step:
     return resumed(position, newer, load) if newer and position.given_up else numbered(position, newer, load)
 
 
-def _after_hole(position: Position, newer: tuple[Segment, ...], load: Load) -> Step:
+def _after_hole(position: Position, newer: Sequence[Segment], load: Load) -> Step:
     """The window moved past our last segment: by what the clock explains, or the numbering is another one."""
     missing = newer[0].sequence - position.seen_sequence - 1
     target_s = load.snapshot.target_duration_s

@@ -11,7 +11,7 @@ Laws:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
@@ -81,7 +81,7 @@ def content_key(segment: Segment) -> str:
     return f"{segment.uri} {segment.byterange}" if segment.byterange else segment.uri
 
 
-def numbered(position: Position, fresh: tuple[Segment, ...], load: Load, *, opens: bool = False, cut: bool = False) -> Step:
+def numbered(position: Position, fresh: Sequence[Segment], load: Load, *, opens: bool = False, cut: bool = False) -> Step:
     """Number *fresh*, which goes on from *position*; *opens*: nothing was ever listed before; *cut*: a generation begins.
 
     One begins by itself where the other tracks have begun one, and where the ladder changed: its encodings do.
@@ -182,7 +182,7 @@ def _init_name(segment: Segment) -> str:
     return f"{urlsplit(segment.init.uri).path.rpartition('/')[2]} {segment.init.byterange or ''}"
 
 
-def beginning(fresh: tuple[Segment, ...], load: Load) -> datetime:
+def beginning(fresh: Sequence[Segment], load: Load) -> datetime:
     """Return when *fresh*, the first of a track that tells no times, begins: as with the other tracks, or so that it ends now."""
     by_lead = (load.agreed.lead or load.now) - length_of(fresh)
     times = load.agreed.times
@@ -191,7 +191,7 @@ def beginning(fresh: tuple[Segment, ...], load: Load) -> datetime:
     return by_number if by_number and abs(by_number - by_lead) <= 3 * _half(fresh[0]) else by_lead
 
 
-def opening(live: tuple[Segment, ...], load: Load) -> tuple[Segment, ...]:
+def opening(live: Sequence[Segment], load: Load) -> Sequence[Segment]:
     """Return *live*, the newest segments, with those before them from where the track begins whose edge is furthest behind."""
     begins, first = load.agreed.begins, live[0].time
     return _from(load.snapshot.segments, begins) if begins and first and begins < first else live
@@ -203,7 +203,7 @@ def _in_time(at: datetime, segment: Segment, agreed: Agreed) -> datetime:
     return theirs if theirs and abs(theirs - at) < _half(segment) else at
 
 
-def begun(position: Position, fresh: tuple[Segment, ...], load: Load, repair: str) -> Step:
+def begun(position: Position, fresh: Sequence[Segment], load: Load, repair: str) -> Step:
     """Number *fresh* as the beginning of a generation, or of the one that other tracks have begun."""
     agreed, stream = load.agreed, load.stream
     joins = position.generation < agreed.generation
@@ -243,7 +243,7 @@ def begun(position: Position, fresh: tuple[Segment, ...], load: Load, repair: st
     return Step(after.position, (*before.fresh, *after.fresh), (repair, *after.repairs))
 
 
-def resumed(position: Position, newer: tuple[Segment, ...], load: Load) -> Step:
+def resumed(position: Position, newer: Sequence[Segment], load: Load) -> Step:
     """Number what a track brings after it was given up for a while: what comes too late is under a GAP already."""
     own = position.next_program_date_time
     if position.dated and newer[0].time is not None:
@@ -279,7 +279,7 @@ def given_up(position: Position, load: Load, until: datetime | None = None) -> S
     return Step(after, fresh, ("track_fell_behind",))
 
 
-def lost(position: Position, count: int, then: Segment, target_duration_s: int) -> tuple[Segment, ...]:
+def lost(position: Position, count: int, then: Segment, target_duration_s: int) -> Sequence[Segment]:
     """Return *count* segments that the source no longer lists, before *then*: their times tell how long they were, or it was like them."""
     first, each_s = position.last_sequence + 1, then.duration_s
     if count and then.time is not None and position.dated:
@@ -343,7 +343,7 @@ def passed(position: Position | None, first: int, load: Load) -> tuple[Seen, ...
     return (*before, *listed)[-REMEMBERED:]
 
 
-def _gaps(position: Position, length: timedelta, each_s: float) -> tuple[Segment, ...]:
+def _gaps(position: Position, length: timedelta, each_s: float) -> Sequence[Segment]:
     """Return GAPs that fill *length* from *position* on, none longer than *each_s*; none for less than half of one."""
     ratio = length.total_seconds() / each_s if each_s else 0.0
     count = math.ceil(ratio - 0.02) if ratio >= 0.5 else 0
@@ -353,7 +353,7 @@ def _gaps(position: Position, length: timedelta, each_s: float) -> tuple[Segment
     return tuple(Segment(first + index, "", exact_s, gap=True, time=time) for index, time in enumerate(times))
 
 
-def _with_gaps_before(position: Position, missed: timedelta, fresh: tuple[Segment, ...]) -> tuple[Position, tuple[Segment, ...]]:
+def _with_gaps_before(position: Position, missed: timedelta, fresh: Sequence[Segment]) -> tuple[Position, tuple[Segment, ...]]:
     """Return *fresh* with GAPs for what is missing before it, and the position that both go on from."""
     gaps = _gaps(position, missed, fresh[0].duration_s)
     first = fresh[0].sequence - len(gaps)
@@ -361,7 +361,7 @@ def _with_gaps_before(position: Position, missed: timedelta, fresh: tuple[Segmen
     return replace(position, offset=position.last_number + 1 - first), (*moved, *fresh)
 
 
-def newest_of(segments: tuple[Segment, ...], length: timedelta) -> tuple[Segment, ...]:
+def newest_of(segments: Sequence[Segment], length: timedelta) -> Sequence[Segment]:
     """Return the newest of *segments* that last no longer than *length* together, one at least; half a segment is rounded up."""
     left_s, kept = length.total_seconds(), 0
     for segment in reversed(segments):
@@ -372,7 +372,7 @@ def newest_of(segments: tuple[Segment, ...], length: timedelta) -> tuple[Segment
     return segments[-kept:]
 
 
-def _from(segments: tuple[Segment, ...], when: datetime) -> tuple[Segment, ...]:
+def _from(segments: Sequence[Segment], when: datetime) -> Sequence[Segment]:
     """Return *segments* from the first on that begins at *when* or later."""
     after = (index for index, segment in enumerate(segments) if (segment.time or when) >= when - _half(segment))
     return segments[next(after, len(segments)) :]

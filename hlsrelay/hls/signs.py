@@ -6,6 +6,7 @@ None of this decides: where it leaves a doubt, `advance` asks for a digest, or w
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from datetime import timedelta
 
 from hlsrelay.hls.doubt import FURTHEST_BEHIND, is_silent, is_still, is_stuck, lists_newest_of, moves_on, watched_long
@@ -17,7 +18,7 @@ WARY_TARGET_DURATIONS = 20
 """So long after others were listed under numbers of ours, what goes on from ours is looked into."""
 
 
-def doubtful(position: Position, newer: tuple[Segment, ...], shared: list[tuple[Seen, Segment]], load: Load) -> bool:
+def doubtful(position: Position, newer: Sequence[Segment], shared: list[tuple[Seen, Segment]], load: Load) -> bool:
     """Return whether a playlist that lists our names under our numbers may yet be another encoder's, so that only a digest tells."""
     candidate, snapshot = position.candidate, load.snapshot
     if (candidate and candidate.resembles) or thrown_away(position, load) or started_over(position, newer, load):
@@ -65,7 +66,7 @@ def thrown_away(position: Position, load: Load) -> bool:
     return gone > 2 + min(came, since_s / min(load.snapshot.target_duration_s, mean_s))
 
 
-def started_over(position: Position, newer: tuple[Segment, ...], load: Load) -> bool:
+def started_over(position: Position, newer: Sequence[Segment], load: Load) -> bool:
     """Return whether a window was short after a silence, as that of an encoder that starts anew: one that slides keeps its length.
 
     Where it lists as much again, it shows by what grew and lost nothing at its head, or by what was listed meanwhile.
@@ -76,7 +77,7 @@ def started_over(position: Position, newer: tuple[Segment, ...], load: Load) -> 
     return is_short(position, newer, load) or ((meanwhile or grew) and is_silent(position, load) and not _when_due(position, newer))
 
 
-def is_short(position: Position, newer: tuple[Segment, ...], load: Load) -> bool:
+def is_short(position: Position, newer: Sequence[Segment], load: Load) -> bool:
     """Return whether a window is shorter than it was, after a silence, and no time tells that it goes on from ours."""
     return len(load.snapshot.segments) < position.listed and is_silent(position, load) and not _when_due(position, newer)
 
@@ -139,7 +140,7 @@ def may_be_of_the_one_behind(position: Position, missing: int, load: Load) -> bo
     return ahead >= 0 and (ahead - FURTHEST_BEHIND) * shortest_s(position, load) <= went_by_s  # it need not be behind any more
 
 
-def goes_on_from_doubt(position: Position, missing: int, newer: tuple[Segment, ...], load: Load) -> bool:
+def goes_on_from_doubt(position: Position, missing: int, newer: Sequence[Segment], load: Load) -> bool:
     """Return whether a playlist may go on from one in doubt instead of ours: what goes on from doubt is in doubt too."""
     candidate = position.candidate
     if candidate is None:
@@ -155,7 +156,7 @@ def goes_on_from_doubt(position: Position, missing: int, newer: tuple[Segment, .
     return not stale and (not exactly or moves_on(candidate, load))
 
 
-def goes_on_from_others(position: Position, missing: int, newer: tuple[Segment, ...]) -> bool:
+def goes_on_from_others(position: Position, missing: int, newer: Sequence[Segment]) -> bool:
     """Return whether something else was listed under our numbers, and ours was not since: an encoder that started anew, and goes on."""
     if position.mistaken_at is None or position.listed_at is None or position.mistaken_at <= position.listed_at:
         return False
@@ -178,7 +179,7 @@ def _lists_our_last_otherwise(candidate: Candidate, position: Position) -> bool:
     return any((one.sequence == ours.sequence) != (one.identity.rpartition("/")[2] == name) for one in listed)
 
 
-def _when_due(position: Position, newer: tuple[Segment, ...]) -> bool:
+def _when_due(position: Position, newer: Sequence[Segment]) -> bool:
     """Return whether the first of what is new tells the very time at which ours goes on."""
     then = newer[0] if newer else None
     if then is None or then.program_date_time is None or not position.dated:

@@ -186,7 +186,9 @@ def carried(progress: Progress) -> Progress:
 
 def expired(progress: Progress, now: datetime) -> tuple[Progress, tuple[str, ...]]:
     """Return *progress* without the files that nobody may ask for any more (A7), and these files."""
-    again = {path for entry in progress.entries for path in _paths(entry)} if any(one.until <= now for one in progress.retired) else set()
+    if not any(one.until <= now for one in progress.retired):
+        return progress, ()
+    again = {path for entry in progress.entries for path in _paths(entry)}
     gone = tuple(path for one in progress.retired if one.until <= now for path in one.paths if path not in again)
     return replace(progress, retired=tuple(one for one in progress.retired if one.until > now)), gone
 

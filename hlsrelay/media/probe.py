@@ -7,7 +7,7 @@ from hlsrelay.media.fmp4 import FIRST_BOXES, probe_fmp4
 from hlsrelay.media.info import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, VideoInfo
 from hlsrelay.media.ts import looks_like_ts, probe_ts
 
-__all__ = ["PTS_MODULUS", "AudioInfo", "Container", "MediaError", "MediaInfo", "VideoInfo", "probe"]
+__all__ = ["PTS_MODULUS", "AudioInfo", "Container", "MediaError", "MediaInfo", "VideoInfo", "probe", "recognised"]
 
 
 def probe(data: bytes, init: bytes | None = None) -> MediaInfo:
@@ -25,6 +25,13 @@ def probe(data: bytes, init: bytes | None = None) -> MediaInfo:
     if data.removeprefix(b"\xef\xbb\xbf")[:6] == b"WEBVTT" and data.removeprefix(b"\xef\xbb\xbf")[6:7] in (b"", b" ", b"\t", b"\r", b"\n"):
         return MediaInfo(Container.VTT)
     return _packed_audio(data)
+
+
+def recognised(head: bytes) -> Container:
+    """Return what a segment that begins with *head* is packed as, whether it makes sense or not."""
+    if looks_like_ts(head):
+        return Container.TS
+    return Container.FMP4 if head[4:8] in FIRST_BOXES else probe(head).container if head else Container.UNKNOWN
 
 
 def _packed_audio(data: bytes) -> MediaInfo:

@@ -110,6 +110,32 @@ def probe_ts(data: bytes, init: bytes | None = None) -> MediaInfo:
     )
 
 
+def picture_stamps(data: bytes, init: bytes | None = None) -> tuple[int, ...]:
+    """Return the PTS of the pictures that begin in *data*, packets from anywhere in a transport stream, in presentation order.
+
+    Raises MediaError.
+    """
+    runs = _runs(data)
+    starts = _starts(data, runs)
+    video, _ = _tracks_of(data, runs, starts, init)
+    found = (_pes_pts(_payload(data, at)) for at in starts if video and _pid(data, at) == video.pid)
+    return in_presentation_order([pts for pts in found if pts is not None])
+
+
+def coded_as(data: bytes, init: bytes | None = None) -> tuple[h264.Picture | None, str | None]:
+    """Return what the first picture and the first sound of a transport stream say of themselves. Raises MediaError."""
+    runs = _runs(data)
+    starts = _starts(data, runs)
+    video, sounds = _tracks_of(data, runs, starts, init)
+    picture, codecs = None, None
+    if video and (at := next((at for at in starts if _pid(data, at) == video.pid), None)) is not None:
+        picture = h264.read_head(video.codec, _elementary(_unit(data, runs, at, _LONGEST_PICTURE_HEAD))).picture
+    for track in sounds[:1]:
+        if (at := next((at for at in starts if _pid(data, at) == track.pid), None)) is not None:
+            codecs = _audio_codecs(track.codec, _elementary(_unit(data, runs, at, 1024)))
+    return picture, codecs
+
+
 def units(data: bytes, init: bytes | None = None) -> list[Unit]:
     """Return the pictures that begin in the transport stream *data*, or where it has none the PES of sound, in order. Raises MediaError.
 

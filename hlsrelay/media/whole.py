@@ -59,12 +59,17 @@ def _ts_lasts_s(read: Read, size: int, head: bytes) -> float | None:
     return None
 
 
-def _fmp4_lasts_s(read: Read, size: int, init: bytes) -> float | None:
-    fragments = [(begin, end) for kind, begin, end in _boxes(read, size) if kind == b"moof"]
-    indexes = dict.fromkeys((fragments[0], fragments[-1])) if fragments else {}
+def outermost_fragments(read: Read, size: int) -> list[bytes]:
+    """Return the index boxes of the first and the last fragment, which may be one; none where they are too large."""
+    found = [(begin, end) for kind, begin, end in _boxes(read, size) if kind == b"moof"]
+    indexes = dict.fromkeys((found[0], found[-1])) if found else {}
     if sum(end - begin for begin, end in indexes) > LARGEST_INDEX_BYTES:
-        return None
-    video = probe_fmp4(b"".join(read(begin, end - begin) for begin, end in indexes), init).video
+        return []
+    return [read(begin, end - begin) for begin, end in indexes]
+
+
+def _fmp4_lasts_s(read: Read, size: int, init: bytes) -> float | None:
+    video = probe_fmp4(b"".join(outermost_fragments(read, size)), init).video
     return _span_s([video.first_pts_90k, video.last_pts_90k]) if video else None
 
 

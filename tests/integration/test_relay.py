@@ -268,11 +268,11 @@ def test_a_lost_ledger_never_makes_the_sequence_fall(tmp_path: Path) -> None:
 
 
 def timed(began_90k: int) -> Callable[[str], bytes]:
-    """Content whose time stamps count on from segment to segment, four seconds each; from segment 112 on anew from *began_90k*."""
+    """Content whose time stamps count on from segment to segment, four seconds each; from segment 115 on anew from *began_90k*."""
 
     def content(path: str) -> bytes:
         number = int(path.rpartition("-")[2].removesuffix(".ts"))
-        start = number * 360_000 if number < 112 else began_90k + (number - 112) * 360_000
+        start = number * 360_000 if number < 115 else began_90k + (number - 115) * 360_000
         pictures = [picture(start + frame * 3600, idr=frame == 0) for frame in range(100)]
         return ts_segment(*pictures)
 
@@ -281,7 +281,7 @@ def timed(began_90k: int) -> Callable[[str], bytes]:
 
 @pytest.mark.parametrize(
     ("began_90k", "cuts"),
-    [(126_000, [112]), (112 * 360_000, []), (112 * 360_000 + 9000, []), (112 * 360_000 + 900_000, [112])],
+    [(126_000, [115]), (115 * 360_000, []), (115 * 360_000 + 9000, []), (115 * 360_000 + 900_000, [115])],
     ids=["begins anew", "goes on", "a small step", "ten seconds later"],
 )
 def test_time_stamps_that_do_not_go_on_are_a_discontinuity_that_the_source_forgot(tmp_path: Path, began_90k: int, cuts: list[int]) -> None:

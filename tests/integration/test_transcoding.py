@@ -12,12 +12,12 @@ from hlsrelay.downloading import Clip
 from hlsrelay.encoder import Encoded
 from hlsrelay.errors import EncodeError
 from hlsrelay.media.info import PTS_MODULUS
-from hlsrelay.model import SOURCE, MediaFile, Numbered, Position
+from hlsrelay.model import SOURCE, Made, MediaFile, Numbered, Position
 from hlsrelay.recipe import EncodeJob
 from hlsrelay.storage import LocalStorage
-from hlsrelay.transcoding import Transcoding
+from hlsrelay.transcoding import READ_THROUGH_EVERY, Transcoding
 from tests.playlists import T0, live, stream
-from tests.unit.test_media_probe import segment, sound
+from tests.unit.test_media_probe import picture, segment, sound
 
 
 class Remembering:
@@ -53,3 +53,33 @@ def test_sound_is_counted_on_from_segment_to_segment_and_anew_after_a_discontinu
     # 1921 and 1920 ticks, rounded as they are, are frames of 1024 samples each.
     assert [job.first_sample for job in encoder.jobs] == [first, first + 1024, first + 2048, 48_000]
     assert [job.previous and job.previous.name for job in encoder.jobs] == [None, "1.ts", "2.ts", None]
+
+
+def test_pass_through_reads_few_segments_through_and_notices_all_the_same_where_time_does_not_go_on(tmp_path: Path) -> None:
+    read: list[str] = []
+    jumps = 1 + 2 * READ_THROUGH_EVERY
+    numbers = range(1, 4 * READ_THROUGH_EVERY)
+    position = Position("", 1, 0, 0, (), T0, T0)
+
+    class Counting(LocalStorage):
+        def read(self, path: str) -> bytes | None:
+            read.append(path)
+            return super().read(path)
+
+    async def main(storage: LocalStorage) -> list[int]:
+        tools = SimpleNamespace(storage=storage, encoder=Remembering())
+        desk: Any = SimpleNamespace(tools=tools, track=SimpleNamespace(name=SOURCE), alone=True, progress=None)
+        transcoding, broken = Transcoding(cast("Desk", desk)), []
+        for number in numbers:
+            begins = number * 360_000 + (900_000 if number >= jumps else 0)
+            body = segment(*[picture(begins + frame * 3600, idr=frame == 0) for frame in range(100)])
+            storage.write(f"{SOURCE}/{number}.ts", body)
+            numbered = Numbered(number, live(number).snapshot().segments[0], False, T0, 4, stream(), position)
+            made = await transcoding(Clip(numbered, MediaFile(f"{number}.ts", len(body))))
+            assert isinstance(made, Made)
+            broken += [number] if made.entry.discontinuity else []
+        return broken
+
+    with Counting(tmp_path, "news") as storage:
+        assert asyncio.run(main(storage)) == [jumps]
+    assert len(read) == 1 + len(numbers) // READ_THROUGH_EVERY

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
 
 from hlsrelay.errors import PlaylistError, SegmentLost, UpstreamError
+from hlsrelay.hls import parse
 from hlsrelay.model import SOURCE, ByteRange
 from hlsrelay.upstream import SEGMENT_LIMIT_BYTES, Upstream
 from tests.integration.fetching import BASE, LOOPBACK, Drip, Line, fetched, loaded, ok, router, server, upstream
@@ -26,6 +29,28 @@ def test_the_same_bytes_give_the_same_snapshot_unparsed() -> None:
             assert await loaded(source, URL) is await source.load(SOURCE)
 
     asyncio.run(run())
+
+
+def test_a_long_playlist_is_read_once_where_it_holds_nobody_up_and_read_on_from_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def noted(*given: Any) -> Any:
+        threads.append(threading.current_thread())
+        return parse.read(*given)
+
+    async def run() -> None:
+        routes = router()
+        answer = routes.get(URL)
+        async with upstream(routes) as source:
+            for first in range(3):
+                answer.respond(text=live(*range(first, first + 800)).text())
+                snapshot = await loaded(source, URL) if first == 0 else await source.load(SOURCE)
+                assert [one.sequence for one in snapshot.segments] == list(range(first, first + 800))
+
+    monkeypatch.setattr("hlsrelay.hls.following.read", noted)
+    asyncio.run(run())
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
 
 
 def test_a_variant_that_moved_is_found_again_through_the_multivariant_playlist() -> None:

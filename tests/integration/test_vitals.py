@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from tests.playlists import stream
 from tests.unit.test_media_probe import picture
 from tests.unit.test_media_probe import segment as ts_segment
 from tests.virtual import VirtualClock, elapse, run_virtually
+from tests.waiting import comes_true
 
 SHORT_FROM_S, SHORT_UNTIL_S, ENDS_S = 30.0, 60.0, 120.0
 LADDER = parse_ladder("tiny:64:100")
@@ -179,3 +181,24 @@ def test_children_that_no_node_tells_of_are_found_and_orphans_are_called_so(monk
     finally:
         kill_parent(living)
         assert {orphan, spared} <= set(sweep())
+
+
+def test_a_loop_that_is_held_up_is_told(tmp_path: Path) -> None:
+    def late() -> float:
+        return sum(one.value for each in node.metrics.loop_lag_s.collect() for one in each.samples if one.labels.get("le") == "0.1")
+
+    def looks() -> float:
+        return sum(one.value for each in node.metrics.loop_lag_s.collect() for one in each.samples if one.name.endswith("_count"))
+
+    def hold_up() -> None:
+        time.sleep(vitals.LOOKED_S + 0.15)
+
+    node, _ = node_of(tmp_path)
+
+    async def main() -> None:
+        async with attended(node):
+            await comes_true(lambda: looks() > 0)
+            hold_up()
+            await comes_true(lambda: looks() > late())
+
+    asyncio.run(main())

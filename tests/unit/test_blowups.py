@@ -9,7 +9,8 @@ from contextlib import suppress
 import pytest
 
 from hlsrelay.errors import PlaylistError
-from hlsrelay.hls.parse import LONGEST_LINE, MOST_ATTRIBUTES, MOST_LINES, MOST_SEGMENTS, parse
+from hlsrelay.hls.parse import LONGEST_LINE, MOST_LINES, MOST_SEGMENTS, parse
+from hlsrelay.hls.reader import MOST_ATTRIBUTES
 from hlsrelay.model import Snapshot
 from tests.playlists import URL
 

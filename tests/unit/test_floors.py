@@ -11,7 +11,7 @@ PACKAGE = Path(hlsrelay.__file__).parent
 HOUSE = """
 model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
 codecs phase
-/ clock metrics settings log addresses notify proc memory
+/ aside clock metrics settings log addresses notify proc memory
 / declared board bucket_texts orphans pidfile pipes processes embedded transport recipe sound offers attempt parcel tracking
 / objects
 / upstream encoder pool dask_worker dask_pool storage bucket ledger registry demand edge caches

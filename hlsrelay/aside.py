@@ -1,0 +1,24 @@
+"""Work that would hold up the loop, and with it every other stream, done aside: in one thread, one piece after the other.
+
+One thread only: the loop gets the interpreter back after `sys.getswitchinterval()`, 5 ms, but queues for it with every thread there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def aside(work: Callable[[], T]) -> T:
+    """Return what *work*, which changes nothing that others read, returns; it is done even where whoever waits is cancelled."""
+    return await asyncio.get_running_loop().run_in_executor(_thread(), work)
+
+
+@cache
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="aside")

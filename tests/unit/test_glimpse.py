@@ -1,0 +1,70 @@
+"""What a segment is and when it plays, by its head and its tail."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hlsrelay.media.glimpse import Glimpse, glimpsed
+from hlsrelay.media.probe import Container, probe, recognised
+from tests.unit.test_media_probe import PAT, PMT, WHOLE, packet, picture, segment, sound
+from tests.unit.test_whole import NULL, fragment, init_section, reader
+
+
+def seen(data: bytes, init: bytes | None = None) -> Glimpse | None:
+    return glimpsed(reader(data), len(data), init)
+
+
+def test_a_glimpse_tells_what_reading_it_through_does() -> None:
+    data = segment(*[picture(9000 + 3600 * frame, idr=frame == 0) for frame in range(50)], sound(9000))
+    told, found = probe(data), seen(data)
+    assert found is not None
+    assert told.video is not None
+    assert (found.first_pts_90k, found.last_pts_90k) == (told.video.first_pts_90k, told.video.last_pts_90k)
+    assert found.size in (None, (told.video.width, told.video.height))
+    assert set(found.codecs) <= {one.codecs for one in (told.video, told.audio) if one}
+
+
+def test_the_middle_is_not_looked_at() -> None:
+    asked: list[int] = []
+    data = segment(picture(0, idr=True), sound(0)) + NULL * 40_000 + picture(360_000) + sound(540_000) + NULL * 100
+
+    def read(at: int, length: int) -> bytes:
+        asked.append(length)
+        return data[at : at + length]
+
+    found = glimpsed(read, len(data), None)
+    assert found is not None
+    assert (found.first_pts_90k, found.last_pts_90k) == (0, 360_000)  # of pictures: sound may end later
+    assert sum(asked) < 200_000 < len(data)
+
+
+def test_fragments_tell_with_their_init_section() -> None:
+    data = b"".join(fragment(begin, frames=5) for begin in range(0, 4000, 500))
+    whole, found = probe(data, init_section()), seen(data, init_section())
+    assert found is not None
+    assert whole.video is not None
+    assert (found.first_pts_90k, found.last_pts_90k) == (whole.video.first_pts_90k, whole.video.last_pts_90k)
+    assert seen(data) is None
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"WEBVTT\n\n", NULL * 4, packet(PAT) + packet(PMT), segment(sound(0)), segment(picture(0)) + NULL * 9000]
+)
+def test_what_head_and_tail_do_not_tell_is_not_told(data: bytes) -> None:
+    assert seen(data) is None
+
+
+SPOILT = st.builds(lambda at, byte: WHOLE[:at] + bytes([byte]) + WHOLE[at + 1 :], st.integers(0, len(WHOLE) - 1), st.integers(0, 255))
+
+
+@given(st.binary(max_size=400) | SPOILT)
+def test_no_bytes_are_too_odd(data: bytes) -> None:
+    seen(data)
+    seen(data, init_section())
+
+
+def test_a_container_is_recognised_by_its_first_bytes() -> None:
+    heads = (WHOLE[:2000], fragment(0, frames=1), b"WEBVTT\n", b"", b"<html>")
+    assert [recognised(head) for head in heads] == [Container.TS, Container.FMP4, Container.VTT, Container.UNKNOWN, Container.UNKNOWN]
