@@ -21,7 +21,7 @@ from hlsrelay.link import Claim
 from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.node import Node
 from hlsrelay.processes import Children
-from hlsrelay.registry import LEASE_S, Registry, Session
+from hlsrelay.registry import LEASE_S, Heard, Registry, Session
 from hlsrelay.session import Member
 from hlsrelay.settings import load_settings
 from hlsrelay.worker import HANDED_ON, LET_GO
@@ -55,7 +55,7 @@ class Door:
 
         return ask
 
-    async def heard(self, only: str = "") -> AsyncGenerator[frozenset[str] | None, None]:
+    async def heard(self, only: str = "") -> AsyncGenerator[Heard | None, None]:
         """What the registry tells, as far as it gets through; a way that is cut, or stands still for long, ends it."""
         async with aclosing(self._registry.heard(only)) as hearing:
             told = asyncio.ensure_future(anext(hearing))

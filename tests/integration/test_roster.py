@@ -11,6 +11,7 @@ import pytest
 from hlsrelay import roster
 from hlsrelay.fields import Registered
 from hlsrelay.memory_registry import MemoryRegistry
+from hlsrelay.registry import Heard
 from hlsrelay.roster import GATHERED_S, POLLED_EVERY_S, SHORTEST_ROUND_S, STEP_EVERY_S, Roster
 from hlsrelay.tracking import Untracked
 from tests.integration.test_registry import FIELDS
@@ -26,12 +27,12 @@ class Counted(MemoryRegistry):
         self.tells = tells
         self.deaf = deaf
 
-    async def heard(self, only: str = "") -> AsyncGenerator[frozenset[str] | None, None]:
+    async def heard(self, only: str = "") -> AsyncGenerator[Heard | None, None]:
         if not self.tells:
             raise Untracked("unknown command")
-        async for ids in super().heard(only):
-            if ids is None or not self.deaf:
-                yield ids
+        async for what in super().heard(only):
+            if what is None or not self.deaf:
+                yield what
 
     async def hashes(self, ids: Any) -> list[tuple[str, Registered | None]]:
         ids = list(ids)
