@@ -198,8 +198,9 @@ class Roster:
         began_s, cursor = loop.time(), 0
         seen: set[str] = set()
         while True:
-            await asyncio.sleep(STEP_EVERY_S * max(1.0, self.nodes / FULL_RATE_NODES) * random.uniform(0.8, 1.2))
-            if not self.is_told or (not cursor and loop.time() - began_s < SHORTEST_ROUND_S):
+            share = max(1.0, self.nodes / FULL_RATE_NODES)
+            await asyncio.sleep(STEP_EVERY_S * share * random.uniform(0.8, 1.2))
+            if not self.is_told or (not cursor and loop.time() - began_s < SHORTEST_ROUND_S * share):
                 continue
             began_s = began_s if cursor else loop.time()
             try:
