@@ -162,6 +162,13 @@ end
 return told
 """
 
+HASHES = """
+-- KEYS hashes of streams: each as field, value, ..., empty where it is not there; one answer of many costs who asks a tenth of many answers
+local told = {}
+for i = 1, #KEYS do told[i] = redis.call('HGETALL', KEYS[i]) end
+return told
+"""
+
 REPORT = """
 -- KEYS a stream's hash, its figures; ARGV epoch, n, n words of field, value, ... for the hash, the same for the figures: write what the
 -- relay knows; figures are kept for a week. 0, and nothing is written, where the operator has deleted the stream; -1 where another claim

@@ -23,7 +23,7 @@ from hlsrelay.embedded import EmbeddedRedis
 from hlsrelay.errors import ConfigError, RegistryUnavailable, Superseded, UnknownStream
 from hlsrelay.fields import FIGURES, Registered
 from hlsrelay.processes import Children
-from hlsrelay.redis_keys import BEAT, CARRY, CHANGE, CLAIM, LEASES, REGISTER, REPORT, SESSIONS, Keys
+from hlsrelay.redis_keys import BEAT, CARRY, CHANGE, CLAIM, HASHES, LEASES, REGISTER, REPORT, SESSIONS, Keys
 from hlsrelay.settings import Settings
 from hlsrelay.tracking import invalidated
 
@@ -258,18 +258,11 @@ class RedisRegistry:
     async def hashes(self, ids: Iterable[str]) -> list[tuple[str, Registered | None]]:
         """See Registry."""
 
-        async def read() -> list[tuple[str, Registered | None]]:
-            found: list[tuple[str, Registered | None]] = []
-            for some in _chunks(ids):
-                pipeline = self._redis.pipeline(transaction=False)
-                for stream_id in some:
-                    pipeline.hgetall(self._keys.stream(stream_id))
-                answers = await pipeline.execute()
-                found += [(one, Registered(one, fields) if fields else None) for one, fields in zip(some, answers, strict=True)]
-            return found
-
-        answer: list[tuple[str, Registered | None]] = await self._asked(read)
-        return answer
+        found: list[tuple[str, Registered | None]] = []
+        for some in _chunks(ids):
+            answers = await self._scripted(HASHES, tuple(map(self._keys.stream, some)), ())
+            found += [(one, Registered(one, _paired(flat)) if flat else None) for one, flat in zip(some, answers, strict=True)]
+        return found
 
     async def ids(self, cursor: int = 0) -> tuple[list[str], int]:
         """See Registry."""
@@ -441,7 +434,11 @@ async def fetched(registry: Registry, stream_id: str) -> Registered:
 
 def _session(now_ms: int, told: tuple[str, str, list[str]]) -> Session:
     name, until, flat = told
-    return Session(name, (float(until) - now_ms) / 1000, dict(zip(flat[::2], flat[1::2], strict=True)))
+    return Session(name, (float(until) - now_ms) / 1000, _paired(flat))
+
+
+def _paired(flat: list[str]) -> dict[str, str]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _ms(seconds: float) -> str:
