@@ -222,9 +222,8 @@ async def cost(nodes: int, streams: int, processes: int, seconds: float, whole: 
             try:
                 while await client.zcard(KEYS.nodes()) < nodes:  # noqa: ASYNC110
                     await asyncio.sleep(0.5)
-                print(
-                    f"{nodes} nodes, {loading} of which only load Redis, take part {time.monotonic() - began_s:.0f} s after the first was started"
-                )
+                took_s = time.monotonic() - began_s
+                print(f"{nodes} nodes, {loading} of which only load Redis: all take part {took_s:.0f} s after the first was started")
                 began_s = time.monotonic()
                 for first in range(0, streams, REGISTERED_AT_ONCE):  # as operators do, and so that two cores can be a hundred nodes
                     await registered(client, first, min(first + REGISTERED_AT_ONCE, streams))

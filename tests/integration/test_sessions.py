@@ -153,7 +153,7 @@ def test_who_has_been_over_for_long_is_forgotten_with_what_it_told(tmp_path: Pat
         async with real(tmp_path) as registry:
             assert isinstance(registry, RedisRegistry)
             for number in range(20):
-                await registry.beat(f"short {number}", None, ONE, 0.001)
+                await registry.beat(f"short {number}", None, ONE, SHORT_S)  # its hash expires by itself much later
 
             async def kept() -> int:
                 await registry.beat("one", None, ONE, 0.01)
