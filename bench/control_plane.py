@@ -5,7 +5,8 @@ stopped and started. Tells after what time the worker had done so, as Redis show
 
 nodes: so many nodes, in a few processes, share so many streams in one Redis: the real sessions, rosters, claims and links of hlsrelay over
 relays that do nothing but report, and keep their position, each segment. Tells what Redis is asked for and what that costs it while all is
-well, what it costs a node, and, after one node has died, when all that it had was claimed again.
+well, what it costs a node, and, after one node has died, when all that it had was claimed again. With `--whole 10` no more than ten of
+them are whole nodes, in the last process; the others only load Redis as these do (load_nodes), which a machine of few cores has room for.
 
 Ends by itself; figures go to stdout.
 """
@@ -30,6 +31,7 @@ from typing import Any
 import redis.asyncio
 import uvloop
 
+from bench.load_nodes import load_nodes
 from hlsrelay import claims
 from hlsrelay.embedded import EmbeddedRedis
 from hlsrelay.link import Claim, Link
@@ -170,6 +172,19 @@ async def some_nodes(first: int, count: int, capacity: int, url: str, folder: Pa
     for number in range(first, first + count):
         works.append(asyncio.create_task(one(number)))
         await asyncio.sleep(0.05)
+    await _asked_for_figures(lines, works)
+
+
+async def only_load(first: int, count: int, nodes: int, capacity: int, url: str) -> None:
+    """Be nodes that only load Redis until stdin ends."""
+    lines = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    works = [asyncio.create_task(load_nodes(first, count, nodes, capacity, url, "x" * POSITION_BYTES))]
+    works[0].add_done_callback(lambda _: os._exit(1))  # its traceback says why
+    await _asked_for_figures(lines, works)
+
+
+async def _asked_for_figures(lines: asyncio.StreamReader, works: list[asyncio.Task[None]]) -> None:
     while line := await lines.readline():
         if line.strip() == b"die":
             works.pop().cancel()
@@ -183,29 +198,32 @@ async def _silent(_: str) -> None:
     return
 
 
-async def cost(nodes: int, streams: int, processes: int, seconds: float) -> None:
+async def cost(nodes: int, streams: int, processes: int, seconds: float, whole: int) -> None:
     """Measure many nodes over one Redis."""
     children = Children()
     with tempfile.TemporaryDirectory() as folder:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(children.aclose)
             url, client = await stack.enter_async_context(redis_at(Path(folder), children))
-            each = nodes // processes
-            capacity = -(-streams // nodes) * 2
-            running = []
-            began_s = time.monotonic()
-            for index in range(processes):
-                argv = [sys.executable, "-m", "bench.control_plane", "some-nodes", str(index * each), str(each), str(capacity), url, folder]
+            capacity, loading = -(-streams // nodes) * 2, nodes - whole
+            kinds = ["only-load"] * (processes - 1) + ["some-nodes"] if loading else ["some-nodes"] * processes
+            of_kind = {"only-load": loading // max(1, processes - 1), "some-nodes": whole if loading else nodes // processes}
+            running: list[Any] = []
+            began_s, first = time.monotonic(), 0
+            for index, kind in enumerate(kinds):
+                argv = [sys.executable, "-m", "bench.control_plane", kind, str(first), str(of_kind[kind]), str(capacity), url, folder]
+                first += of_kind[kind]
                 with (Path(folder) / f"log{index}").open("wb") as log:
                     running.append(
                         await asyncio.create_subprocess_exec(
-                            *argv, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log
+                            *argv, str(nodes), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log
                         )
                     )
             try:
                 while await client.zcard(KEYS.nodes()) < nodes:  # noqa: ASYNC110
                     await asyncio.sleep(0.5)
-                print(f"{nodes} nodes take part {time.monotonic() - began_s:.0f} s after the first was started")
+                took_s = time.monotonic() - began_s
+                print(f"{nodes} nodes, {loading} of which only load Redis: all take part {took_s:.0f} s after the first was started")
                 began_s = time.monotonic()
                 for first in range(0, streams, REGISTERED_AT_ONCE):  # as operators do, and so that two cores can be a hundred nodes
                     await registered(client, first, min(first + REGISTERED_AT_ONCE, streams))
@@ -216,7 +234,7 @@ async def cost(nodes: int, streams: int, processes: int, seconds: float) -> None
                     await asyncio.sleep(0.5)
                 print(f"{streams} streams, registered {REGISTERED_AT_ONCE} at a time: all claimed after {time.monotonic() - began_s:.0f} s")
                 await asyncio.sleep(15)
-                await _steady(client, running, nodes, seconds)
+                await _steady(client, running, streams, nodes, whole, seconds)
                 await _one_dies(client, running, streams, nodes)
             finally:
                 for process in running:
@@ -225,10 +243,11 @@ async def cost(nodes: int, streams: int, processes: int, seconds: float) -> None
                 await asyncio.gather(*(process.wait() for process in running))
 
 
-async def _steady(client: Any, running: Sequence[Any], nodes: int, seconds: float) -> None:
-    before, cpu_s, began_s = await client.info("all"), await _cpu_s(running), time.monotonic()
+async def _steady(client: Any, running: Sequence[Any], streams: int, nodes: int, whole: int, seconds: float) -> None:
+    before, spent_s, began_s = await client.info("all"), await _cpu_s(running), time.monotonic()
     await asyncio.sleep(seconds)
-    after, cpu_s, took_s = await client.info("all"), await _cpu_s(running) - cpu_s, time.monotonic() - began_s
+    after, took_s = await client.info("all"), time.monotonic() - began_s
+    cpu_s = [after_s - before_s for after_s, before_s in zip(await _cpu_s(running), spent_s, strict=True)]
     redis_s = sum(after[f"used_cpu_{kind}"] - before[f"used_cpu_{kind}"] for kind in ("user", "sys"))
     asked = after["total_commands_processed"] - before["total_commands_processed"]
     sent, got = ((after[name] - before[name]) / took_s / 1e6 for name in ("total_net_output_bytes", "total_net_input_bytes"))
@@ -236,22 +255,27 @@ async def _steady(client: Any, running: Sequence[Any], nodes: int, seconds: floa
     print(
         f"  {got:.2f} MB/s to Redis, {sent:.2f} MB/s from it, {after['used_memory'] / 2**20:.0f} MiB, {after['connected_clients']} clients;"
     )
-    print(f"  a node {100 * cpu_s / took_s / nodes:.2f} % of a core")
+    whole_s = cpu_s[-1] if whole < nodes else sum(cpu_s)
+    print(f"  a whole node {100 * whole_s / took_s / whole:.2f} % of a core")
+    if whole < nodes:
+        print(f"  {nodes - whole} nodes that only load Redis {100 * sum(cpu_s[:-1]) / took_s:.0f} %, all together")
     kinds = {
         name.removeprefix("cmdstat_"): (told["calls"] - before.get(name, {"calls": 0})["calls"]) / took_s
         for name, told in after.items()
         if name.startswith("cmdstat_")
     }
     most = sorted(kinds.items(), key=lambda one: -one[1])[:8]
+    reported = kinds.get("expire", 0)  # once with the figures of each segment
+    print(f"  {reported:.0f} segments/s were reported, of {streams / SEGMENT_S:.0f}: what is less, the nodes had no time for")
     print("  most often: " + ", ".join(f"{name} {often:.0f}/s" for name, often in most))
 
 
-async def _cpu_s(running: Sequence[Any]) -> float:
-    total = 0.0
+async def _cpu_s(running: Sequence[Any]) -> list[float]:
+    spent_s = []
     for process in running:
         process.stdin.write(b"cpu\n")
-        total += json.loads(await process.stdout.readline())["cpu_s"]
-    return total
+        spent_s.append(json.loads(await process.stdout.readline())["cpu_s"])
+    return spent_s
 
 
 async def _one_dies(client: Any, running: Sequence[Any], streams: int, nodes: int) -> None:
@@ -287,14 +311,18 @@ def main() -> None:
     many.add_argument("--streams", type=int, default=10_000)
     many.add_argument("--processes", type=int, default=2)
     many.add_argument("--seconds", type=float, default=30.0)
-    some = verbs.add_parser("some-nodes")
-    for name, kind in (("first", int), ("count", int), ("capacity", int), ("url", str), ("folder", Path)):
-        some.add_argument(name, type=kind)
+    many.add_argument("--whole", type=int, default=0)
+    for verb in ("some-nodes", "only-load"):
+        some = verbs.add_parser(verb)
+        for name, kind in (("first", int), ("count", int), ("capacity", int), ("url", str), ("folder", Path), ("nodes", int)):
+            some.add_argument(name, type=kind)
     chosen = options.parse_args()
     if chosen.verb == "notice":
         uvloop.run(noticed(chosen.streams, chosen.changes))
     elif chosen.verb == "nodes":
-        uvloop.run(cost(chosen.nodes, chosen.streams, chosen.processes, chosen.seconds))
+        uvloop.run(cost(chosen.nodes, chosen.streams, chosen.processes, chosen.seconds, chosen.whole or chosen.nodes))
+    elif chosen.verb == "only-load":
+        uvloop.run(only_load(chosen.first, chosen.count, chosen.nodes, chosen.capacity, chosen.url))
     else:
         uvloop.run(some_nodes(chosen.first, chosen.count, chosen.capacity, chosen.url, chosen.folder))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from hlsrelay.errors import ConfigError
-from hlsrelay.fields import Registered
+from hlsrelay.fields import RELAY_FIELDS, Registered
 from hlsrelay.ladder import weight_of
 from hlsrelay.model import Desired, Stream
 
@@ -51,12 +51,11 @@ class Board:
             _without(self._wanted, before.registered.fields.get("wanted", ""), stream_id)
         if registered is None:
             return
-        weight, wrong = 0, ""
-        try:
-            stream = self._understood(registered)
-            weight = weight_of(stream.ladder) if stream.desired is Desired.RUN else 0
-        except ConfigError as error:
-            wrong = str(error)
+        if before is not None and _wishes(before.registered) == _wishes(registered):  # as with nearly each change
+            weight, wrong = before.weight, before.wrong
+        else:
+            weight, wrong = self._weighed(registered)
+        if wrong:
             self.wrong.add(stream_id)
         row = Row(registered, weight, wrong, registered.fields.get("session") or (before.last if before else ""))
         self.rows[stream_id] = row
@@ -65,6 +64,13 @@ class Board:
             self._to_run.setdefault(row.session, {})[stream_id] = None
             if wanted := registered.fields.get("wanted", ""):
                 self._wanted.setdefault(wanted, {})[stream_id] = None
+
+    def _weighed(self, registered: Registered) -> tuple[int, str]:
+        try:
+            stream = self._understood(registered)
+            return weight_of(stream.ladder) if stream.desired is Desired.RUN else 0, ""
+        except ConfigError as error:
+            return 0, str(error)
 
     def of(self, session: str) -> list[Row]:
         """Return what is to run and *session* has."""
@@ -78,6 +84,11 @@ class Board:
         """Yield what is to run and no *living* session has."""
         for session in [session for session in self._to_run if session not in living]:
             yield from self.of(session)
+
+
+def _wishes(registered: Registered) -> dict[str, str]:
+    """Return the operator's part of a hash, which alone says what is to be relayed."""
+    return {name: value for name, value in registered.fields.items() if name not in RELAY_FIELDS}
 
 
 def _without(index: dict[str, dict[str, None]], key: str, stream_id: str) -> None:

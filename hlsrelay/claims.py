@@ -28,6 +28,7 @@ from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, Res
 from hlsrelay.fields import Registered
 from hlsrelay.handover import LONGEST_BACK_OFF_S, LOOKED_EVERY_S, claimed, offered, relayed, taken_over
 from hlsrelay.link import Claim
+from hlsrelay.membership import Membership
 from hlsrelay.model import Desired
 from hlsrelay.node import Node
 from hlsrelay.registry import Session
@@ -92,7 +93,8 @@ class Claims:
         self._failed_s: dict[str, float] = {}
         self._unreadable: set[str] = set()
         self._board = Board(lambda registered: possible(registered, serves=node.serves))
-        self.roster = node.roster = Roster(node.registry, self._heard)
+        self._membership = Membership(node.registry, lambda: self.roster.is_told)
+        self.roster = node.roster = Roster(node.registry, self._heard, sessions=self._membership.heard)
         self._moved = self.roster.moved.listen()
         self._sessions: list[Session] = []
         self._sessions_s = -math.inf
@@ -101,7 +103,6 @@ class Claims:
         self._told_to_drain = False
         self._taking_over = asyncio.Semaphore(TAKEN_OVER_AT_ONCE)
         self._balanced_s = node.clock.monotonic_s()
-        self._lease_ends_s = math.inf
 
     @property
     def load(self) -> int:
@@ -161,7 +162,7 @@ class Claims:
     async def _next_due(self, gone: asyncio.Task[bool], cut_off: asyncio.Task[bool]) -> None:
         """Wait until it is time to look again: after a while, or a little after something changed."""
         loop = asyncio.get_running_loop()
-        until_s = min(loop.time() + LOOKED_EVERY_S * random.uniform(0.8, 1.2), self._lease_ends_s + JUST_AFTER_S)
+        until_s = min(loop.time() + LOOKED_EVERY_S * random.uniform(0.8, 1.2), self._membership.next_s + JUST_AFTER_S)
         at_once_s = max(0.0, min(LOOKED_AGAIN_AFTER_S, until_s - loop.time()))
         await asyncio.wait((gone, cut_off), timeout=at_once_s, return_when=asyncio.FIRST_COMPLETED)
         if gone.done() or cut_off.done():
@@ -224,10 +225,10 @@ class Claims:
     async def _asked_sessions(self) -> None:
         """See who takes part, and where they serve. Raises RegistryUnavailable."""
         ours, loop = str(self._node.live.resolve()), asyncio.get_running_loop()
-        self._sessions = sessions = await self._node.registry.sessions()
+        self._membership.next_s = math.inf
+        self._sessions = sessions = await self._membership.asked()
         self._sessions_s = loop.time()
-        leases = (one.left_s for one in sessions if one.lives and one.id != self.member.id)
-        self._lease_ends_s = loop.time() + min(leases, default=math.inf)
+        self.roster.nodes = sum(one.lives for one in sessions)
         others = [one for one in sessions if one.id != self.member.id and one.fields.get("url")]
         self.member.peers = tuple(one.fields["url"] for one in others if one.lives)
         there = {one.id: one.fields["url"] for one in others if not (is_here(one.id) and one.fields.get("live") == ours)}
@@ -242,8 +243,8 @@ class Claims:
         # Where something is free it counts who is there just now: a node that has just come has its part too.
         is_free = next(self._board.free({one.id for one in self._sessions if one.lives}), None) is not None
         kept_s = LOOKED_AGAIN_AFTER_S if is_free else 0.8 * LOOKED_EVERY_S
-        if asyncio.get_running_loop().time() >= min(self._sessions_s + kept_s, self._lease_ends_s):
-            self._lease_ends_s = math.inf
+        due = asyncio.get_running_loop().time() >= min(self._sessions_s + kept_s, self._membership.next_s)
+        if due or (is_free and self._membership.is_stale):
             await self._asked_sessions()
         sessions = self._sessions
         for stream_id in await self._deletions.upheld():

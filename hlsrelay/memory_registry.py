@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Iterable, Mapping
 
 from hlsrelay.errors import RegistryUnavailable, Superseded
 from hlsrelay.fields import Registered
-from hlsrelay.registry import LEASE_S, Beat, Refused, Session, apart
+from hlsrelay.registry import LEASE_S, Beat, Heard, Leases, Refused, Session, apart
 
 
 class MemoryRegistry:
@@ -19,7 +20,7 @@ class MemoryRegistry:
         self.vitals: dict[str, str] = {}
         self.away = False
         self.lives = 1
-        self._hearers: list[asyncio.Queue[frozenset[str] | None]] = []
+        self._hearers: list[asyncio.Queue[Heard | None]] = []
         self._forget()
 
     def lose(self) -> None:
@@ -42,27 +43,27 @@ class MemoryRegistry:
         if self.away:
             raise RegistryUnavailable("the registry is away")
 
-    def _tell(self, ids: frozenset[str] | None) -> None:
+    def _tell(self, what: Heard | None) -> None:
         """Tell all who hear what changes."""
         for heard in self._hearers:
-            heard.put_nowait(ids)
+            heard.put_nowait(what)
 
     def ring(self, stream_id: str) -> None:
         """Ring the doorbell for a stream."""
-        self._tell(frozenset((stream_id,)))
+        self._tell(Heard(frozenset((stream_id,))))
 
-    async def heard(self, only: str = "") -> AsyncGenerator[frozenset[str] | None, None]:
+    async def heard(self, only: str = "") -> AsyncGenerator[Heard | None, None]:
         """See Registry."""
         self._answering()
-        heard: asyncio.Queue[frozenset[str] | None] = asyncio.Queue()
+        heard: asyncio.Queue[Heard | None] = asyncio.Queue()
         self._hearers.append(heard)
         try:
             yield None
             while True:
-                ids = await heard.get()
+                what = await heard.get()
                 self._answering()
-                if ids is None or not only or only in ids:
-                    yield ids
+                if what is None or not only or only in what.streams:
+                    yield what
         finally:
             self._hearers.remove(heard)
 
@@ -98,7 +99,7 @@ class MemoryRegistry:
         if stream_id in self.streams:
             return False
         self.streams[stream_id] = dict(fields)
-        self._tell(frozenset((stream_id,)))
+        self._tell(Heard(frozenset((stream_id,))))
         return True
 
     async def change(self, stream_id: str, fields: Mapping[str, str], unset: tuple[str, ...] = ()) -> bool:
@@ -109,14 +110,14 @@ class MemoryRegistry:
         kept = {name: value for name, value in self.streams[stream_id].items() if name not in unset}
         self.streams[stream_id] = {**kept, **fields}
         if unset or apart(fields)[0]:
-            self._tell(frozenset((stream_id,)))
+            self._tell(Heard(frozenset((stream_id,))))
         return True
 
     async def delete(self, stream_id: str) -> bool:
         """See Registry."""
         self._answering()
         self.positions.pop(stream_id, None)
-        self._tell(frozenset((stream_id,)))
+        self._tell(Heard(frozenset((stream_id,))))
         return self.streams.pop(stream_id, None) is not None
 
     async def report(self, stream_id: str, fields: Mapping[str, str], epoch: int = 0) -> bool:
@@ -148,7 +149,11 @@ class MemoryRegistry:
             self._grace_s = now_s + lease_s
         self.lives += last is not None and last.life == str(self.lives) and session not in self._leases
         self._beaten_s = now_s
-        self._leases[session] = now_s + lease_s, {**self._leases.get(session, (0.0, {}))[1], **fields}
+        before = self._leases.get(session, (0.0, None))[1]
+        told = {**(before or {}), **fields}
+        self._leases[session] = now_s + lease_s, told
+        if told != before:
+            self._tell(Heard(sessions=frozenset((session,))))
         return Beat(round(now_s * 1000), str(self.lives))
 
     async def tell_session(self, session: str, fields: Mapping[str, str]) -> bool:
@@ -156,19 +161,30 @@ class MemoryRegistry:
         self._answering()
         if session not in self._leases:
             return False
-        self._leases[session][1].update(fields)
+        until_s, told = self._leases[session]
+        self._leases[session] = until_s, {**told, **fields}
+        self._tell(Heard(sessions=frozenset((session,))))
         return True
 
     async def leave(self, session: str) -> None:
         """See Registry."""
         self._answering()
         self._leases.pop(session, None)
+        self._tell(Heard(sessions=frozenset((session,))))
 
     async def sessions(self) -> list[Session]:
         """See Registry."""
         self._answering()
         found = [Session(name, until_s - self.now_s(), fields) for name, (until_s, fields) in self._leases.items()]
         return sorted(found, key=lambda one: (one.fields.get("name", ""), one.id))
+
+    async def leases(self, ids: Iterable[str] = ()) -> Leases:
+        """See Registry."""
+        left_s = {name: until_s - self.now_s() for name, (until_s, _) in self._leases.items()}
+        told = tuple(Session(name, left_s[name], self._leases[name][1]) for name in ids if name in left_s)
+        self._answering()
+        next_s = min((one for one in left_s.values() if one >= 0), default=math.inf)
+        return Leases(len(left_s), {name: one for name, one in left_s.items() if one < 0}, next_s, told)
 
     async def claim(
         self, stream_id: str, session: str, fields: Mapping[str, str], *, epoch: int = 0, dead: str = "", lease_s: float = LEASE_S
@@ -188,7 +204,7 @@ class MemoryRegistry:
                 return Refused.IN_DOUBT
         epoch = max(told + 1, epoch + 1, int(now_s * 1000))
         hash_ |= {"session": session, "epoch": str(epoch), **apart(fields)[0]}
-        self._tell(frozenset((stream_id,)))
+        self._tell(Heard(frozenset((stream_id,))))
         return epoch
 
     async def tell(self, incarnation: str, vitals: str, kept_s: int) -> None:  # noqa: ARG002

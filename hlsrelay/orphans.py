@@ -42,7 +42,7 @@ class Tagged:
 
 def incarnation() -> str:
     """Return what names this process for ever: PID namespace, PID, and start time (a PID alone is used again)."""
-    return f"{_namespace()}.{os.getpid()}.{proc.started(os.getpid()) or 0}"
+    return f"{pid_namespace()}.{os.getpid()}.{proc.started(os.getpid()) or 0}"
 
 
 def tags(purpose: str) -> dict[str, str]:
@@ -71,7 +71,7 @@ def tagged(pids: Sequence[int] | None = None) -> tuple[Tagged, ...]:
         variables = dict(word.partition("=")[::2] for word in words)
         namespace, _, rest = variables.get(TAG, "").partition(".")
         parent, _, since = rest.partition(".")
-        if namespace == _namespace() and parent.isdigit() and since.isdigit():
+        if namespace == pid_namespace() and parent.isdigit() and since.isdigit():
             found.append(Tagged(pid, variables[TAG], variables.get(PURPOSE, ""), orphan=proc.started(int(parent)) != int(since)))
     return tuple(found)
 
@@ -112,7 +112,7 @@ def _orphans(pids: Sequence[int] | None = None) -> list[int]:
 
 
 @cache
-def _namespace() -> str:
+def pid_namespace() -> str:
     try:
         return os.readlink("/proc/self/ns/pid").removeprefix("pid:[").removesuffix("]")
     except OSError:

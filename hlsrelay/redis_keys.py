@@ -74,6 +74,8 @@ BEAT = f"""
 -- Where nobody came for longer than a lease lasts, Redis itself was away or stood still: none is declared dead until all had time to come.
 -- Where Redis has forgotten that we came (not so long ago that it had to) and tells the same life all the same, it went back to an older
 -- state: another life begins.
+-- The lease is in the sorted set alone, of which nobody is told; all are told where a hash is written to, so that is done only where it
+-- becomes another one, and its expiry is set anew once in many leases. Who was over for long is forgotten, a few at a time.
 {_NOW}
 local lease = tonumber(ARGV[2])
 local last = tonumber(redis.call('HGET', KEYS[3], 'beat') or '0')
@@ -87,9 +89,18 @@ if not life or (came > 0 and life == ARGV[4] and kept < came + lease and now - c
 end
 redis.call('HSET', KEYS[3], 'beat', now)
 redis.call('ZADD', KEYS[1], now + lease, ARGV[1])
-redis.call('HSET', KEYS[2], unpack(ARGV, 6))
-redis.call('PEXPIRE', KEYS[2], 20 * lease)
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 20 * lease)
+local flat, told, is_new = redis.call('HGETALL', KEYS[2]), {{}}, false
+for i = 1, #flat, 2 do told[flat[i]] = flat[i + 1] end
+for i = 6, #ARGV, 2 do is_new = is_new or told[ARGV[i]] ~= ARGV[i + 1] end
+if is_new then redis.call('HSET', KEYS[2], unpack(ARGV, 6)) end
+if redis.call('PTTL', KEYS[2]) < 500 * lease then redis.call('PEXPIRE', KEYS[2], 1000 * lease) end
+local gone = now - 20 * lease
+local first = redis.call('ZRANGE', KEYS[1], 0, 15, 'WITHSCORES')
+if #first == 32 then gone = math.min(gone, tonumber(first[32])) end
+for i = 1, #first, 2 do
+    if tonumber(first[i + 1]) <= gone then redis.call('DEL', string.sub(KEYS[2], 1, -1 - #ARGV[1]) .. first[i]) end
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', gone)
 return {{now, life}}
 """
 
@@ -122,6 +133,39 @@ local told = {{now}}
 for i = 1, #found, 2 do
     told[#told + 1] = {{found[i], found[i + 1], redis.call('HGETALL', ARGV[1] .. found[i])}}
 end
+return told
+"""
+
+LEASES = f"""
+-- KEYS nodes; ARGV what the keys of sessions' hashes begin with, names of sessions: Redis' time, how many sessions there are, the names and
+-- the ends of the leases that are over, the end of the next one ('' without), then of each of the named, where it is there, its name, the
+-- end of its lease, its hash
+{_NOW}
+local over, ends, at, some = {{}}, '', 0, nil
+repeat
+    some = redis.call('ZRANGE', KEYS[1], at, at + 7, 'WITHSCORES')
+    for i = 1, #some, 2 do
+        if tonumber(some[i + 1]) >= now then
+            ends = some[i + 1]
+            break
+        end
+        over[#over + 1] = some[i]
+        over[#over + 1] = some[i + 1]
+    end
+    at = at + 8
+until ends ~= '' or #some < 16
+local told = {{now, redis.call('ZCARD', KEYS[1]), over, ends}}
+for i = 2, #ARGV do
+    local until_ = redis.call('ZSCORE', KEYS[1], ARGV[i])
+    if until_ then told[#told + 1] = {{ARGV[i], until_, redis.call('HGETALL', ARGV[1] .. ARGV[i])}} end
+end
+return told
+"""
+
+HASHES = """
+-- KEYS hashes of streams: each as field, value, ..., empty where it is not there; one answer of many costs who asks a tenth of many answers
+local told = {}
+for i = 1, #KEYS do told[i] = redis.call('HGETALL', KEYS[i]) end
 return told
 """
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import math
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from hlsrelay.embedded import EmbeddedRedis
 from hlsrelay.errors import ConfigError, RegistryUnavailable, Superseded, UnknownStream
 from hlsrelay.fields import FIGURES, Registered
 from hlsrelay.processes import Children
-from hlsrelay.redis_keys import BEAT, CARRY, CHANGE, CLAIM, REGISTER, REPORT, SESSIONS, Keys
+from hlsrelay.redis_keys import BEAT, CARRY, CHANGE, CLAIM, HASHES, LEASES, REGISTER, REPORT, SESSIONS, Keys
 from hlsrelay.settings import Settings
 from hlsrelay.tracking import invalidated
 
@@ -61,6 +62,28 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
+class Leases:
+    """How the leases of sessions stand at a moment; what some of them tell at that moment.
+
+    *count*: how many sessions there are, those that are over too. *over*: how long each of these still holds, so below 0. *next_s*: in how
+    many seconds the next one is over, if it is not renewed.
+    """
+
+    count: int
+    over: Mapping[str, float]
+    next_s: float
+    told: tuple[Session, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What changed: ids of streams whose hashes did, or for which the doorbell rang, and names of sessions that tell something else."""
+
+    streams: frozenset[str] = frozenset()
+    sessions: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """When a session was renewed, by the registry's clock, and the life of the registry (`follow`) that this was in."""
 
@@ -88,10 +111,11 @@ class Registry(Protocol):
     async def all(self) -> list[Registered]:
         """Return every stream, by id, figures too."""
 
-    def heard(self, only: str = "") -> AsyncGenerator[frozenset[str] | None, None]:
-        """Yield the ids of streams whose hashes changed, or for which the doorbell rang, as it happens; None where any may have.
+    def heard(self, only: str = "") -> AsyncGenerator[Heard | None, None]:
+        """Yield what changed, as it happens, in the order in which it did; None where anything may have.
 
-        None comes first. *only* that stream's, if given; figures are no change. Raises RegistryUnavailable; Untracked (tracking).
+        None comes first. *only* of that stream, if given; figures are no change, and that a lease is renewed is none. Raises
+        RegistryUnavailable; Untracked (tracking).
         """
 
     async def hashes(self, ids: Iterable[str]) -> list[tuple[str, Registered | None]]:
@@ -139,6 +163,9 @@ class Registry(Protocol):
 
     async def sessions(self) -> list[Session]:
         """Return all sessions that have not been over for long, by name."""
+
+    async def leases(self, ids: Iterable[str] = ()) -> Leases:
+        """Return how the leases stand, with what the sessions *ids* tell that are there; costs no more where there are many sessions."""
 
     async def claim(
         self, stream_id: str, session: str, fields: Mapping[str, str], *, epoch: int = 0, dead: str = "", lease_s: float = LEASE_S
@@ -231,18 +258,11 @@ class RedisRegistry:
     async def hashes(self, ids: Iterable[str]) -> list[tuple[str, Registered | None]]:
         """See Registry."""
 
-        async def read() -> list[tuple[str, Registered | None]]:
-            found: list[tuple[str, Registered | None]] = []
-            for some in _chunks(ids):
-                pipeline = self._redis.pipeline(transaction=False)
-                for stream_id in some:
-                    pipeline.hgetall(self._keys.stream(stream_id))
-                answers = await pipeline.execute()
-                found += [(one, Registered(one, fields) if fields else None) for one, fields in zip(some, answers, strict=True)]
-            return found
-
-        answer: list[tuple[str, Registered | None]] = await self._asked(read)
-        return answer
+        found: list[tuple[str, Registered | None]] = []
+        for some in _chunks(ids):
+            answers = await self._scripted(HASHES, tuple(map(self._keys.stream, some)), ())
+            found += [(one, Registered(one, _paired(flat)) if flat else None) for one, flat in zip(some, answers, strict=True)]
+        return found
 
     async def ids(self, cursor: int = 0) -> tuple[list[str], int]:
         """See Registry."""
@@ -254,20 +274,21 @@ class RedisRegistry:
         answer: tuple[list[str], int] = await self._asked(scan)
         return answer
 
-    async def heard(self, only: str = "") -> AsyncGenerator[frozenset[str] | None, None]:
+    async def heard(self, only: str = "") -> AsyncGenerator[Heard | None, None]:
         """See Registry."""
-        prefixes = (self._keys.stream(only),) if only else (self._keys.stream(""), self._keys.queue())
+        # One connection for all: who has heard of a stream has heard of the sessions that came before it.
+        prefixes = (self._keys.stream(only),) if only else (self._keys.stream(""), self._keys.queue(), self._keys.node(""))
         async with contextlib.aclosing(invalidated(self._redis, *prefixes)) as told:
             while True:
                 keys = await self._asked(told.__anext__, within_s=3 * ANSWER_WITHIN_S, at_once=True)
                 yield None if keys is None else await self._changed(keys)
 
-    async def _changed(self, keys: list[str]) -> frozenset[str]:
-        begins = self._keys.stream("")
-        ids = {key.removeprefix(begins) for key in keys if key.startswith(begins)}
+    async def _changed(self, keys: list[str]) -> Heard:
+        stream, node = self._keys.stream(""), self._keys.node("")
+        ids = {key.removeprefix(stream) for key in keys if key.startswith(stream)}
         if self._keys.queue() in keys:
             ids |= set(await self._asked(lambda: self._redis.lpop(self._keys.queue(), RUNG_AT_ONCE)) or ())
-        return frozenset(ids)
+        return Heard(frozenset(ids), frozenset(key.removeprefix(node) for key in keys if key.startswith(node)))
 
     async def register(self, stream_id: str, fields: Mapping[str, str]) -> bool:
         """See Registry."""
@@ -343,12 +364,16 @@ class RedisRegistry:
 
     async def sessions(self) -> list[Session]:
         """See Registry."""
-
         now_ms, *told = await self._scripted(SESSIONS, (self._keys.nodes(),), (self._keys.node(""),), at_once=True)
-        sessions = [
-            Session(name, (float(until) - now_ms) / 1000, dict(zip(flat[::2], flat[1::2], strict=True))) for name, until, flat in told
-        ]
-        return sorted(sessions, key=lambda one: (one.fields.get("name", ""), one.id))
+        return sorted((_session(now_ms, one) for one in told), key=lambda one: (one.fields.get("name", ""), one.id))
+
+    async def leases(self, ids: Iterable[str] = ()) -> Leases:
+        """See Registry."""
+        answer = await self._scripted(LEASES, (self._keys.nodes(),), (self._keys.node(""), *ids), at_once=True)
+        now_ms, count, over, ends, *told = answer
+        left_s = {name: (float(until) - now_ms) / 1000 for name, until in zip(over[::2], over[1::2], strict=True)}
+        next_s = (float(ends) - now_ms) / 1000 if ends else math.inf
+        return Leases(count, left_s, next_s, tuple(_session(now_ms, one) for one in told))
 
     async def claim(
         self, stream_id: str, session: str, fields: Mapping[str, str], *, epoch: int = 0, dead: str = "", lease_s: float = LEASE_S
@@ -405,6 +430,15 @@ async def fetched(registry: Registry, stream_id: str) -> Registered:
     if found is None:
         raise UnknownStream(f"no stream '{stream_id}' is registered: hlsrelay add {stream_id} <URL of its HLS playlist>")
     return found
+
+
+def _session(now_ms: int, told: tuple[str, str, list[str]]) -> Session:
+    name, until, flat = told
+    return Session(name, (float(until) - now_ms) / 1000, _paired(flat))
+
+
+def _paired(flat: list[str]) -> dict[str, str]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _ms(seconds: float) -> str:

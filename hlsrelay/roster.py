@@ -4,7 +4,8 @@ Laws:
 - It may be late, and nothing that matters rests on it: a claim, a report, a deletion is decided in Redis.
 - What Redis tells of a change is read once, a little later, together with what else changes meanwhile.
 - Where Redis can't tell, all is read each POLLED_EVERY_S. Where it can, all is still read again piece by piece, so that nothing that was
-  missed stays missed; the more there is, the longer that takes, and each node asks for no more than a few hundred hashes a second.
+  missed stays missed; the more there is, the longer that takes: each node asks for no more than a few hundred hashes a second, and all
+  together for no more than FULL_RATE_NODES of them.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import structlog
 from hlsrelay.clock import Nudges
 from hlsrelay.errors import RegistryUnavailable
 from hlsrelay.fields import Registered
-from hlsrelay.registry import Registry
+from hlsrelay.registry import Heard, Registry
 from hlsrelay.tracking import Untracked
 
 GATHERED_S = 0.05
 POLLED_EVERY_S = 0.7
 STEP_EVERY_S = 2.0
+FULL_RATE_NODES = 25
+"""Where there are more nodes each takes longer from step to step: it is one Redis that answers all."""
 SHORTEST_ROUND_S = 10.0
 """All is read again no sooner than this after the last time."""
 SPREAD_PER_STREAM_S, LONGEST_SPREAD_S = 1 / 2000, 5.0
@@ -37,16 +40,28 @@ log = structlog.get_logger()
 
 
 class Roster:
-    """The hashes of all streams, or of one *only*; *take* hears of each that is another than before, of None once it is gone."""
+    """The hashes of all streams, or of one *only*; *take* hears of each that is another than before, of None once it is gone.
 
-    def __init__(self, registry: Registry, take: Callable[[str, Registered | None], object] | None = None, only: str = "") -> None:
+    *sessions* hears at once of the sessions that tell something else than before, and None where any may.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        take: Callable[[str, Registered | None], object] | None = None,
+        only: str = "",
+        sessions: Callable[[frozenset[str] | None], object] | None = None,
+    ) -> None:
         self.moved = Nudges()
         """Nudged after whatever *take* heard."""
         self.is_told = False
         """Whether Redis tells of changes just now."""
+        self.nodes = 1
+        """So many read from that Redis, as far as is known."""
         self._registry = registry
         self._take = take
         self._only = only
+        self._sessions = sessions
         self._streams: dict[str, Registered] = {}
         self._stale: set[str] = set()
         self._all_stale = True
@@ -92,8 +107,8 @@ class Roster:
             pause_s = ASKED_AGAIN_S
             try:
                 async with aclosing(self._registry.heard(self._only)) as hearing:
-                    async for ids in hearing:
-                        self._changed(ids)
+                    async for what in hearing:
+                        self._changed(what)
             except RegistryUnavailable:
                 pass
             except Untracked as error:
@@ -106,15 +121,19 @@ class Roster:
             self._woken.set()
             await asyncio.sleep(pause_s)
 
-    def _changed(self, ids: frozenset[str] | None) -> None:
+    def _changed(self, what: Heard | None) -> None:
         self.is_told = True
-        if ids is None:
+        if self._sessions is not None and (what is None or what.sessions):
+            self._sessions(None if what is None else what.sessions)
+        if what is None:
             self._all_stale = True
             self._spread_s = random.uniform(0, min(LONGEST_SPREAD_S, len(self._streams) * SPREAD_PER_STREAM_S))
             for stream_id in [*self._listeners]:
                 self._tell(stream_id, None)
+        elif what.streams:
+            self._stale |= what.streams
         else:
-            self._stale |= ids
+            return
         self._woken.set()
 
     async def _read(self) -> None:
@@ -179,8 +198,9 @@ class Roster:
         began_s, cursor = loop.time(), 0
         seen: set[str] = set()
         while True:
-            await asyncio.sleep(STEP_EVERY_S * random.uniform(0.8, 1.2))
-            if not self.is_told or (not cursor and loop.time() - began_s < SHORTEST_ROUND_S):
+            share = max(1.0, self.nodes / FULL_RATE_NODES)
+            await asyncio.sleep(STEP_EVERY_S * share * random.uniform(0.8, 1.2))
+            if not self.is_told or (not cursor and loop.time() - began_s < SHORTEST_ROUND_S * share):
                 continue
             began_s = began_s if cursor else loop.time()
             try:

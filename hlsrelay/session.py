@@ -14,13 +14,14 @@ import os
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import structlog
 
 from hlsrelay import proc
 from hlsrelay.errors import HlsRelayError, RegistryUnavailable
-from hlsrelay.orphans import incarnation
+from hlsrelay.orphans import incarnation, pid_namespace
 from hlsrelay.registry import LEASE_S, Beat, Registry, Session
 
 BEAT_S = 1.0
@@ -74,10 +75,11 @@ def is_here(session: str) -> bool:
 def _here(session: str) -> tuple[int, int] | None:
     """Return pid and start time of a session's process, if it is, or was, of this machine and PID namespace."""
     boot, namespace, pid, since = (*session.split("."), "", "", "", "")[:4]
-    here = boot == _boot() and namespace == incarnation().partition(".")[0] and pid.isdigit() and since.isdigit()
+    here = boot == _boot() and namespace == pid_namespace() and pid.isdigit() and since.isdigit()
     return (int(pid), int(since)) if here else None
 
 
+@cache
 def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().partition("-")[0]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from hlsrelay.registry import RedisRegistry
+from hlsrelay.registry import Heard, RedisRegistry
 from tests.acceptance.nodes import working
 from tests.acceptance.relay_process import RedisServer, environment, hlsrelay, redis_server
 from tests.needs import needs
@@ -61,7 +61,7 @@ async def everything(registry: RedisRegistry, server: RedisServer) -> set[str]:
     assert await anext(hearing) is None
     with redis.Redis(unix_socket_path=str(server.socket), username="operator", password="secret", protocol=2) as operator:
         operator.rpush("hlsrelay:queue", "one")
-    assert await anext(hearing) == frozenset(("one",))
+    assert await anext(hearing) == Heard(frozenset(("one",)))
     await hearing.aclose()
     assert await ask(registry.register, "one", {"source": "https://example.com/x.m3u8", "window": "30"})
     assert await ask(registry.change, "one", {"desired": "run"}, ("window",))
@@ -79,6 +79,7 @@ async def everything(registry: RedisRegistry, server: RedisServer) -> set[str]:
     assert await ask(registry.ids) == (["one"], 0)
     assert (await ask(registry.hashes, ["one"]))[0][1]
     assert await ask(registry.sessions)
+    assert (await ask(registry.leases, ["a"])).told
     assert await ask(registry.tell_session, "a", {"wish": "drain"})
     await ask(registry.tell, "a", "{}", 10)
     assert await ask(registry.told)

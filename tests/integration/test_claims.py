@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,10 +18,11 @@ from hlsrelay.claims import Claims
 from hlsrelay.errors import RegistryUnavailable, ResourceBusy, Superseded
 from hlsrelay.handover import OFFERED_FOR_S
 from hlsrelay.link import Claim
+from hlsrelay.membership import SHORTEST_ROUND_S
 from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.node import Node
 from hlsrelay.processes import Children
-from hlsrelay.registry import LEASE_S, Registry, Session
+from hlsrelay.registry import LEASE_S, Heard, Leases, Registry, Session
 from hlsrelay.session import Member
 from hlsrelay.settings import load_settings
 from hlsrelay.worker import HANDED_ON, LET_GO
@@ -55,7 +56,7 @@ class Door:
 
         return ask
 
-    async def heard(self, only: str = "") -> AsyncGenerator[frozenset[str] | None, None]:
+    async def heard(self, only: str = "") -> AsyncGenerator[Heard | None, None]:
         """What the registry tells, as far as it gets through; a way that is cut, or stands still for long, ends it."""
         async with aclosing(self._registry.heard(only)) as hearing:
             told = asyncio.ensure_future(anext(hearing))
@@ -176,6 +177,34 @@ def test_a_node_that_has_just_come_has_its_part_of_what_is_registered_right_afte
     for _ in range(5):  # looks are at random times
         house.registry = MemoryRegistry()
         virtually(body())
+
+
+def test_a_look_while_all_is_well_reads_no_session(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what nodes ask for together grows with their square."""
+
+    async def body() -> None:
+        read: list[int] = []
+        whole, leases = house.registry.sessions, house.registry.leases
+
+        async def all_of_them() -> list[Session]:
+            read.append(len(found := await whole()))
+            return found
+
+        async def some(ids: Iterable[str] = ()) -> Leases:
+            read.append(len((found := await leases(ids)).told))
+            return found
+
+        monkeypatch.setattr(house.registry, "sessions", all_of_them)
+        monkeypatch.setattr(house.registry, "leases", some)
+        await house.registered(9)
+        async with house.worker("a"), house.worker("b"), house.worker("c"):
+            await elapse(30)
+            read.clear()
+            await elapse(60)
+            assert len(read) >= 3 * 60, "they look"
+            assert sum(read) <= 3 * 3 * 60 / SHORTEST_ROUND_S + 3 * 3
+
+    virtually(body())
 
 
 def test_who_leaves_relays_on_until_others_have_asked_for_each_stream(house: House) -> None:

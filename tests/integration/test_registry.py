@@ -16,7 +16,7 @@ from hlsrelay.fields import Registered
 from hlsrelay.link import Link
 from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.processes import Children
-from hlsrelay.registry import RedisRegistry, Registry, fetched
+from hlsrelay.registry import Heard, RedisRegistry, Registry, fetched
 from tests.virtual import elapse, run_virtually
 from tests.waiting import becomes_true
 
@@ -159,15 +159,15 @@ def test_changes_are_told_and_figures_are_none(run: Run) -> None:
             assert await anext(of_other) is None
             await registry.report("news", {"last_sequence": "7"})
             epoch = await registry.claim("news", "ours", {"node": "a"})
-            assert await anext(hearing) == frozenset(("news",))
+            assert await anext(hearing) == Heard(frozenset(("news",)))
             await registry.carry("news", "position", epoch)
-            assert await anext(hearing) == frozenset(("news",)), "the first time: the hash says whose position it is"
+            assert await anext(hearing) == Heard(frozenset(("news",))), "the first time: the hash says whose position it is"
             await registry.carry("news", "position 2", epoch)
             await registry.change("other", {"window": "30"})
-            assert await anext(hearing) == frozenset(("other",))
-            assert await anext(of_other) == frozenset(("other",))
+            assert await anext(hearing) == Heard(frozenset(("other",)))
+            assert await anext(of_other) == Heard(frozenset(("other",)))
             await registry.delete("news")
-            assert await anext(hearing) == frozenset(("news",))
+            assert await anext(hearing) == Heard(frozenset(("news",)))
             await lost(registry)
             assert await anext(hearing) is None
 
@@ -180,12 +180,12 @@ def test_the_doorbell_is_heard_by_one_and_doubled_or_unknown_entries_do_no_harm(
             assert await anext(hearing) is None
             if isinstance(registry, RedisRegistry):
                 await registry._redis.rpush("test*[x]:queue", "news", "news", "no such stream")
-                assert await anext(hearing) == frozenset(("news", "no such stream"))
-                assert await anext(hearing) == frozenset(), "it was emptied"
+                assert await anext(hearing) == Heard(frozenset(("news", "no such stream")))
+                assert await anext(hearing) == Heard(), "it was emptied"
             else:
                 assert isinstance(registry, MemoryRegistry)
                 registry.ring("news")
-                assert await anext(hearing) == frozenset(("news",))
+                assert await anext(hearing) == Heard(frozenset(("news",)))
 
     run(body)
 

@@ -11,7 +11,8 @@ import pytest
 from hlsrelay import roster
 from hlsrelay.fields import Registered
 from hlsrelay.memory_registry import MemoryRegistry
-from hlsrelay.roster import GATHERED_S, POLLED_EVERY_S, SHORTEST_ROUND_S, STEP_EVERY_S, Roster
+from hlsrelay.registry import Heard
+from hlsrelay.roster import FULL_RATE_NODES, GATHERED_S, POLLED_EVERY_S, SHORTEST_ROUND_S, STEP_EVERY_S, Roster
 from hlsrelay.tracking import Untracked
 from tests.integration.test_registry import FIELDS
 from tests.virtual import elapse, run_virtually
@@ -26,12 +27,12 @@ class Counted(MemoryRegistry):
         self.tells = tells
         self.deaf = deaf
 
-    async def heard(self, only: str = "") -> AsyncGenerator[frozenset[str] | None, None]:
+    async def heard(self, only: str = "") -> AsyncGenerator[Heard | None, None]:
         if not self.tells:
             raise Untracked("unknown command")
-        async for ids in super().heard(only):
-            if ids is None or not self.deaf:
-                yield ids
+        async for what in super().heard(only):
+            if what is None or not self.deaf:
+                yield what
 
     async def hashes(self, ids: Any) -> list[tuple[str, Registered | None]]:
         ids = list(ids)
@@ -210,3 +211,18 @@ def test_many_nodes_do_not_read_all_at_the_same_moment_when_redis_comes_back() -
         assert asyncio.get_running_loop().time() > 12
 
     run_virtually(body())
+
+
+def test_the_more_nodes_there_are_the_less_each_reads_again() -> None:
+    registry = Counted()
+
+    async def body(found: Roster, known: dict[str, Registered]) -> None:
+        for share in (1, 4):
+            found.nodes = share * FULL_RATE_NODES
+            await elapse(100)  # what was begun before
+            registry.read = 0
+            await elapse(1000)
+            rounds = registry.read / len(known)
+            assert 0.5 * 1000 / (SHORTEST_ROUND_S + 3 * STEP_EVERY_S) < rounds * share <= 1000 / SHORTEST_ROUND_S
+
+    kept_up(registry, body)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +16,9 @@ from hlsrelay.errors import Superseded
 from hlsrelay.fields import Registered
 from hlsrelay.link import Claim, Link
 from hlsrelay.memory_registry import MemoryRegistry
-from hlsrelay.registry import Beat, RedisRegistry, Refused, Registry
+from hlsrelay.registry import Beat, Heard, RedisRegistry, Refused, Registry
 from hlsrelay.session import is_dead, process_of, session_id
-from tests.integration.test_registry import FIELDS, Run, lost, run
+from tests.integration.test_registry import FIELDS, Run, lost, real, run
 from tests.virtual import elapse, run_virtually
 from tests.waiting import becomes_true
 
@@ -35,6 +39,10 @@ async def is_over(registry: Registry, session: str) -> bool:
 async def owned(registry: Registry, session: str) -> Registered | None:
     found = await registry.get("news")
     return found if found and found.fields["session"] == session else None
+
+
+async def _is(count: Callable[[], Awaitable[int]], expected: int) -> bool:
+    return await count() == expected
 
 
 async def link_of(registry: Registry, session: str) -> Link:
@@ -95,6 +103,67 @@ def test_what_an_operator_wishes_of_a_node_is_told_to_it_and_outlives_what_that_
         assert [one.fields for one in await registry.sessions()] == [{**ONE, "wish": "drain"}]
 
     run(body)
+
+
+def test_leases_that_are_over_the_next_one_and_what_some_tell_are_of_one_moment(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        found = await registry.leases(["one"])
+        assert (found.count, found.over, found.next_s, found.told) == (0, {}, math.inf, ())
+        for number in range(20):
+            await registry.beat(f"short {number}", None, ONE, SHORT_S)
+        await registry.beat("one", None, ONE, 60)
+        await registry.beat("other", None, OTHER, 90)
+        for number in range(20):
+            await becomes_true(partial(is_over, registry, f"short {number}"))
+        found = await registry.leases(["other", "none", "short 0"])
+        assert found.count == 22
+        assert set(found.over) == {f"short {number}" for number in range(20)}
+        assert all(-60 < left_s < 0 for left_s in found.over.values())
+        assert 50 < found.next_s <= 60
+        assert [(one.id, one.lives, one.fields) for one in found.told] == [("other", True, OTHER), ("short 0", False, ONE)]
+
+    run(body)
+
+
+def test_a_lease_that_is_renewed_is_told_to_nobody_and_what_a_session_tells_anew_to_all(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        last = await registry.beat("one", None, ONE, 60)
+        async with aclosing(registry.heard()) as hearing, aclosing(registry.heard("news")) as of_news:
+            assert await anext(hearing) is None
+            assert await anext(of_news) is None
+            for _ in range(3):
+                last = await registry.beat("one", last, ONE, 60)
+            await registry.beat("other", None, OTHER, 60)
+            assert await anext(hearing) == Heard(sessions=frozenset(("other",)))
+            last = await registry.beat("one", last, {**ONE, "load": "7"}, 60)
+            assert await anext(hearing) == Heard(sessions=frozenset(("one",)))
+            assert (await registry.leases(["one"])).told[0].fields == {**ONE, "load": "7"}
+            await registry.tell_session("one", {"wish": "drain"})
+            assert await anext(hearing) == Heard(sessions=frozenset(("one",)))
+            await registry.leave("other")
+            assert await anext(hearing) == Heard(sessions=frozenset(("other",)))
+            await registry.register("news", FIELDS)
+            assert await anext(of_news) == Heard(frozenset(("news",))), "who follows one stream hears of no session"
+
+    run(body)
+
+
+def test_who_has_been_over_for_long_is_forgotten_with_what_it_told(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with real(tmp_path) as registry:
+            assert isinstance(registry, RedisRegistry)
+            for number in range(20):
+                await registry.beat(f"short {number}", None, ONE, SHORT_S)  # its hash expires by itself much later
+
+            async def kept() -> int:
+                await registry.beat("one", None, ONE, 0.01)
+                return len(await registry._redis.keys(f"{registry._keys._escaped()}node:*"))
+
+            await becomes_true(partial(_is, kept, 1))
+            assert [one.id for one in await registry.sessions()] == ["one"]
+            assert 0 < await registry._redis.pttl(registry._keys.node("one")) <= 10_000
+
+    asyncio.run(body())
 
 
 def test_who_has_come_too_late_itself_claims_nothing(run: Run) -> None:
