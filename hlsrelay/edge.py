@@ -44,6 +44,8 @@ class Fetched:
     status: int
     body: bytes = b""
     etag: str = ""
+    reason: str = ""
+    """Why there is no answer."""
 
 
 class Edge:
@@ -122,23 +124,31 @@ class Edge:
             )
         return self._clients[owner]
 
-    async def _fetch(self, owner: str, path: str) -> Fetched:
-        self.fetches += 1
+    async def asked(self, url: str, path: str, within_s: float = FETCHED_WITHIN_S) -> Fetched:
+        """Return what the node at *url* has at *path* ('live/news/source/12.ts'), whoever relays the stream; it is not kept.
+
+        502 where it can't be had in time.
+        """
         try:
-            async with asyncio.timeout(FETCHED_WITHIN_S), self._connected(owner).stream("GET", f"{owner}/live/{path}") as answer:
+            async with asyncio.timeout(within_s), self._connected(url).stream("GET", f"{url}/{path}") as answer:
                 if answer.status_code != 200:
                     return Fetched(answer.status_code)
                 body = bytearray()
                 async for chunk in answer.aiter_bytes():
                     body += chunk
                     if len(body) > LARGEST_BYTES:
-                        log.warning("edge.too_large", path=path, owner=owner)
-                        return Fetched(502)
-                found = Fetched(200, bytes(body), answer.headers.get("etag", ""))
+                        return Fetched(502, reason=f"it has more than {LARGEST_BYTES} bytes")
+                return Fetched(200, bytes(body), answer.headers.get("etag", ""))
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            log.warning("edge.failed", path=path, owner=owner, reason=f"{type(error).__name__} {error}".strip())
-            return Fetched(502)
-        self._keep(owner, path, found)
+            return Fetched(502, reason=f"{type(error).__name__} {error}".strip())
+
+    async def _fetch(self, owner: str, path: str) -> Fetched:
+        self.fetches += 1
+        found = await self.asked(owner, f"live/{path}")
+        if found.reason:
+            log.warning("edge.failed", path=path, owner=owner, reason=found.reason)
+        elif found.status == 200:
+            self._keep(owner, path, found)
         return found
 
     def _keep(self, owner: str, path: str, found: Fetched) -> None:

@@ -147,13 +147,15 @@ class House:
 
     def _show(self) -> None:
         names = {track.name for track in self._presentation.tracks}
-        here = {name: progress for name, progress in self._published.items() if name in names and progress.entries}
+        held = self._tools.storage.held
+        here = {name: progress for name, progress in self._published.items() if name in names and progress.entries and name not in held}
         now_s = self._tools.clock.monotonic_s()
         if self._first_shown_s is None:
             self._first_shown_s = now_s
         patience_s = WAIT_FOR_ALL_TARGET_DURATIONS * max((progress.target_duration_s for progress in here.values()), default=1)
         if len(here) == len(names) or (SOURCE in here and now_s - self._first_shown_s >= patience_s):
             self._tools.storage.publish(MULTIVARIANT, multivariant_playlist(self._presentation, here, self.choice.stream.keys))
+            self._tools.storage.due.clear()  # what is not here by now may never be
 
 
 def withdraw(storage: LocalStorage, clock: Clock) -> None:

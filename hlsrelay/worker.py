@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from hlsrelay.awake import Fence
+from hlsrelay.backfill import Backfill, Former, taken_up
 from hlsrelay.clock import Nudges
 from hlsrelay.demand import Demand
 from hlsrelay.desk import Tools, at_once
@@ -89,7 +90,10 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
     nudges = Nudges()
     demand = Demand(lambda: wishes.stream, node.clock, nudges, node.refusal)
     with node.storage(stream.id, claim.epoch if claim else 0) as storage:
-        carried = await node.registry.carried(stream.id) if claim and claim.registered.fields.get("carried") else ""
+        known = claim.registered.fields if claim else {}
+        carried = await node.registry.carried(stream.id) if known.get("carried") else ""
+        # Who lets go in order tells last where the stream stands, and only then that it is free.
+        former = Former(carried, in_order=not known.get("session") and known.get("carried") == known.get("epoch"))
         node.storages[stream.id] = storage
         node.demands[stream.id] = demand
         reporter.state("starting", node=node.name, reason="", wanted="", ladder_trouble="")
@@ -99,11 +103,12 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
         wanted = asyncio.create_task(link.wanted.wait())
         try:
             sure = Fence(node.awake, node.registry, stream.id, claim).passed if claim else at_once
-            keeping = asyncio.create_task(_kept(storage, carried, wishes, nudges, demand, reporter, node, sure), name=f"keep {stream.id}")
+            keeping = asyncio.create_task(_kept(storage, former, wishes, nudges, demand, reporter, node, sure), name=f"keep {stream.id}")
             await asyncio.wait((keeping, gone, wanted, following), return_when=asyncio.FIRST_COMPLETED)
             keeping.cancel()
             with suppress(asyncio.CancelledError):
                 await keeping
+            reporter.left(storage)
             if following.done():
                 following.result()
             stopped = wishes.stream.desired is Desired.STOP
@@ -127,8 +132,8 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
     return 0.0 if demand.idle else reporter.target_duration_s
 
 
-async def _taken_up(storage: LocalStorage, carried: str, wishes: Wishes, reporter: Reporter) -> bool:
-    """Go on from where an owner before us stood, by what is published, or by what was *carried* in Redis if that knows more.
+async def _taken_up(storage: LocalStorage, former: Former, wishes: Wishes, reporter: Reporter, node: Node) -> bool:
+    """Go on from where an owner before us stood, by what is published, or by what it told in Redis if that knows more.
 
     Storage that is away is waited for; returns False where the stream is to stop meanwhile. Raises Superseded.
     """
@@ -144,15 +149,33 @@ async def _taken_up(storage: LocalStorage, carried: str, wishes: Wishes, reporte
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_WAIT_FOR_STORAGE_S)
     reporter.well("storage")
-    if unpacked(carried, storage):
-        log.info("stream.taken_up", stream=storage.stream_id, reason="its last owner's folder is not ours")
+    if node.objects is not None:
+        unpacked(former.carried, storage)
+    else:
+        await taken_up(storage, former, node.edge, node.url)
     reporter.resumed(storage)
     return True
 
 
 async def _kept(
     storage: LocalStorage,
-    carried: str,
+    former: Former,
+    wishes: Wishes,
+    nudges: Nudges,
+    demand: Demand,
+    reporter: Reporter,
+    node: Node,
+    sure: Callable[[], Awaitable[object]],
+) -> None:
+    """Relay the stream to its end, and fetch meanwhile what only its owners before have of what is listed."""
+    if not await _taken_up(storage, former, wishes, reporter, node):
+        return
+    work = _wanted(storage, wishes, nudges, demand, reporter, node, sure)
+    await (_beside(backfill.filled(), work) if isinstance(backfill := storage.absent, Backfill) else work)
+
+
+async def _wanted(
+    storage: LocalStorage,
     wishes: Wishes,
     nudges: Nudges,
     demand: Demand,
@@ -161,8 +184,6 @@ async def _kept(
     sure: Callable[[], Awaitable[object]],
 ) -> None:
     """Relay the stream to its end; one that is on_demand only while somebody watches, and meanwhile nothing of it runs or is shown."""
-    if not await _taken_up(storage, carried, wishes, reporter):
-        return
     while True:
         if demand.unwanted:
             demand.idle = True
