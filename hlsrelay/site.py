@@ -46,7 +46,7 @@ class RelaySite:
             return False
         stream_id, playlist = path.partition("/")[0], path.endswith(".m3u8")
         demand = self._node.demands.get(stream_id)
-        return demand is not None and (demand.asked(playlist=playlist) or (playlist and self._begins(path)))
+        return demand is not None and (demand.asked(playlist=playlist) or self._begins(path))
 
     async def started(self, path: str) -> str:
         """See web.Site."""
@@ -91,8 +91,10 @@ class RelaySite:
     def _begins(self, path: str) -> bool:
         """Return whether a stream has come here without its files, and its playlist is not published yet: players need not hear of that."""
         stream_id, _, playlist = path.partition("/")
+        if stream_id in self._node.coming:
+            return True
         storage = self._node.storages.get(stream_id)
-        if storage is None or playlist in storage.playlists:
+        if storage is None or playlist in storage.playlists or not playlist.endswith(".m3u8"):
             return False
         return playlist in storage.due or (not storage.playlists and not (storage.folder / MULTIVARIANT).exists())
 
