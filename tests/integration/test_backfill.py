@@ -23,6 +23,7 @@ from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.model import Snapshot
 from hlsrelay.processes import Children
 from hlsrelay.recipe import EncodeJob
+from hlsrelay.reporter import Reporter
 from hlsrelay.settings import load_settings
 from hlsrelay.site import RelaySite
 from hlsrelay.storage import LocalStorage
@@ -459,5 +460,40 @@ def test_what_a_node_tells_its_successor_is_for_nodes_and_says_nothing_of_the_so
         assert "a-1" not in told.text, "a name of the source's"
         for name in ("nothing", ".tmp", "-"):
             assert (await client.get(f"/window/{name}", headers={HOP: "1"})).status_code == 404
+
+    played(tmp_path, play)
+
+
+def test_a_node_that_gets_a_stream_back_shows_nothing_that_its_folder_had_before(tmp_path: Path) -> None:
+    async def play(nodes: Cluster) -> None:
+        await nodes.takes("a")
+        await nodes.fills()
+        await nodes.lets_go()
+        await nodes.takes("b")
+        await nodes.plays(20, "c")
+        await nodes.lets_go()
+        nodes.network.slow["b"] = 0.5
+        await nodes.takes("a", until="")
+        await nodes.plays(12, "c")
+
+    played(tmp_path, play)
+
+
+def test_what_was_published_and_not_told_of_yet_is_told_before_a_stream_is_let_go_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay is stopped between the one and the other."""
+
+    async def play(nodes: Cluster) -> None:
+        await nodes.takes("a")
+        await nodes.fills()
+        monkeypatch.setattr(Reporter, "tick", lambda *_: None)
+        await elapse(5)
+        listed = await nodes.listed()
+        await nodes.lets_go()
+        nodes.network.down.add("a")
+        monkeypatch.undo()
+        await nodes.takes("b")
+        assert (await nodes.listed()).media_sequence == listed.segments[-1].sequence + 1
 
     played(tmp_path, play)
