@@ -2,7 +2,7 @@
 
 Laws:
 - What is listed is here whole, or can be had: who asks for a file that is not here yet is answered with it, fetched then.
-- The newest come first, WITHIN_S and AT_ONCE bound what that takes, and nothing new ever waits for it.
+- The newest come first, a few at a time (AT_ONCE, of all streams edge.AT_LEISURE), and nothing new ever waits for them.
 - What can't be had any more is not listed: entries up to its own leave, in all tracks at one moment (RFC 8216 6.2.4).
 - An owner that is gone without a word may have listed more than it told in Redis: nothing is shown that ends before (stages.caught_up).
 - A file of ours of before counts where we listed it, and is as long as it is to be: the name alone says nothing.
@@ -25,8 +25,9 @@ from hlsrelay.hls.window import Progress, known_paths, needed
 from hlsrelay.ledger import Handed, LocalLedger, handed, news, unpacked
 from hlsrelay.storage import MULTIVARIANT, LocalStorage
 
-TOLD_WITHIN_S = 0.7
-"""An owner that lives tells its window in a few milliseconds; one that hangs holds its successor up for no longer than this."""
+TOLD_WITHIN_S, GUESSED_WITHIN_S = 2.0, 0.7
+"""An owner tells its window in a few milliseconds. One that has just handed the stream on lives, and is waited for longer, in case it is
+busy; one that went without a word may be cut off from Redis alone, or dead."""
 AT_ONCE = 3
 WITHIN_S = 20.0
 """For one file."""
@@ -62,7 +63,7 @@ async def taken_up(storage: LocalStorage, former: Former, edge: Edge, ours: str 
     tracks = news(former.carried, storage)
     if tracks:
         urls = [url for url in next(iter(tracks.values())).former if url != ours]
-        told = await _told(edge, urls[0], storage.stream_id) if urls else None
+        told = await _told(edge, urls[0], storage.stream_id, TOLD_WITHIN_S if former.in_order else GUESSED_WITHIN_S) if urls else None
         _cleaned(storage)
         unpacked(former.carried, storage, told)
         log.info(
@@ -80,8 +81,8 @@ async def taken_up(storage: LocalStorage, former: Former, edge: Edge, ours: str 
     _begun(storage, edge, ours)
 
 
-async def _told(edge: Edge, url: str, stream_id: str) -> Handed | None:
-    answer = await edge.asked(url, f"window/{stream_id}", TOLD_WITHIN_S)
+async def _told(edge: Edge, url: str, stream_id: str, within_s: float) -> Handed | None:
+    answer = await edge.asked(url, f"window/{stream_id}", within_s)
     found = handed(answer.body) if answer.status == 200 else None
     if found is None:
         reason = answer.reason or f"{url} answers {answer.status}"
@@ -178,7 +179,10 @@ class Backfill:
         lost = 0
         loop = asyncio.get_running_loop()
         for path in paths:
-            while path in self._lacking and not await self._once(path):
+            while path in self._lacking:
+                async with self._edge.lanes:
+                    if await self._once(path):
+                        break
                 if loop.time() - self._reached_s >= GIVEN_UP_AFTER_S:
                     self._lost(path)
                     lost += 1

@@ -31,6 +31,7 @@ HEALTH = "health"
 FOLLOWED_WITHIN_S = 3.0
 LOOKED_EVERY_S = 0.1
 MOST_CONNECTIONS = 32
+AT_LEISURE = 8
 HOP = "x-hlsrelay-hop"
 """A request that has it comes from a node, which asks only the owner: it is not passed on a second time."""
 
@@ -60,6 +61,8 @@ class Edge:
         self._kept: OrderedDict[str, tuple[float, str, Fetched]] = OrderedDict()
         self._kept_bytes = 0
         self.fetches = 0
+        self.lanes = asyncio.Semaphore(AT_LEISURE)
+        """For what nobody waits for (backfill): a few at a time, of all streams together."""
 
     def has(self, stream_id: str) -> bool:
         """Return whether a stream is relayed by another node, whose folder is not ours."""

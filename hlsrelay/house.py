@@ -131,6 +131,7 @@ class House:
                     ledger.forget()
                     del self._published[name]
                 continue
+            self._tools.storage.held.pop(name, None)  # what it lists the main one has
             stopped = progress.ended and progress.position.source == ""
             if not stopped and (now - progress.position.advanced_at).total_seconds() < FOLLOWS_S:
                 for entry in _after(self._followed.get(name, main.entries[-1].number - 1), main):

@@ -72,7 +72,7 @@ class Witness:
         """Return the figures of *fault* in a line; asserts that no law was broken *but* these, and that no node failed by itself."""
         history = self.history()
         assert self.errors() == []
-        assert of(history.findings(), *but) == [], history.told()
+        assert of(history.findings(), *but) == [], (history.told(), history.findings())
         return f"\n{fault}: {history.told()}"
 
     def look(self) -> None:
