@@ -317,7 +317,7 @@ class Claims:
         One that nobody has just now, and that one of these had last, is there still, or will be somewhere else before long.
         """
         row = self._board.rows.get(stream_id)
-        if row is None or stream_id in self._running:
+        if row is None or stream_id in self._node.storages:
             return ""
         if any(one.id == row.session and one.lives for one in self._sessions):
             return self._urls.get(row.session, "")

@@ -31,6 +31,7 @@ HEALTH = "health"
 FOLLOWED_WITHIN_S = 3.0
 LOOKED_EVERY_S = 0.1
 MOST_CONNECTIONS = 32
+AT_LEISURE = 8
 HOP = "x-hlsrelay-hop"
 """A request that has it comes from a node, which asks only the owner: it is not passed on a second time."""
 
@@ -44,6 +45,8 @@ class Fetched:
     status: int
     body: bytes = b""
     etag: str = ""
+    reason: str = ""
+    """Why there is no answer."""
 
 
 class Edge:
@@ -58,6 +61,8 @@ class Edge:
         self._kept: OrderedDict[str, tuple[float, str, Fetched]] = OrderedDict()
         self._kept_bytes = 0
         self.fetches = 0
+        self.lanes = asyncio.Semaphore(AT_LEISURE)
+        """For what nobody waits for (backfill): a few at a time, of all streams together."""
 
     def has(self, stream_id: str) -> bool:
         """Return whether a stream is relayed by another node, whose folder is not ours."""
@@ -122,23 +127,31 @@ class Edge:
             )
         return self._clients[owner]
 
-    async def _fetch(self, owner: str, path: str) -> Fetched:
-        self.fetches += 1
+    async def asked(self, url: str, path: str, within_s: float = FETCHED_WITHIN_S) -> Fetched:
+        """Return what the node at *url* has at *path* ('live/news/source/12.ts'), whoever relays the stream; it is not kept.
+
+        502 where it can't be had in time.
+        """
         try:
-            async with asyncio.timeout(FETCHED_WITHIN_S), self._connected(owner).stream("GET", f"{owner}/live/{path}") as answer:
+            async with asyncio.timeout(within_s), self._connected(url).stream("GET", f"{url}/{path}") as answer:
                 if answer.status_code != 200:
                     return Fetched(answer.status_code)
                 body = bytearray()
                 async for chunk in answer.aiter_bytes():
                     body += chunk
                     if len(body) > LARGEST_BYTES:
-                        log.warning("edge.too_large", path=path, owner=owner)
-                        return Fetched(502)
-                found = Fetched(200, bytes(body), answer.headers.get("etag", ""))
+                        return Fetched(502, reason=f"it has more than {LARGEST_BYTES} bytes")
+                return Fetched(200, bytes(body), answer.headers.get("etag", ""))
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            log.warning("edge.failed", path=path, owner=owner, reason=f"{type(error).__name__} {error}".strip())
-            return Fetched(502)
-        self._keep(owner, path, found)
+            return Fetched(502, reason=f"{type(error).__name__} {error}".strip())
+
+    async def _fetch(self, owner: str, path: str) -> Fetched:
+        self.fetches += 1
+        found = await self.asked(owner, f"live/{path}")
+        if found.reason:
+            log.warning("edge.failed", path=path, owner=owner, reason=found.reason)
+        elif found.status == 200:
+            self._keep(owner, path, found)
         return found
 
     def _keep(self, owner: str, path: str, found: Fetched) -> None:

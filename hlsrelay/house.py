@@ -133,6 +133,7 @@ class House:
                     ledger.forget()
                     del self._published[name]
                 continue
+            self._tools.storage.held.pop(name, None)  # what it lists the main one has
             stopped = progress.ended and progress.position.source == ""
             if not stopped and (now - progress.position.advanced_at).total_seconds() < FOLLOWS_S:
                 for entry in _after(self._followed.get(name, main.entries[-1].number - 1), main):
@@ -149,7 +150,8 @@ class House:
 
     def _show(self) -> None:
         names = {track.name for track in self._presentation.tracks}
-        here = {name: progress for name, progress in self._published.items() if name in names and progress.entries}
+        held = self._tools.storage.held
+        here = {name: progress for name, progress in self._published.items() if name in names and progress.entries and name not in held}
         now_s = self._tools.clock.monotonic_s()
         if self._first_shown_s is None:
             self._first_shown_s = now_s
@@ -161,6 +163,7 @@ class House:
             if not same or MULTIVARIANT not in self._tools.storage.playlists:  # it may have been taken back
                 self._tools.storage.publish(MULTIVARIANT, multivariant_playlist(self._presentation, here, keys))
                 self._printed = says
+            self._tools.storage.due.clear()  # what is not here by now may never be
 
 
 def withdraw(storage: LocalStorage, clock: Clock) -> None:

@@ -51,6 +51,8 @@ class Node:
     """The encoder again, where it has a pool."""
     pressure: Pressure = field(default_factory=lambda: Pressure(100.0))
     storages: dict[str, LocalStorage] = field(default_factory=dict)
+    coming: set[str] = field(default_factory=set)
+    """Streams that are in our hands, and of which our folder may yet show what is of before."""
     demands: dict[str, Demand] = field(default_factory=dict)
     elsewhere: Callable[[str], str] = lambda _: ""
     """Tells at which URL a stream is served that another node relays, into a folder that is not ours; empty for all others."""

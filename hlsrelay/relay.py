@@ -18,7 +18,7 @@ from hlsrelay.house import House
 from hlsrelay.joints import in_order, merged
 from hlsrelay.model import SOURCE, Desired, Made, Presentation, Stream, Turn
 from hlsrelay.preloading import Preloading
-from hlsrelay.stages import Settling, in_step, loaded, looked, numbered, published, swept, watched_primary
+from hlsrelay.stages import Settling, caught_up, in_step, loaded, looked, numbered, published, swept, to_be_had, watched_primary
 from hlsrelay.transcoding import Transcoding
 
 DOWNLOADS_AHEAD = 3
@@ -90,33 +90,43 @@ async def relay_track(desk: Desk, encodes_ahead: int) -> AsyncGenerator[Tick, No
     loads = loaded(desk)
     clips = in_order(numbered(loads, desk), Downloading(desk), ahead=DOWNLOADS_AHEAD)
     ready = in_order(clips, Preloading(desk, Transcoding(desk)), ahead=encodes_ahead)
-    async with aclosing(loads), aclosing(ready):
-        async for item in ready:
+    shown = caught_up(ready, desk)
+    held, name = tools.storage.held, desk.track.name
+    unshown, together = name in held, list[Made]()
+    async with aclosing(loads), aclosing(ready), aclosing(shown):
+        async for item in shown:
             error = ""
             try:
                 if isinstance(item, Made):
                     progress = entered(progress, item, desk)
                     tools.storage.keep(item.inits)  # a sweep may have taken one since: nothing that was published listed it
                     if item.numbered.more:  # players see the slices of a segment at once: a successor begins it again
+                        together += [item] if name in held else []
                         continue
-                    await in_step(progress, item, desk)
-                    progress = await published(progress, desk)
-                    desk.agreement.published(desk.track.name, progress)
+                    if held.pop(name, None) is None:  # else all tracks come with what they were behind
+                        await in_step(progress, item, desk)
+                    progress, unshown = await published(progress, desk), False
+                    desk.agreement.published(name, progress)
                 elif progress and progress.entries and item.ended and not progress.ended:
                     progress = await published(replace(progress, ended=True), desk)
+                elif progress and ((unshown and name not in held) or to_be_had(progress, tools) is not progress):
+                    progress, unshown = await published(progress, desk), False
                 elif progress:
                     progress = swept(progress, tools)
             except OSError as failure:  # the disk: what was made stays in *progress* and is shown as soon as that works again
                 error = f"can't publish: {failure.strerror}"
+            for one in together:
+                yield Tick(progress, name, one, error=error)
+            together.clear()
             made, turn = (item, None) if isinstance(item, Made) else (None, item)
-            yield Tick(progress, desk.track.name, made, turn, error)
+            yield Tick(progress, name, made, turn, error)
     if progress and progress.entries and not progress.ended and tools.control.stream.desired is Desired.STOP:
         error = ""
         try:
             progress = await published(replace(progress, ended=True), desk)
         except OSError as failure:
             error = f"can't publish: {failure.strerror}"
-        yield Tick(progress, desk.track.name, error=error)
+        yield Tick(progress, name, error=error)
 
 
 def entered(progress: Progress | None, made: Made, desk: Desk) -> Progress:

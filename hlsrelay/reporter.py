@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
 import structlog
@@ -44,6 +44,8 @@ class Reporter:
         self._dropped: deque[frozenset[str]] = deque(maxlen=LADDER_SEGMENTS)
         self._trouble = ""
         self._tracks: dict[str, Progress] = {}
+        self._served_at: Callable[[], str] = lambda: "" if node.objects else node.url  # in a bucket all have all
+        self._is_taken_up = False
         self.target_duration_s = 0.0
 
     def state(self, state: str, **fields: str) -> None:
@@ -59,6 +61,14 @@ class Reporter:
         """Take up all tracks that were ever published: who comes next has to know of those too that bring nothing just now."""
         found = {name: LocalLedger(storage, name).resume() for name in storage.ledgers()}
         self._tracks = {name: progress for name, progress in found.items() if progress}
+        self._is_taken_up = True
+
+    def left(self, storage: LocalStorage) -> None:
+        """Have the next owner go on from all that was published, told of in a tick or not, if we came to take the stream up."""
+        if self._is_taken_up:
+            self.resumed(storage)
+            if self._tracks:
+                self._carry()
 
     def idle(self) -> None:
         """Report that nobody watches: what comes after begins anew."""
@@ -113,7 +123,10 @@ class Reporter:
         if not tick.error:
             self.state("running", attempt="", retry_at="")
             self._link.report(last_sequence=str(made.entry.number), lag=f"{lag_s:.2f}")
-            self._link.carry(lambda: packed(self._tracks))
+            self._carry()
+
+    def _carry(self) -> None:
+        self._link.carry(lambda: packed(self._tracks, self._served_at()))
 
     def _missing(self, made: Made) -> None:
         """Count and tell what the ladder lacks of a segment; one that was lost says nothing about the ladder."""

@@ -9,11 +9,12 @@ from pathlib import Path
 from hlsrelay import vitals
 from hlsrelay.demand import START_WITHIN_S
 from hlsrelay.edge import LOOKED_EVERY_S, Fetched
-from hlsrelay.errors import RegistryUnavailable
+from hlsrelay.errors import ConfigError, RegistryUnavailable
 from hlsrelay.fields import Registered
+from hlsrelay.ledger import handed_on
 from hlsrelay.node import Node
 from hlsrelay.statuses import NodeStatus, StreamStatus, read_all, stream_status
-from hlsrelay.storage import MULTIVARIANT
+from hlsrelay.storage import MULTIVARIANT, LocalStorage
 
 
 class RelaySite:
@@ -45,7 +46,7 @@ class RelaySite:
             return False
         stream_id, playlist = path.partition("/")[0], path.endswith(".m3u8")
         demand = self._node.demands.get(stream_id)
-        return demand is not None and (demand.asked(playlist=playlist) or (playlist and self._begins(stream_id)))
+        return demand is not None and (demand.asked(playlist=playlist) or self._begins(path))
 
     async def started(self, path: str) -> str:
         """See web.Site."""
@@ -53,7 +54,7 @@ class RelaySite:
         demand = self._node.demands.get(stream_id)
         reason = await demand.started() if demand and demand.asked(playlist=path.endswith(".m3u8")) else ""
         until_s = self._node.clock.monotonic_s() + START_WITHIN_S
-        while not reason and self._begins(stream_id):
+        while not reason and self._begins(path):
             if self._node.clock.monotonic_s() >= until_s:
                 reason = "nothing of it is published yet"
             await asyncio.sleep(LOOKED_EVERY_S)
@@ -80,10 +81,22 @@ class RelaySite:
         if storage := self._node.storages.get(stream_id):
             await storage.brought(rest)
 
-    def _begins(self, stream_id: str) -> bool:
-        """Return whether a stream has come here without its files, and nothing of it is published yet: players need not hear of that."""
+    def handed_on(self, stream_id: str) -> bytes | None:
+        """See web.Site."""
+        try:
+            return handed_on(self._node.storages.get(stream_id) or LocalStorage(self._node.live, stream_id))
+        except (ConfigError, OSError):
+            return None
+
+    def _begins(self, path: str) -> bool:
+        """Return whether a stream has come here without its files, and its playlist is not published yet: players need not hear of that."""
+        stream_id, _, playlist = path.partition("/")
+        if stream_id in self._node.coming:
+            return True
         storage = self._node.storages.get(stream_id)
-        return storage is not None and not storage.playlists and not (storage.folder / MULTIVARIANT).exists()
+        if storage is None or playlist in storage.playlists or not playlist.endswith(".m3u8"):
+            return False
+        return playlist in storage.due or (not storage.playlists and not (storage.folder / MULTIVARIANT).exists())
 
     async def streams(self) -> list[StreamStatus]:
         """See web.Site: Redis is asked once a second at most, and not waited for longer than that."""

@@ -25,7 +25,7 @@ from hlsrelay.hls.dateranges import carried
 from hlsrelay.hls.numbering import REMEMBERED, Load, Step, given_up, length_of
 from hlsrelay.hls.parse import identity
 from hlsrelay.hls.render import media_playlist
-from hlsrelay.hls.window import Progress, expired
+from hlsrelay.hls.window import Progress, expired, shortened
 from hlsrelay.ledger import Ledger
 from hlsrelay.model import (
     SOURCE,
@@ -195,6 +195,41 @@ async def numbered(looks: AsyncIterator[Look], desk: Desk) -> AsyncGenerator[Num
         yield Turn(look.stream, repairs=repairs, ended=ended)
 
 
+async def caught_up(ready: AsyncIterator[Made | Turn], desk: Desk) -> AsyncGenerator[Made | Turn, None]:
+    """Pass on what a track's pipeline makes; the first of it, where it is held, once there is as much as players may know already.
+
+    An owner before us that was gone, or cut off, without a word may have listed more than it could tell: all that the source lists, and
+    what others saw. It is shown together. What can't be had is not waited for longer than players hold.
+    """
+    storage, clock, name = desk.tools.storage, desk.tools.clock, desk.track.name
+    until_s = clock.monotonic_s() + LONGEST_HOLD_TARGET_DURATIONS * max(1, desk.agreement.target_duration_s)
+    last = desk.progress.position.last_number if desk.progress else -1
+    waiting: list[Made] = []
+    looked = False
+    async for item in ready:
+        if name in storage.held:
+            if isinstance(item, Made):
+                last = item.entry.number
+                waiting.append(item)
+            else:
+                looked = looked or not item.error
+            if clock.monotonic_s() < until_s and not (looked and last >= storage.held[name]):
+                if isinstance(item, Turn):
+                    yield item
+                continue
+            for one in waiting[:-1]:
+                yield replace(one, numbered=replace(one.numbered, more=True))
+            if waiting:
+                yield waiting.pop()
+            waiting.clear()
+            storage.held.pop(name, None)
+            if isinstance(item, Made):
+                continue
+        yield item
+    for one in waiting:
+        yield one
+
+
 async def in_step(progress: Progress, made: Made, desk: Desk) -> None:
     """Wait until no other track would be left more than a target duration behind (A20), as long as that can be waited for."""
     clock, agreement, name = desk.tools.clock, desk.agreement, desk.track.name
@@ -217,10 +252,24 @@ async def published(progress: Progress, desk: Desk) -> Progress:
 
 def publish(progress: Progress, ledger: Ledger, tools: Tools) -> Progress:
     """Record, then show, then sweep. Returns the progress without what was swept. Raises OSError where the disk says no."""
+    progress, storage = to_be_had(progress, tools), tools.storage
     ledger.record(progress)
-    for rendition in progress.renditions:
-        tools.storage.publish(f"{rendition.name}/index.m3u8", media_playlist(progress, rendition.name))
+    if progress.track not in storage.held or progress.ended:
+        for playlist, name in [(f"{one.name}/index.m3u8", one.name) for one in progress.renditions]:
+            if progress.entries:
+                storage.publish(playlist, media_playlist(progress, name))
+            else:
+                storage.remove([playlist])
     return swept(progress, tools)
+
+
+def to_be_had(progress: Progress, tools: Tools) -> Progress:
+    """Return *progress* without entries that a file is missing of and can't be had: its owner before us is gone."""
+    if tools.storage.lost_until:
+        progress = shortened(progress, tools.storage.lost_until, tools.clock.utc_now())
+    if progress.former and tools.storage.absent is None:
+        progress = replace(progress, former=())
+    return progress
 
 
 def swept(progress: Progress, tools: Tools) -> Progress:

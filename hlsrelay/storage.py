@@ -15,9 +15,10 @@ import shutil
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Protocol, Self
 
 from hlsrelay.errors import ResourceBusy
 from hlsrelay.fields import checked_id
@@ -68,6 +69,19 @@ def lock_holder(folder: Path) -> str:
         return ""
 
 
+class Absent(Protocol):
+    """Files that are listed, and not in the folder yet: they are where an owner before us serves them."""
+
+    def has(self, path: str) -> bool:
+        """Say whether a file is one of them."""
+
+    async def bring(self, path: str) -> None:
+        """Have that file in the folder, if that can be: fetched once, however many ask."""
+
+    def forget(self, path: str) -> None:
+        """Nobody may ask for it any more."""
+
+
 class LocalStorage:
     """One stream's folder, in the hands of one process: a context manager that holds its lock. Raises ConfigError for a bad id."""
 
@@ -76,6 +90,13 @@ class LocalStorage:
         self.stream_id = stream_id
         self.playlists: dict[str, bytes] = {}
         """What was published last, by path relative to the stream's folder: the web server answers from here."""
+        self.absent: Absent | None = None
+        self.lost_until: datetime | None = None
+        """Up to when what is listed begins that can't be had any more."""
+        self.held: dict[str, int] = {}
+        """Tracks whose playlists are not shown before they have caught up, and to which number at least: players may know more already."""
+        self.due: set[str] = set()
+        """Playlists that players know from the owner before us, and that are about to be here."""
         self._lock: int | None = None
         self._read: Counter[Path] = Counter()
         self._unwanted: set[Path] = set()
@@ -130,12 +151,14 @@ class LocalStorage:
         """Return the name of a file of our making: nobody else, before or after, gives the same name to something else."""
         return f"{stem}.{suffix}"
 
-    def is_stored(self, path: str) -> bool:  # noqa: ARG002 - not here
+    def is_stored(self, path: str) -> bool:
         """Say whether a file of the stream's is where it is published, be it in the folder or not."""
-        return False
+        return self.absent is not None and self.absent.has(path)
 
     async def brought(self, path: str) -> None:
         """Have a stored file in the folder too, if that can be."""
+        if self.absent is not None and self.absent.has(path):
+            await self.absent.bring(path)
 
     def temp(self, name: str) -> Path:
         """Return where a file may grow before it is published; *name* must be one of our own making."""
@@ -196,6 +219,8 @@ class LocalStorage:
         for path in paths:
             self.discard(self.folder / path)
             self.playlists.pop(path, None)
+            if self.absent is not None:
+                self.absent.forget(path)
 
     @contextmanager
     def reading(self, *paths: Path | None) -> Generator[None, None, None]:

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from hlsrelay.awake import Fence
+from hlsrelay.backfill import Backfill, Former, taken_up
 from hlsrelay.clock import Nudges
 from hlsrelay.demand import Demand
 from hlsrelay.desk import Tools, at_once
@@ -89,8 +90,9 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
     nudges = Nudges()
     demand = Demand(lambda: wishes.stream, node.clock, nudges, node.refusal)
     with node.storage(stream.id, claim.epoch if claim else 0) as storage:
-        carried = await node.registry.carried(stream.id) if claim and claim.registered.fields.get("carried") else ""
         node.storages[stream.id] = storage
+        if node.objects is None:
+            node.coming.add(stream.id)
         node.demands[stream.id] = demand
         node.metrics.begun(stream.id)
         reporter.state("starting", node=node.name, reason="", wanted="", ladder_trouble="")
@@ -100,11 +102,12 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
         wanted = asyncio.create_task(link.wanted.wait())
         try:
             sure = Fence(node.awake, node.registry, stream.id, claim).passed if claim else at_once
-            keeping = asyncio.create_task(_kept(storage, carried, wishes, nudges, demand, reporter, node, sure), name=f"keep {stream.id}")
+            keeping = asyncio.create_task(_kept(storage, claim, wishes, nudges, demand, reporter, node, sure), name=f"keep {stream.id}")
             await asyncio.wait((keeping, gone, wanted, following), return_when=asyncio.FIRST_COMPLETED)
             keeping.cancel()
             with suppress(asyncio.CancelledError):
                 await keeping
+            reporter.left(storage)
             if following.done():
                 following.result()
             stopped = wishes.stream.desired is Desired.STOP
@@ -122,6 +125,7 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
                 task.cancel()
             await asyncio.gather(following, gone, wanted, return_exceptions=True)
             del node.storages[stream.id], node.demands[stream.id]
+            node.coming.discard(stream.id)
             demand.closed()
             demand.failed("it is being stopped")
             await _last_words(link)
@@ -129,8 +133,8 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
     return 0.0 if demand.idle else reporter.target_duration_s
 
 
-async def _taken_up(storage: LocalStorage, carried: str, wishes: Wishes, reporter: Reporter) -> bool:
-    """Go on from where an owner before us stood, by what is published, or by what was *carried* in Redis if that knows more.
+async def _taken_up(storage: LocalStorage, claim: Claim | None, wishes: Wishes, reporter: Reporter, node: Node) -> bool:
+    """Go on from where an owner before us stood, by what is published, or by what it told in Redis if that knows more.
 
     Storage that is away is waited for; returns False where the stream is to stop meanwhile. Raises Superseded.
     """
@@ -146,15 +150,38 @@ async def _taken_up(storage: LocalStorage, carried: str, wishes: Wishes, reporte
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_WAIT_FOR_STORAGE_S)
     reporter.well("storage")
-    if unpacked(carried, storage):
-        log.info("stream.taken_up", stream=storage.stream_id, reason="its last owner's folder is not ours")
+    known = claim.registered.fields if claim else {}
+    carried = await node.registry.carried(storage.stream_id) if known.get("carried") else ""
+    if node.objects is not None:
+        unpacked(carried, storage)
+    else:
+        # Who lets go in order tells last where the stream stands, and only then that it is free.
+        former = Former(carried, in_order=not known.get("session") and known.get("carried") == known.get("epoch"))
+        await taken_up(storage, former, node.edge, node.url)
+        node.coming.discard(storage.stream_id)
     reporter.resumed(storage)
     return True
 
 
 async def _kept(
     storage: LocalStorage,
-    carried: str,
+    claim: Claim | None,
+    wishes: Wishes,
+    nudges: Nudges,
+    demand: Demand,
+    reporter: Reporter,
+    node: Node,
+    sure: Callable[[], Awaitable[object]],
+) -> None:
+    """Relay the stream to its end, and fetch meanwhile what only its owners before have of what is listed."""
+    if not await _taken_up(storage, claim, wishes, reporter, node):
+        return
+    work = _wanted(storage, wishes, nudges, demand, reporter, node, sure)
+    await (_beside(backfill.filled(), work) if isinstance(backfill := storage.absent, Backfill) else work)
+
+
+async def _wanted(
+    storage: LocalStorage,
     wishes: Wishes,
     nudges: Nudges,
     demand: Demand,
@@ -163,8 +190,6 @@ async def _kept(
     sure: Callable[[], Awaitable[object]],
 ) -> None:
     """Relay the stream to its end; one that is on_demand only while somebody watches, and meanwhile nothing of it runs or is shown."""
-    if not await _taken_up(storage, carried, wishes, reporter):
-        return
     while True:
         if demand.unwanted:
             demand.idle = True

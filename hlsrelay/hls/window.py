@@ -28,6 +28,8 @@ FEWEST_TARGET_DURATIONS = 3
 
 CARRIED = 16
 """So many of the source's last segments a successor without our files recognises its playlists by."""
+MOST_FORMER = 3
+"""So many owners before are asked for files that the last one had not yet from those before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class Progress:
     """How long the entries last together, to the microsecond as EXTINF tells it; None: nobody has counted."""
     attributes: tuple[tuple[str, str], ...] = ()
     """What the track is recognised by when its source is surveyed again."""
+    former: tuple[str, ...] = ()
+    """Where owners before us serve what is listed and may not be in our folder yet: URLs of their web servers, the last one first."""
     format: int = 1
 
     @property
@@ -71,6 +75,23 @@ class Progress:
     def listed_s(self) -> float:
         """How long the entries last together."""
         return (sum(map(_length_us, self.entries)) if self.listed_us is None else self.listed_us) / 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What players know of a track: all that the next owner, in a folder of its own, lists on. Nothing in it tells of the source."""
+
+    entries: tuple[Entry, ...]
+    discontinuity_sequence: int
+    renditions: tuple[Rendition, ...]
+    retired: tuple[Retired, ...]
+    dateranges: tuple[str, ...]
+    daterange_ids: tuple[str, ...]
+
+    @property
+    def last_number(self) -> int:
+        """The newest number that is listed; -1 where none is."""
+        return self.entries[-1].number if self.entries else -1
 
 
 def slide(progress: Progress, entry: Entry, position: Position, window_s: float, now: datetime) -> Progress:
@@ -166,8 +187,11 @@ def withdrawn(progress: Progress, generation: int, discontinuities: int, now: da
     )
 
 
-def carried(progress: Progress) -> Progress:
-    """Return what a successor needs that has none of the files: numbers, times and discontinuities go on, and nothing is listed yet."""
+def carried(progress: Progress, served_at: str = "") -> Progress:
+    """Return what a successor needs that has none of the files: numbers, times and discontinuities go on, and nothing is listed yet.
+
+    *served_at* is where it can have the files, and the Listing that they belong to: see `joined`.
+    """
     position = replace(
         progress.position, recent=progress.position.recent[-CARRIED:], older=(), passed=(), ahead=(), candidate=None, behind=None
     )
@@ -181,7 +205,47 @@ def carried(progress: Progress) -> Progress:
         dateranges=(),
         daterange_ids=(),
         listed_us=0,
+        former=tuple(dict.fromkeys(filter(None, (served_at, *progress.former))))[:MOST_FORMER],
     )
+
+
+def listing(progress: Progress) -> Listing:
+    """Return what players know of a track."""
+    return Listing(
+        progress.entries,
+        progress.discontinuity_sequence,
+        progress.renditions,
+        progress.retired,
+        progress.dateranges,
+        progress.daterange_ids,
+    )
+
+
+def joined(progress: Progress, listed: Listing) -> Progress:
+    """Return *progress*, as it was `carried`, with what was *listed* up to there; without entries where that does not lead up to it.
+
+    What was listed after it is relayed again, under the same numbers.
+    """
+    entries = tuple(entry for entry in listed.entries if entry.number <= progress.position.last_number)
+    count = listed.discontinuity_sequence + sum(entry.discontinuity for entry in entries)
+    if not entries or entries[-1].number != progress.position.last_number or count != progress.discontinuity_sequence:
+        return progress if entries else replace(progress, retired=listed.retired)
+    return replace(
+        progress,
+        entries=entries,
+        discontinuity_sequence=listed.discontinuity_sequence,
+        renditions=listed.renditions,
+        retired=listed.retired,
+        dateranges=listed.dateranges,
+        daterange_ids=listed.daterange_ids,
+        listed_us=None,
+    )
+
+
+def shortened(progress: Progress, until: datetime, now: datetime) -> Progress:
+    """Return *progress* without its entries that begin up to *until*: a file of theirs can't be had any more."""
+    leaving = sum(1 for _ in takewhile(lambda entry: entry.program_date_time <= until, progress.entries))
+    return _without_head(progress, leaving, now)
 
 
 def expired(progress: Progress, now: datetime) -> tuple[Progress, tuple[str, ...]]:
@@ -203,6 +267,16 @@ def taken_up(progress: Progress, now: datetime) -> Progress:
     return replace(progress, retired=retired, position=replace(progress.position, advanced_at=min(then, now)))
 
 
+def needed(progress: Progress) -> dict[str, tuple[int | None, datetime | None]]:
+    """Return every file of `known_paths`: its size in bytes, and when the newest entry begins that lists it; None where that is unknown."""
+    found: dict[str, tuple[int | None, datetime | None]] = {path: (None, None) for one in progress.retired for path in one.paths}
+    for entry in progress.entries:
+        found |= dict.fromkeys(_paths(entry), (None, entry.program_date_time))
+        own = ((name, file) for name, file in entry.files.items() if not _stands_in(file))
+        found |= {f"{name}/{file.uri}": (file.size_bytes, entry.program_date_time) for name, file in own}
+    return found
+
+
 def known_paths(progress: Progress) -> set[str]:
     """Return every file, relative to the stream's folder, that is listed or must still be fetchable."""
     listed = {path for entry in progress.entries for path in _paths(entry)}
@@ -215,7 +289,7 @@ def round_half_up(duration_s: float) -> int:
 
 
 def _trimmed(progress: Progress, window_s: float, now: datetime) -> Progress:
-    longest_us = stays_us = progress.listed_us or 0
+    stays_us = progress.listed_us or 0
     least_us = round(max(window_s, FEWEST_TARGET_DURATIONS * progress.target_duration_s) * 1_000_000)
     leaving = 0
     fewest = FEWEST_ENTRIES if progress.kind in (Kind.VARIANT, Kind.I_FRAMES) else 1
@@ -224,8 +298,14 @@ def _trimmed(progress: Progress, window_s: float, now: datetime) -> Progress:
             break
         stays_us -= _length_us(entry)
         leaving += 1
+    return _without_head(progress, leaving, now)
+
+
+def _without_head(progress: Progress, leaving: int, now: datetime) -> Progress:
+    """Return *progress* without its first entries, *leaving* of them; their files stay for a while (A7)."""
     if not leaving:
         return progress
+    longest_us = sum(map(_length_us, progress.entries)) if progress.listed_us is None else progress.listed_us
     left, stay = progress.entries[:leaving], progress.entries[leaving:]
     # An init section outlives its first entry. What the next few don't use is used no more: see downloading.
     still_used = {path for entry in stay[:FEWEST_ENTRIES] for path in _paths(entry)}
@@ -239,8 +319,8 @@ def _trimmed(progress: Progress, window_s: float, now: datetime) -> Progress:
     return replace(
         progress,
         entries=stay,
-        listed_us=stays_us,
-        dateranges=dateranges.in_force(progress.dateranges, left, stay),
+        listed_us=longest_us - sum(map(_length_us, left)),
+        dateranges=dateranges.in_force(progress.dateranges, left, stay) if stay else (),
         discontinuity_sequence=progress.discontinuity_sequence + sum(entry.discontinuity for entry in left),
         retired=(*progress.retired, *retired),
     )

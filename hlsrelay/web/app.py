@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hlsrelay import __version__, statuses
+from hlsrelay.edge import HOP
 from hlsrelay.errors import HlsRelayError
 from hlsrelay.statuses import StreamStatus
 from hlsrelay.web.answers import NO_STORE, Answer, Texts, short
@@ -85,6 +86,13 @@ def create_app(site: Site, *, page_dir: Path = PAGE_DIR, api: Sequence[Route] = 
     async def processes(request: Request) -> Answer:
         return json_of(request, statuses.shown(await site.nodes()))
 
+    async def window(request: Request) -> Answer:
+        """For nodes only: what players know of a stream that another one goes on with."""
+        body = site.handed_on(request.path_params["stream"]) if request.headers.get(HOP) else None
+        if body is None:
+            return short(404, "There is no such page here.")
+        return Answer(200, ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), NO_STORE), body)
+
     async def healthz(request: Request) -> Answer:
         return json_of(request, {"status": "ok", "ready": site.ready(), "redis": site.hears_redis(), "version": __version__})
 
@@ -100,6 +108,7 @@ def create_app(site: Site, *, page_dir: Path = PAGE_DIR, api: Sequence[Route] = 
     app = Starlette(
         routes=[
             Route("/live/{path:path}", live),
+            Route("/window/{stream}", window),
             Route("/", page),
             Route("/assets/{name}", assets),
             Route("/api/streams", streams),

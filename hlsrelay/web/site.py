@@ -37,6 +37,9 @@ class Site(Protocol):
     async def brought(self, path: str) -> None:
         """Have that file in the folder: fetched once, however many ask."""
 
+    def handed_on(self, stream_id: str) -> bytes | None:
+        """Return what our folder says of a stream to another node, its next owner (ledger.handed_on); None where it says nothing."""
+
     async def streams(self) -> list[StreamStatus]:
         """Return every registered stream, soon: what is known now, rather than waiting for Redis."""
 

@@ -47,6 +47,9 @@ class DiskSite:
     async def brought(self, path: str) -> None:
         raise AssertionError(path)
 
+    def handed_on(self, stream_id: str) -> bytes | None:
+        return None
+
     async def streams(self) -> list[StreamStatus]:
         if self._told.exists():
             return [StreamStatus(**fields) for fields in json.loads(self._told.read_bytes())]

@@ -24,7 +24,7 @@ pytestmark = [
 
 HOUR_S = 3600
 LEFT_BEHIND = (
-    "what the last owner listed, and how large it was, is in its folder: the next one, in a folder of its own, lists only what is new"
+    "what the last owner listed, and how large it was, is in its folder: one that is killed leaves the next one only what is new to list"
 )
 FOLDERS_DIFFER = dict.fromkeys(("A4", "A6", "A7", "A21"), LEFT_BEHIND)
 CLOCK_OFF = Path(__file__).parent / "clock_off"

@@ -49,6 +49,7 @@ class Witness:
     claims: list[Claimed] = field(default_factory=list)
     _known: dict[Path, tuple[int, int]] = field(default_factory=dict)
     _digests: dict[Path, str] = field(default_factory=dict)
+    _contents: dict[tuple[str, int], str] = field(default_factory=dict)
     _offered: dict[str, tuple[float, float]] = field(default_factory=dict)
     _listed: set[str] = field(default_factory=set)
     _over: threading.Event = field(default_factory=threading.Event)
@@ -71,7 +72,7 @@ class Witness:
         """Return the figures of *fault* in a line; asserts that no law was broken *but* these, and that no node failed by itself."""
         history = self.history()
         assert self.errors() == []
-        assert of(history.findings(), *but) == [], history.told()
+        assert of(history.findings(), *but) == [], (history.told(), history.findings())
         return f"\n{fault}: {history.told()}"
 
     def look(self) -> None:
@@ -102,8 +103,11 @@ class Witness:
             with path.open("rb") as file:
                 snapshot = parse(file.read(), "file:///")
             assert isinstance(snapshot, Snapshot)
-            entries = tuple((one.sequence, "" if one.gap else self._digest(path.parent / Path(one.uri).name)) for one in snapshot.segments)
-        except (OSError, PlaylistError):
+            entries = tuple(
+                (one.sequence, "" if one.gap else self._content(stream, one.sequence, path.parent / Path(one.uri).name))
+                for one in snapshot.segments
+            )
+        except (OSError, PlaylistError, KeyError):
             return
         if before != lock_holder(folder) and writer is None:
             return  # seen again, and it is one of these
@@ -111,6 +115,15 @@ class Witness:
         who = writer or next((one.name for one in self.workers if str(one.process.pid) == before), before)
         cuts = sum(one.discontinuity for one in snapshot.segments)
         self.writes.append(Written(facts.st_mtime_ns / 1e9, stream, who, entries, cuts, snapshot.ended))
+
+    def _content(self, stream: str, number: int, path: Path) -> str:
+        """Return the digest of what is listed; of what is not in this folder yet what it was in the one of the owner before."""
+        try:
+            found = self._digest(path)
+        except FileNotFoundError:
+            return self._contents[stream, number]
+        self._contents[stream, number] = found
+        return found
 
     def _digest(self, path: Path) -> str:
         if path not in self._digests:

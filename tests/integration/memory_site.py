@@ -55,6 +55,9 @@ class MemorySite:
         if body := self.stored.pop(path):
             (self.live_dir / path).write_bytes(body)
 
+    def handed_on(self, stream_id: str) -> bytes | None:
+        return None
+
     async def streams(self) -> list[StreamStatus]:
         if self.fault is not None:
             raise self.fault

@@ -15,7 +15,7 @@ codecs phase
 / declared board bucket_texts orphans pidfile pipes processes embedded transport recipe sound offers attempt parcel tracking
 / objects
 / upstream encoder pool dask_worker dask_pool storage bucket ledger registry demand edge caches
-/ roster membership memory_registry
+/ roster membership memory_registry backfill
 / link session
 / awake deletions
 / steering relay house stages cutting downloading sampling transcoding preloading desk joints
