@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import resource
@@ -44,6 +45,8 @@ from hlsrelay.settings import load_settings
 
 SEGMENT_S = 4.0
 REGISTERED_AT_ONCE = 200
+ROOM = 1.25
+"""What all nodes have room for, of what there is."""
 POSITION_BYTES = 1500
 """What ledger.packed says of a stream of one track."""
 SOURCE = "http://127.0.0.1:9/none.m3u8"
@@ -205,7 +208,7 @@ async def cost(nodes: int, streams: int, processes: int, seconds: float, whole: 
         async with AsyncExitStack() as stack:
             stack.push_async_callback(children.aclose)
             url, client = await stack.enter_async_context(redis_at(Path(folder), children))
-            capacity, loading = -(-streams // nodes) * 2, nodes - whole
+            capacity, loading = math.ceil(ROOM * streams / nodes), nodes - whole
             kinds = ["only-load"] * (processes - 1) + ["some-nodes"] if loading else ["some-nodes"] * processes
             of_kind = {"only-load": loading // max(1, processes - 1), "some-nodes": whole if loading else nodes // processes}
             running: list[Any] = []

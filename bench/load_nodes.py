@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import hiredis
 
-from hlsrelay.claims import JUST_AFTER_S, LOOKED_AGAIN_AFTER_S
+from hlsrelay.claims import JUST_AFTER_S, LEFT_LYING, LOOKED_AGAIN_AFTER_S
 from hlsrelay.handover import LOOKED_EVERY_S
 from hlsrelay.link import Link
 from hlsrelay.redis_keys import BEAT, CARRY, CLAIM, HASHES, LEASES, REPORT, Keys
@@ -109,10 +109,31 @@ def script(text: str, keys: Sequence[str], *words: str) -> list[str]:
     return ["EVALSHA", sha1(text.encode(), usedforsecurity=False).hexdigest(), str(len(keys)), *keys, *words]
 
 
-class LoadNode:
-    """A node that only loads Redis; *owners*: whose each stream is, as the first of a process learns it for all."""
+class Owners:
+    """Whose each stream is, as the first node of a process learns it for all; since when nobody's."""
 
-    def __init__(self, number: int, nodes: int, capacity: int, position: str, owners: dict[str, str], *, first: bool) -> None:
+    def __init__(self) -> None:
+        self.of: dict[str, str] = {}
+        self.free_since_s: dict[str, float] = {}
+
+    def take(self, stream: str, session: str) -> None:
+        """Take what a stream's hash says."""
+        self.of[stream] = session
+        if session:
+            self.free_since_s.pop(stream, None)
+        else:
+            self.free_since_s.setdefault(stream, asyncio.get_running_loop().time())
+
+    def left_lying(self) -> list[str]:
+        """Return what nobody came for."""
+        before_s = asyncio.get_running_loop().time() - LEFT_LYING * LOOKED_EVERY_S
+        return [stream for stream, since_s in self.free_since_s.items() if since_s < before_s]
+
+
+class LoadNode:
+    """A node that only loads Redis."""
+
+    def __init__(self, number: int, nodes: int, capacity: int, position: str, owners: Owners, *, first: bool) -> None:
         self.session = f"{session_id()}.{number}"
         self._number, self._nodes, self._capacity, self._position = number, nodes, capacity, position
         self._owners, self._first = owners, first
@@ -152,11 +173,12 @@ class LoadNode:
             [answer] = await self._beats.ask(script(LEASES, (KEYS.nodes(),), KEYS.node(""), *changed))
             over = set(answer[2][::2])
             lost = over - self._left
-            free = [stream for stream, owner in self._owners.items() if owner in lost] if lost else []
-            part = math.ceil(len(self._owners) / max(1, answer[1] - len(over))) - len(self._epochs)
+            free = [stream for stream, owner in self._owners.of.items() if owner in lost] if lost else []
+            self._left = self._left | lost if not free else self._left & over
+            free += self._owners.left_lying()
+            part = math.ceil(len(self._owners.of) / max(1, answer[1] - len(over))) - len(self._epochs)
             for stream in random.sample(free, max(0, min(len(free), part))):
                 await self._claim(stream)
-            self._left = self._left | lost if not free else self._left & over
             soon_s = (float(answer[3]) - answer[0]) / 1000 + JUST_AFTER_S if answer[3] else LOOKED_EVERY_S
             pause_s = LOOKED_AGAIN_AFTER_S if free else min(LOOKED_EVERY_S, max(LOOKED_AGAIN_AFTER_S, soon_s))
 
@@ -191,7 +213,7 @@ class LoadNode:
             stale, self._stale = self._stale, set()
             await self._hashes([*stale])
             for stream in stale:
-                if int(stream.removeprefix("s")) % self._nodes == self._number and not self._owners.get(stream):
+                if int(stream.removeprefix("s")) % self._nodes == self._number and not self._owners.of.get(stream):
                     await self._claim(stream)
 
     async def _hashes(self, streams: list[str]) -> None:
@@ -203,7 +225,7 @@ class LoadNode:
                 continue
             [answer] = await self._reads.ask(words)
             for stream, flat in zip(some, answer, strict=True):
-                self._owners[stream] = dict(zip(flat[::2], flat[1::2], strict=True)).get("session", "")
+                self._owners.take(stream, dict(zip(flat[::2], flat[1::2], strict=True)).get("session", ""))
 
     async def _round(self) -> None:
         loop = asyncio.get_running_loop()
@@ -227,7 +249,7 @@ class LoadNode:
         if epoch <= 0:
             return
         self._epochs[stream] = str(epoch)
-        self._owners[stream] = self.session
+        self._owners.take(stream, self.session)
         since = ("since", "2026-01-01T00:00:00Z", "reason", "")
         for state in ("starting", "running"):
             words = ("state", state, "node", f"node{self._number}", *since)
@@ -270,7 +292,7 @@ async def load_nodes(first: int, number: int, nodes: int, capacity: int, url: st
     wire = await connected(url)
     for text in (BEAT, CARRY, CLAIM, HASHES, LEASES, REPORT):
         await wire.ask(("SCRIPT", "LOAD", text))
-    owners: dict[str, str] = {}
+    owners = Owners()
     async with asyncio.TaskGroup() as tasks:
         for index in range(first, first + number):
             tasks.create_task(LoadNode(index, nodes, capacity, position, owners, first=index == first).loads(url))

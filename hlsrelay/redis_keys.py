@@ -94,13 +94,12 @@ for i = 1, #flat, 2 do told[flat[i]] = flat[i + 1] end
 for i = 6, #ARGV, 2 do is_new = is_new or told[ARGV[i]] ~= ARGV[i + 1] end
 if is_new then redis.call('HSET', KEYS[2], unpack(ARGV, 6)) end
 if redis.call('PTTL', KEYS[2]) < 500 * lease then redis.call('PEXPIRE', KEYS[2], 1000 * lease) end
-local gone = now - 20 * lease
 local first = redis.call('ZRANGE', KEYS[1], 0, 15, 'WITHSCORES')
-if #first == 32 then gone = math.min(gone, tonumber(first[32])) end
 for i = 1, #first, 2 do
-    if tonumber(first[i + 1]) <= gone then redis.call('DEL', string.sub(KEYS[2], 1, -1 - #ARGV[1]) .. first[i]) end
+    if tonumber(first[i + 1]) > now - 20 * lease then break end
+    redis.call('ZREM', KEYS[1], first[i])
+    redis.call('DEL', string.sub(KEYS[2], 1, -1 - #ARGV[1]) .. first[i])
 end
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', gone)
 return {{now, life}}
 """
 
