@@ -107,7 +107,9 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
             keeping.cancel()
             with suppress(asyncio.CancelledError):
                 await keeping
-            reporter.left(storage)
+            if node.objects is None:  # a record may know of more than the bucket has
+                with suppress(OSError):
+                    reporter.left(storage)
             if following.done():
                 following.result()
             stopped = wishes.stream.desired is Desired.STOP
