@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 from hlsrelay.errors import PlaylistError
 from hlsrelay.hls.dateranges import MOST_DATERANGES
@@ -123,7 +123,7 @@ def built(listed: Iterable[dict[str, Any]], reader: Reader, previous: Segment | 
     done: list[Segment] = []
     first = previous.sequence + 1 if previous else reader.first_sequence
     for index, raw in enumerate(listed):
-        previous = _segment(raw, first + index, previous, reader.url)
+        previous = _segment(raw, first + index, previous, reader.absolute(raw["uri"]))
         done.append(previous)
     return done
 
@@ -204,8 +204,7 @@ def told_times(segments: Iterable[Segment], when: datetime | None, era: int) -> 
             when += timedelta(seconds=segment.duration_s)
 
 
-def _segment(raw: dict[str, Any], sequence: int, previous: Segment | None, url: str) -> Segment:
-    uri = urljoin(url, raw["uri"])
+def _segment(raw: dict[str, Any], sequence: int, previous: Segment | None, uri: str) -> Segment:
     keys, init, _ = raw.get("in_force", ((), None, None))
     return Segment(
         sequence=sequence,

@@ -50,8 +50,10 @@ _OF_THE_WHOLE = {
 
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)(?=[\s,]|$)")
 """A number, and nothing behind it that would make it another one, as in 1e9."""
-_HERE = "#EXT-X-HLSRELAY-URI-FOLLOWS"
-"""A tag of our own, put before each URI line: m3u8 shows its hook the tags only, and keys and maps may come after EXTINF."""
+_HERE = "#EXT-X-HLSRELAY-URI:"
+"""A tag of our own, put in place of each URI line: m3u8 shows its hook the tags only, and holds dozens of others against what is none."""
+_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._~%+,@=-]*(?:\?[^#;\s]+)?")
+"""A reference to something in the playlist's own folder: no scheme, no host, no step to another one (RFC 3986 5.2)."""
 
 InForce = tuple[tuple[Key, ...], InitSection | None, Part | None]
 """What tags before a URI line say of all that comes after it too: its keys, its init section; and the part that stood last."""
@@ -91,6 +93,7 @@ class Reader:
     part: Part | None = None
     dateranges: list[tuple[int, str]] = field(default_factory=list)
     """Each with its block."""
+    folder: str | None = None
     _in_force: InForce | None = None
 
     @property
@@ -115,6 +118,12 @@ class Reader:
         self.counted += len(found)
         return found
 
+    def absolute(self, uri: str) -> str:
+        """Return what *uri*, as the playlist says it, stands for."""
+        if self.folder is None:
+            self.folder = urljoin(self.url, "x")[:-1]
+        return self.folder + uri if _PLAIN.fullmatch(uri) else urljoin(self.url, uri)
+
     def pass_over(self, count: int, in_force: InForce, last_suffix: str | None) -> None:
         """Go on behind *count* blocks that are known, after the last of which *in_force* is."""
         keys, self.init, self.part = in_force
@@ -138,8 +147,10 @@ class Reader:
         match name:
             case "EXTINF" | "EXT-X-BYTERANGE" | "EXT-X-DISCONTINUITY" | "EXT-X-PROGRAM-DATE-TIME" | "EXT-X-GAP":
                 self._segment(name, value, state)
-            case "EXT-X-HLSRELAY-URI-FOLLOWS":
-                _segment_of(state)["in_force"] = self.in_force()
+            case "EXT-X-HLSRELAY-URI":
+                segment = _segment_of(state)
+                segment["in_force"], segment["uri"] = self.in_force(), value
+                data["segments"].append(state.pop("segment"))
             case "EXT-X-TARGETDURATION":
                 number = _NUMBER.match(value)
                 self.target_duration_s = math.ceil(float(number[1])) if number else None
@@ -175,7 +186,6 @@ class Reader:
             case "EXTINF":
                 duration, _, title = value.partition(",")
                 segment["duration"], segment["title"] = float(duration), title.strip()
-                state["expect_segment"] = True
             case "EXT-X-BYTERANGE":
                 segment["range"] = value.strip().strip('"')
             case "EXT-X-DISCONTINUITY":
@@ -286,7 +296,8 @@ def guess_s(lines: list[str]) -> float:
 
 def suffix(line: str) -> str:
     """Return what stands after the last dot of a URI line's path."""
-    return urlsplit(line).path.rpartition(".")[2]
+    path = urlsplit(line).path if ":" in line or line.startswith("//") else line.partition("#")[0].partition("?")[0]
+    return path.rpartition(".")[2]
 
 
 def _mended(lines: list[str], reader: Reader, *, whole: bool) -> Iterator[str]:
@@ -314,11 +325,9 @@ def _mended(lines: list[str], reader: Reader, *, whole: bool) -> Iterator[str]:
                 reader.repaired("extinf_missing")
                 yield f"#EXTINF:{guess!r},"
             awaited, reader.last_suffix = False, ends
-            if not multivariant:
-                yield _HERE
+            yield line if multivariant else _HERE + line
             reader.block += 1
-            yield line
-        else:
+        elif not line.startswith(_HERE):  # which no source has to say
             yield line
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from hlsrelay.errors import ConfigError, PlaylistError
 from hlsrelay.hls.parse import identity, parse
+from hlsrelay.hls.reader import Reader, suffix
 from hlsrelay.hls.spelling import respelt
 from hlsrelay.hls.tracks import chosen
 from hlsrelay.model import ByteRange, Presentation
@@ -364,3 +366,21 @@ def test_pathways_of_content_steering_are_redundant_copies_though_each_has_group
         for name, file in (("source", "high"), ("v-1280k", "low"), ("audio-en", "en"))
     }
     assert {track.attribute("AUDIO") or track.attribute("GROUP-ID") for track in found.tracks} == {"A"}
+
+
+URIS = st.from_regex(r"[a-z0-9./?#:;&=%@~+, -]{1,12}", fullmatch=True).map(str.strip).filter(bool)
+BASES = st.sampled_from(
+    ["https://o.example", "https://o.example/", "https://o.example/a/b.m3u8?t=/x/y#f", "http://u@h:8/a/../b/;p?q", "file:///"]
+)
+
+
+@given(BASES, URIS)
+def test_what_a_uri_stands_for_is_what_the_standard_library_says(base: str, uri: str) -> None:
+    assert Reader(base).absolute(uri) == urljoin(base, uri)
+    assert suffix(uri) == urlsplit(uri).path.rpartition(".")[2]
+
+
+def test_what_only_we_say_no_source_can_say() -> None:
+    head = "#EXTM3U\n#EXT-X-TARGETDURATION:4\n"
+    snapshot = parsed(f"{head}#EXTINF:4,\n#EXT-X-HLSRELAY-URI:http://elsewhere.example/x.ts\n1.ts\n")
+    assert [one.uri for one in snapshot.segments] == ["https://origin.example/live/1.ts"]
