@@ -266,7 +266,7 @@ SOURCES: dict[str, tuple[Callable[[], Origin], dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", [pytest.param("plain", marks=pytest.mark.night), "keys", "fMP4 and a ladder"])
 def test_the_window_goes_with_the_stream_and_outlives_the_node_that_had_it(tmp_path: Path, source: str) -> None:
     """Three nodes in turn; each that let go serves on for three target durations, and is gone then. Viewers are at the third."""
     make, fields = SOURCES[source]
@@ -407,7 +407,7 @@ def test_an_owner_that_is_started_anew_goes_on_fetching_what_it_lists(tmp_path: 
 
 
 @pytest.mark.parametrize("hears", [True, False], ids=["it can be asked", "it can't be asked"])
-@pytest.mark.parametrize("unsaid", [1, 3])
+@pytest.mark.parametrize("unsaid", [1, pytest.param(3, marks=pytest.mark.night)])
 def test_the_next_owner_shows_nothing_that_ends_before_what_players_saw_of_one_that_could_not_tell(
     tmp_path: Path, shown: dict[str, list[int]], unsaid: int, hears: bool
 ) -> None:
