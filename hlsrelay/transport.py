@@ -18,8 +18,9 @@ from httpx_aiohttp import AiohttpTransport
 
 from hlsrelay.addresses import AddressPolicy, ProxyPolicy, RefusedSocket
 from hlsrelay.asking import basic
+from hlsrelay.connections import CONNECTED_WITHIN_S, Connections
 from hlsrelay.errors import AddressRefused
-from hlsrelay.http1 import CONNECTED_WITHIN_S, Answered, Connections, Door, Head, HttpError, Target
+from hlsrelay.http1 import Answered, Door, Head, HttpError, Target
 
 TransportFactory = Callable[[AddressPolicy, str], httpx.AsyncBaseTransport | Door]
 """Makes a way to the network that keeps to a policy, through an HTTP proxy unless that is empty. Called inside the running loop."""

@@ -12,7 +12,8 @@ HOUSE = """
 model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
 codecs phase
 / clock metrics settings log addresses notify proc memory
-/ declared board bucket_texts orphans pidfile pipes processes embedded http1 asking transport recipe sound offers attempt parcel tracking
+/ declared board bucket_texts orphans pidfile pipes processes embedded http1 connections asking
+transport recipe sound offers attempt parcel tracking
 / objects
 / upstream encoder pool dask_worker dask_pool storage bucket ledger registry demand edge caches
 / roster memory_registry
@@ -33,7 +34,7 @@ ONLY_IN = {
     "httpx": {"asking", "transport", "edge", "caches"},
     "aiohttp": {"transport"},
     "httptools": {"http1"},
-    "aiohappyeyeballs": {"http1"},
+    "aiohappyeyeballs": {"connections"},
     "httpx_aiohttp": {"transport"},
     "redis": {"registry", "tracking"},
     "obstore": {"objects"},
@@ -123,6 +124,7 @@ def _beside_allowed(here: str, there: str) -> bool:
         "parcel",
         "embedded",
         "http1",
+        "connections",
         "asking",
         "transport",
         "encoder",
