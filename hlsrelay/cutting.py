@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from hlsrelay.desk import Desk
 from hlsrelay.errors import SegmentLost
@@ -15,7 +15,7 @@ from hlsrelay.hls.window import round_half_up
 from hlsrelay.media.split import split_freely
 from hlsrelay.media.ts import first_tables
 from hlsrelay.media.whole import cut_off
-from hlsrelay.model import InitSection, Position, Segment, Slice, Snapshot, Stream
+from hlsrelay.model import InitSection, Position, Segment, Sink, Slice, Snapshot, Stream
 
 LOOKED_AT_BYTES = 64 << 10
 SEARCHED_PACKETS = 400
@@ -30,11 +30,11 @@ class Digest:
         self._head = bytearray()
         self._length = 0
 
-    def update(self, chunk: bytes) -> None:
+    def update(self, piece: bytes | memoryview) -> None:
         """Take the next bytes in."""
-        self._length += len(chunk)
+        self._length += len(piece)
         if len(self._head) < LOOKED_AT_BYTES:
-            self._head += chunk[: LOOKED_AT_BYTES - len(self._head)]
+            self._head += piece[: LOOKED_AT_BYTES - len(self._head)]
 
     @property
     def head(self) -> bytes:
@@ -83,7 +83,7 @@ class Cutting:
         """Return the digest of a listed segment's content; an empty one where it can't be had."""
         body = Digest()
 
-        def restart() -> Callable[[bytes], object]:
+        def restart() -> Sink:
             nonlocal body
             body = Digest()
             return body.update
@@ -144,7 +144,7 @@ class Cutting:
     async def _fetched(self, what: InitSection, deadline_s: float) -> bytes:
         body = bytearray()
 
-        def restart() -> Callable[[bytes], object]:
+        def restart() -> Sink:
             body.clear()
             return body.extend
 

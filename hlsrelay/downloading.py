@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,6 +27,7 @@ from hlsrelay.model import (
     KeyPolicy,
     MediaFile,
     Numbered,
+    Sink,
     Slice,
     Turn,
 )
@@ -267,7 +269,7 @@ class _Beside:
         body, number = bytearray(), need.item.number
         length, what, limit = (KEY_BYTES.get(key.method), "key", KEY_LIMIT_BYTES) if key else (None, "init section", INIT_LIMIT_BYTES)
 
-        def restart() -> Callable[[bytes], object]:
+        def restart() -> Sink:
             body.clear()
             return body.extend
 
@@ -345,11 +347,9 @@ class _Growing:
 
     def read(self, at: int, length: int) -> bytes:
         """Return what is in it."""
-        with self._path.open("rb") as file:
-            file.seek(at)
-            return file.read(length)
+        return os.pread(self._file.fileno(), length, at)
 
-    def restart(self) -> Callable[[bytes], object]:
+    def restart(self) -> Sink:
         self.attempts += 1
         self._file.seek(0)
         self._file.truncate()
@@ -371,10 +371,11 @@ class _Growing:
         self.digest, self.size = self._aside
         return True
 
-    def _write(self, chunk: bytes) -> None:
-        self.digest.update(chunk)
-        self.size += len(chunk)
-        self._file.write(chunk)
+    def _write(self, piece: bytes | memoryview) -> None:
+        self.digest.update(piece)
+        self.size += len(piece)
+        while len(piece) > (written := self._file.write(piece)):  # a disk that is full says so at the next turn
+            piece = piece[written:]
 
 
 class _Lengths:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-Restart = Callable[[], Callable[[bytes], object]]
+Sink = Callable[[bytes | memoryview], object]
+"""What a download's bytes go to, piece by piece. A piece is its caller's own: who wants it for longer makes a copy."""
+Restart = Callable[[], Sink]
 """Called before each attempt at a download; gives what that attempt's bytes go to."""
 
 SOURCE = "source"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from hlsrelay.model import ByteRange
+from hlsrelay.model import ByteRange, Sink
 
 _CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)\s*", re.IGNORECASE)
 
@@ -26,11 +26,11 @@ def is_part(status: int, headers: Mapping[str, str], span: ByteRange) -> bool:
     return status == 206 and (found is None or int(found[1]) == span.offset)
 
 
-def cut_out(write: Callable[[bytes], object], span: ByteRange) -> Callable[[bytes], object]:
+def cut_out(write: Sink, span: ByteRange) -> Sink:
     """Return what takes a whole body, chunk by chunk, and writes the *span* of it; it raises Enough behind that."""
     at = 0
 
-    def cut(chunk: bytes) -> None:
+    def cut(chunk: bytes | memoryview) -> None:
         nonlocal at
         begin, end = span.offset - at, span.offset + span.length - at
         at += len(chunk)

@@ -10,7 +10,7 @@ from hlsrelay.cutting import Digest
 from hlsrelay.desk import Source
 from hlsrelay.downloading import INIT_LIMIT_BYTES, KEY_BYTES, KEY_LIMIT_BYTES, Downloading, served_by_us, text_page
 from hlsrelay.errors import SegmentLost
-from hlsrelay.model import InitSection, Key, KeyPolicy, Snapshot
+from hlsrelay.model import InitSection, Key, KeyPolicy, Sink, Snapshot
 from hlsrelay.upstream import SEGMENT_LIMIT_BYTES
 
 
@@ -27,7 +27,7 @@ async def newest_had(source: Source, snapshot: Snapshot, policy: KeyPolicy, cloc
     async def fetched(what: InitSection, most_bytes: int, wrong: Callable[[bytes], str]) -> None:
         body = Digest()
 
-        def restart() -> Callable[[bytes], object]:
+        def restart() -> Sink:
             nonlocal body
             body = Digest()
             return body.update

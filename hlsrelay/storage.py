@@ -165,8 +165,8 @@ class LocalStorage:
         return self.folder / _TEMP / name
 
     def open_temp(self, path: Path) -> BinaryIO:
-        """Open a file under `temp`, empty, unbuffered."""
-        return open(path, "wb", buffering=0)
+        """Open a file under `temp`, empty, unbuffered, to be written and looked into."""
+        return open(path, "w+b", buffering=0)
 
     def commit(self, temp: Path, path: str) -> None:
         """Publish the whole file *temp* as *path*, relative to the stream's folder."""

@@ -1,36 +1,31 @@
-"""How a stream's requests reach the network: addresses that are checked, a proxy, and who may hear which secret.
+"""The ways to the network: straight, for what streams read; through a proxy, and to what operators name themselves, by aiohttp.
 
-httpx's own connection pool leaks on cancelled requests, so its requests go through aiohttp; each stream has a small client of its own
-(one cookie jar, one pool).
+httpx's own connection pool leaks on cancelled requests, and costs more than all else that a relay does; aiohttp's costs half of that.
 """
 
 from __future__ import annotations
 
-import base64
 import functools
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import aiohttp
 import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
 from httpx_aiohttp import AiohttpTransport
 
-from hlsrelay.addresses import AddressPolicy, ProxyPolicy
-from hlsrelay.cookies import BoundedJar
+from hlsrelay.addresses import AddressPolicy, ProxyPolicy, RefusedSocket
+from hlsrelay.asking import basic
+from hlsrelay.connections import CONNECTED_WITHIN_S, Connections
 from hlsrelay.errors import AddressRefused
-from hlsrelay.urls import SCHEMES
+from hlsrelay.http1 import Answered, Door, Head, HttpError, Target
 
-Headers = tuple[tuple[str, str], ...]
-TransportFactory = Callable[[AddressPolicy, str], httpx.AsyncBaseTransport]
-"""Makes a transport that keeps to a policy, through an HTTP proxy unless that is empty."""
+TransportFactory = Callable[[AddressPolicy, str], httpx.AsyncBaseTransport | Door]
+"""Makes a way to the network that keeps to a policy, through an HTTP proxy unless that is empty. Called inside the running loop."""
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells each URL whole, tokens included
-
-_TO_ANYBODY = {"user-agent", "referer", "origin"}
-"""What an operator's header says about us or the page may be heard by every host that a playlist names; the others may be credentials."""
 
 
 @functools.cache
@@ -39,16 +34,18 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
-def http_transport(policy: AddressPolicy, proxy: str) -> httpx.AsyncBaseTransport:
-    """Return the real transport, of one stream. Call it inside the running loop.
+def http_transport(policy: AddressPolicy, proxy: str) -> httpx.AsyncBaseTransport | Door:
+    """Return the real way, of one stream. Call it inside the running loop.
 
     Through a proxy the only address that is connected to is the proxy's, which is the operator's own: what names mean is its business.
     """
-    door = ProxyPolicy() if proxy else policy
+    if not proxy:
+        return Connections(policy, _tls)
+    door = ProxyPolicy()
     resolver = _Resolver(door)
     connector = aiohttp.TCPConnector(ssl=_tls(), limit=8, keepalive_timeout=30, socket_factory=door.make_socket, resolver=resolver)
     session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
-    return _Proxied(session, httpx.URL(proxy)) if proxy else AiohttpTransport(verify=False, trust_env=False, client=session)
+    return _Proxied(session, httpx.URL(proxy))
 
 
 def open_transport(connections: int) -> httpx.AsyncBaseTransport:
@@ -62,11 +59,55 @@ def open_transport(connections: int) -> httpx.AsyncBaseTransport:
     return AiohttpTransport(verify=False, trust_env=False, client=session)
 
 
+def door_of(way: httpx.AsyncBaseTransport | Door) -> Door:
+    """Return what a TransportFactory made as a Door."""
+    return _ByHttpx(way) if isinstance(way, httpx.AsyncBaseTransport) else way
+
+
+class _ByHttpx:
+    """A Door by a transport of httpx."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    async def get(self, target: Target, headers: Mapping[str, str], answered: Answered) -> None:
+        """See Door."""
+        timeout = httpx.Timeout(None, connect=CONNECTED_WITHIN_S).as_dict()  # for each read none: see open_transport
+        try:
+            request = httpx.Request("GET", target.text, headers=dict(headers), extensions={"timeout": timeout})
+            answer = await self._transport.handle_async_request(request)
+            try:
+                said = answer.headers
+                sink = answered(Head(answer.status_code, dict(said), tuple(said.get_list("set-cookie"))))
+                if sink is not None:
+                    received = 0
+                    async for chunk in answer.aiter_raw():
+                        received += len(chunk)
+                        sink(chunk)
+                    _check_length(said.get("content-length", ""), received)
+            finally:
+                await answer.aclose()
+        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, ValueError) as error:
+            if refused := _refusal(error):
+                raise AddressRefused(refused) from error
+            raise HttpError(_told(error)) from error
+
+    async def aclose(self) -> None:
+        """See Door."""
+        await self._transport.aclose()
+
+
+def _check_length(declared: str, received: int) -> None:
+    """Raise HttpError where fewer or more bytes came than were declared."""
+    if declared.isdecimal() and declared.lstrip("0") != str(received).lstrip("0"):
+        raise HttpError(f"{received} of {declared[:20]} bytes")
+
+
 class _Proxied(AiohttpTransport):
     """Through an HTTP proxy. Its credentials go with CONNECT; without that, with the request, which the proxy reads itself."""
 
     def __init__(self, session: aiohttp.ClientSession, proxy: httpx.URL) -> None:
-        self._told = {"proxy-authorization": _basic(proxy)} if proxy.userinfo else {}
+        self._told = {"proxy-authorization": basic(proxy)} if proxy.userinfo else {}
         where = httpx.Proxy(proxy.copy_with(userinfo=b""), headers=self._told)
         super().__init__(verify=False, trust_env=False, client=session, proxy=where)
 
@@ -92,56 +133,23 @@ class _Resolver(AbstractResolver):
         await self._resolver.close()
 
 
-class Guarded(httpx.AsyncBaseTransport):
-    """What each request passes, redirected ones too: its scheme, its address as far as it is written out, and who may hear which secret.
-
-    The operator's headers and the user info of the source go to the source's own origin only, and never from https to http.
-    """
-
-    def __init__(
-        self, transport: httpx.AsyncBaseTransport, policy: AddressPolicy, jar: BoundedJar, source: httpx.URL, headers: Headers
-    ) -> None:
-        self._transport, self._policy, self._jar = transport, policy, jar
-        self._source = source
-        self._headers = tuple((name.lower(), value) for name, value in headers)
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        await request.aread()  # httpx leaves that of a redirected one unread, and aiohttp would send it as a body in chunks
-        if request.url.scheme not in SCHEMES:
-            raise AddressRefused(f"redirected to something other than http or https ({request.url.scheme[:16]})")
-        self._policy.check_host(request.url.host)
-        self._address_headers(request)
-        answer = await self._transport.handle_async_request(request)
-        if not answer.has_redirect_location:
-            return answer
-        await answer.aclose()  # httpx reads these bodies whole, and expands them: nobody needs them
-        kept = [(name, value) for name, value in answer.headers.multi_items() if name in ("location", "set-cookie")]
-        return httpx.Response(answer.status_code, headers=kept, request=request)
-
-    def _address_headers(self, request: httpx.Request) -> None:
-        """Give *request* the headers that its host may hear; a redirected one comes with those of the request before."""
-        headers, own = request.headers, _own(self._source, request.url)
-        for name in ("authorization", "cookie", *(name for name, _ in self._headers)):
-            headers.pop(name, None)
-        httpx.Cookies(self._jar).set_cookie_header(request)
-        if own and self._source.userinfo:
-            headers["authorization"] = _basic(self._source)
-        for name, value in self._headers:
-            if own or name in _TO_ANYBODY or name.startswith("accept"):
-                headers[name] = f"{value}; {headers[name]}" if name == "cookie" and "cookie" in headers else value
-
-    async def aclose(self) -> None:
-        await self._transport.aclose()
+def _refusal(error: BaseException) -> str | None:
+    """Return the refusal that the connection error came from; several addresses may have been tried."""
+    seen: BaseException | None = error
+    passed: set[int] = set()  # chains of exceptions can be rings
+    while seen is not None and id(seen) not in passed:
+        if isinstance(seen, RefusedSocket):
+            return str(seen)
+        passed.add(id(seen))
+        seen = seen.__cause__ or seen.__context__
+    text = str(error)
+    return text if "not a public address" in text or "metadata address" in text else None
 
 
-def _basic(url: httpx.URL) -> str:
-    """Return the user info of *url* as HTTP tells it (RFC 7617)."""
-    return f"Basic {base64.b64encode(f'{url.username}:{url.password}'.encode()).decode()}"
-
-
-def _own(source: httpx.URL, target: httpx.URL) -> bool:
-    """Return whether *target* is at the source's own origin, or is that by https where the source is written with http."""
-    if source.host != target.host:
-        return False
-    upgraded = (source.scheme, target.scheme) == ("http", "https") and source.port is None and target.port is None
-    return upgraded or (source.scheme, source.port) == (target.scheme, target.port)
+def _told(error: BaseException) -> str:
+    """Return an error's text; aiohttp's own texts hold whole URLs, tokens included, so of those only the kind is told."""
+    for one in (error, error.__cause__):
+        if isinstance(one, aiohttp.ClientResponseError | aiohttp.InvalidURL) or (one is error and isinstance(one, aiohttp.ClientError)):
+            return type(one).__name__
+    text = str(error) or type(error).__name__
+    return "".join(char if char.isprintable() else "?" for char in text[:200])

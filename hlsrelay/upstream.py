@@ -1,48 +1,43 @@
 """Read a live source over HTTP, as a careful player would: whole answers or a named error, and never an address it may not reach.
 
-The only module, beside `transport`, that imports httpx. Timeouts of the HTTP libraries are per read and never fire on a drip, so
-`asyncio.timeout` stands round the whole of each request.
+Timeouts per read never fire on a drip, so `asyncio.timeout` stands round the whole of each request.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+import random
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
-from urllib.parse import urlsplit
 
-import aiohttp
-import httpx
-import tenacity
-
-from hlsrelay import __version__
-from hlsrelay.addresses import AddressPolicy, RefusedSocket
+from hlsrelay.addresses import AddressPolicy
 from hlsrelay.aside import aside
-from hlsrelay.cookies import BoundedJar
+from hlsrelay.asking import Asking, Came, host_of
 from hlsrelay.errors import AddressRefused, ConfigError, PlaylistError, SegmentLost, TrackGone, UpstreamError
 from hlsrelay.expanding import BadEncoding, Expander
 from hlsrelay.hls.following import Following, is_long
 from hlsrelay.hls.tracks import chosen, media_playlist_alone
 from hlsrelay.hls.variables import variables_of
-from hlsrelay.model import SOURCE, ByteRange, Presentation, Restart, Snapshot, Stream, Track
+from hlsrelay.http1 import Head, HttpError
+from hlsrelay.model import SOURCE, ByteRange, Presentation, Restart, Sink, Snapshot, Stream, Track
 from hlsrelay.ranges import Enough, cut_out, is_part, is_whole
 from hlsrelay.settings import Network
-from hlsrelay.transport import Guarded, TransportFactory, http_transport
-from hlsrelay.urls import SCHEMES, redacted
+from hlsrelay.transport import TransportFactory, door_of, http_transport
+from hlsrelay.urls import redacted
 
 __all__ = ["PLAYLIST_DEADLINE_S", "SEGMENT_LIMIT_BYTES", "Answer", "TransportFactory", "Upstream", "http_transport", "wires"]
 
 PLAYLIST_LIMIT_BYTES = 4 << 20
 """Ten thousand segments with dates and signed URLs; how many lines and segments it may have is the parser's limit."""
 SEGMENT_LIMIT_BYTES = 64 << 20
-MOST_REDIRECTS = 5
 PLAYLIST_DEADLINE_S = 8.0
 SHORTEST_PLAYLIST_DEADLINE_S = 2.0
 PLAYLIST_DEADLINE_TARGET_DURATIONS = 2.0
 """Players hold three target durations: a load that takes longer than this is better begun anew."""
+AGAIN_WITHIN_S = (0.25, 0.5, 1.0, 2.0)
+"""After a failed attempt the next is begun within so long, at random; the last one is for all that follow."""
 STALE_CHILD_STATUS = (401, 403, 404, 410)
 """A child playlist that answers so may have moved: ask the multivariant playlist again (hls-rules B29)."""
 SURVEYED_AGAIN = "source_surveyed_again"
@@ -67,7 +62,7 @@ class Upstream:
     def __init__(self, allowed: tuple[Network, ...] = (), *, transport: TransportFactory = http_transport) -> None:
         self._allowed = allowed
         self._transport = transport
-        self._client: httpx.AsyncClient | None = None
+        self._asking: Asking | None = None
         self._stream: Stream | None = None
         self._variables: dict[str, str] = {}
         self._known: dict[str, Track] = {}
@@ -157,76 +152,60 @@ class Upstream:
         the next one. *whole* is called after an attempt that brought what was declared, and names what is missing all the same:
         then that one has failed too.
         """
-        last: list[str] = []
-        until_s = asyncio.get_running_loop().time() + deadline_s
-
-        async def attempt() -> int:
-            try:
-                length = await self._once(uri, byterange, restart(), _Pace(deadline_s, until_s, again=bool(last)), most_bytes)
-                if missing := whole():
-                    raise UpstreamError(f"{redacted(uri)}: {missing}")
-                return length
-            except UpstreamError as error:
-                last.append(str(error))
-                raise
-
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, UpstreamError) and not isinstance(error, _FINAL)),
-            wait=tenacity.wait_random_exponential(multiplier=0.25, max=2.0),
-            reraise=True,
-        )
+        until_s, said, failures = asyncio.get_running_loop().time() + deadline_s, "no answer", 0
         try:
             async with asyncio.timeout(deadline_s):
-                return await retrying(attempt)
+                while True:
+                    try:
+                        length = await self._once(uri, byterange, restart(), _Pace(deadline_s, until_s, again=bool(failures)), most_bytes)
+                        if not (missing := whole()):
+                            return length
+                        said = f"{redacted(uri)}: {missing}"
+                    except _FINAL as error:
+                        raise SegmentLost(str(error)) from error
+                    except UpstreamError as error:
+                        said = str(error)
+                    await asyncio.sleep(random.uniform(0.0, AGAIN_WITHIN_S[min(failures, len(AGAIN_WITHIN_S) - 1)]))
+                    failures += 1
         except TimeoutError:
-            raise SegmentLost(f"not had within {deadline_s:.1f} s: {last[-1] if last else 'no answer'}") from None
-        except UpstreamError as error:
-            raise SegmentLost(str(error)) from error
+            raise SegmentLost(f"not had within {deadline_s:.1f} s: {said}") from None
 
     async def get(self, url: str, headers: Mapping[str, str], *, most_bytes: int, deadline_s: float) -> Answer:
         """Return the whole answer for *url*, whatever its status, expanded where it is compressed. Raises UpstreamError.
 
         For whoever watches a server rather than relays it; an answer larger than *most_bytes* is an error.
         """
-        body = bytearray()
+        body, heads = bytearray(), list[Head]()
 
-        def write(chunk: bytes) -> None:
-            body.extend(chunk)
+        def write(piece: bytes | memoryview) -> None:
+            body.extend(piece)
             if len(body) > most_bytes:
                 raise _TooLarge(f"{redacted(url)}: larger than {most_bytes >> 10} KiB")
 
         try:
-            async with asyncio.timeout(deadline_s), self._asked(url, headers) as answer:
-                await _read_whole(answer, write, redacted(url), most_bytes)
-                return Answer(answer.status_code, dict(answer.headers), bytes(body), str(answer.url), bool(answer.history))
+            async with asyncio.timeout(deadline_s):
+                came = await self._asked(url, headers, _Body(write, most_bytes), heads.append)
         except TimeoutError:
             raise UpstreamError(f"{redacted(url)}: no whole answer within {deadline_s:.0f} s") from None
+        return Answer(heads[0].status, _all_said(heads[0]), bytes(body), came.url, came.redirected)
 
     async def aclose(self) -> None:
         """Close all connections and forget what was learnt; the next load starts anew."""
-        client, self._client = self._client, None
+        asking, self._asking = self._asking, None
         self._stream = None
         self._variables, self._known, self._tracks, self._turns, self._last, self._following = {}, {}, {}, {}, {}, {}
-        if client is not None:
-            await client.aclose()
+        if asking is not None:
+            await asking.aclose()
 
-    def _ready(self, url: str) -> httpx.AsyncClient:
-        """Return the client; without a stream, *url* is what somebody wrote who may know where it leads."""
-        if self._client is None:
-            stream, jar = self._stream, BoundedJar()
-            source = httpx.URL(stream.source if stream else url)
-            policy = AddressPolicy(self._allowed, source.raw_host.decode())
-            transport = self._transport(policy, stream.proxy if stream else "")
-            self._client = httpx.AsyncClient(
-                transport=Guarded(transport, policy, jar, source, stream.headers if stream else ()),
-                headers={"user-agent": f"hlsrelay/{__version__}", "accept": "*/*"},
-                cookies=jar,
-                timeout=httpx.Timeout(None, connect=PLAYLIST_DEADLINE_S),  # for each read none: see transport.open_transport
-                follow_redirects=True,
-                max_redirects=MOST_REDIRECTS,
-                trust_env=False,
-            )
-        return self._client
+    def _ready(self, url: str) -> Asking:
+        """Return who asks; without a stream, *url* is what somebody wrote who may know where it leads. Raises HttpError."""
+        if self._asking is None:
+            stream = self._stream
+            source = stream.source if stream else url
+            policy = AddressPolicy(self._allowed, host_of(source))
+            door = door_of(self._transport(policy, stream.proxy if stream else ""))
+            self._asking = Asking(door, policy, source, stream.headers if stream else ())
+        return self._asking
 
     async def _media(self, name: str, url: str, deadline_s: float) -> Snapshot:
         body, final_url = await self._body(url, deadline_s, child=self._stream is not None and url != self._stream.source)
@@ -253,7 +232,7 @@ class Upstream:
     async def _body(self, url: str, deadline_s: float, *, child: bool = False) -> tuple[bytes, str]:
         """Return a playlist's bytes, decompressed, and the URL they came from."""
         body = bytearray()
-        headers = {"Accept-Encoding": "gzip, deflate"}
+        headers = {"accept-encoding": "gzip, deflate"}
         try:
             async with asyncio.timeout(deadline_s):
                 final_url = await self._get(url, headers, _limited(body, PLAYLIST_LIMIT_BYTES), PLAYLIST_LIMIT_BYTES, child=child)
@@ -261,21 +240,20 @@ class Upstream:
             raise UpstreamError(f"{redacted(url)}: no whole answer within {deadline_s:.0f} s") from None
         return bytes(body), final_url
 
-    async def _once(self, uri: str, byterange: ByteRange | None, write: Callable[[bytes], object], pace: _Pace, most_bytes: int) -> int:
-        headers = {"Accept-Encoding": "identity"}
+    async def _once(self, uri: str, byterange: ByteRange | None, write: Sink, pace: _Pace, most_bytes: int) -> int:
         length = 0
 
-        def counted(chunk: bytes) -> None:
+        def counted(piece: bytes | memoryview) -> None:
             nonlocal length
-            length += len(chunk)
+            length += len(piece)
             if length > most_bytes:
                 raise _TooLarge(f"{redacted(uri)}: larger than {_size(most_bytes)}")
             pace.has(length)
-            write(chunk)
+            write(piece)
 
         try:
             async with pace.limit:
-                await self._get(uri, headers, counted, most_bytes, span=byterange, answered=pace.answered)
+                await self._get(uri, {"accept-encoding": "identity"}, counted, most_bytes, span=byterange, begun=pace.answered)
         except TimeoutError:
             raise UpstreamError(f"{redacted(uri)}: too slow, {length} bytes so far") from None
         if length == 0:
@@ -288,60 +266,57 @@ class Upstream:
         self,
         url: str,
         headers: Mapping[str, str],
-        write: Callable[[bytes], object],
+        write: Sink,
         most_bytes: int,
         *,
         child: bool = False,
         span: ByteRange | None = None,
-        answered: Callable[[int | None], object] | None = None,
+        begun: Callable[[int | None], object] = lambda _: None,
     ) -> str:
         """Write the body of *url*'s answer and return the URL it came from. Raises UpstreamError for all but a whole one.
 
-        *answered* hears the length that the answer declares, before its body comes.
+        *begun* hears the length that the answer declares, before its body comes.
         """
-        shown = redacted(url)
         if span:
-            headers = {**headers, "Range": f"bytes={span.offset}-{span.offset + span.length - 1}"}
-        async with self._asked(url, headers) as answer:
-            if child and answer.status_code in STALE_CHILD_STATUS:
-                raise _StaleChild(f"{shown}: HTTP {answer.status_code}")
-            status, said = answer.status_code, answer.headers
+            headers = {**headers, "range": f"bytes={span.offset}-{span.offset + span.length - 1}"}
+        body = _Body(write, most_bytes)
+
+        def answered(head: Head) -> None:
+            status, said = head.status, head.headers
+            if child and status in STALE_CHILD_STATUS:
+                raise _StaleChild(f"{redacted(url)}: HTTP {status}")
             whole = is_whole(status, said)
             if not whole and not (span and is_part(status, said, span)):
-                raise UpstreamError(f"{shown}: HTTP {status}" + (", of another range" if status == 206 else ""))
+                raise UpstreamError(f"{redacted(url)}: HTTP {status}" + (", of another range" if status == 206 else ""))
             if span and whole:
                 if span.offset > most_bytes:
-                    raise UpstreamError(f"{shown}: the whole file, where a range was asked for")
-                write = cut_out(write, span)
-            if answered:
-                answered(None if span and whole else _declared(answer))
-            with suppress(Enough):
-                await _read_whole(answer, write, shown, most_bytes)
-            return _without_user(str(answer.url))
+                    raise UpstreamError(f"{redacted(url)}: the whole file, where a range was asked for")
+                body.cut(span)
+            begun(None if span and whole else _declared(head))
 
-    @asynccontextmanager
-    async def _asked(self, url: str, headers: Mapping[str, str]) -> AsyncGenerator[httpx.Response, None]:
-        """Give the answer for *url*, its body still to be read. Raises UpstreamError for whatever goes wrong in the block with HTTP."""
-        shown = redacted(url)
         try:
-            if urlsplit(url).scheme not in SCHEMES:
-                raise AddressRefused("only http and https are relayed")
-            async with self._ready(url).stream("GET", _without_user(url), headers=dict(headers)) as answer:
-                yield answer
+            return (await self._asked(url, headers, body, answered)).url
+        except Enough:
+            return url
+
+    async def _asked(self, url: str, headers: Mapping[str, str], body: _Body, answered: Callable[[Head], object]) -> Came:
+        """Ask for *url* as the stream does, for an answer that goes into *body*; *answered* hears its head before that.
+
+        Raises UpstreamError, with a text that says of which URL, and what *answered* and *body* raise.
+        """
+
+        def begin(head: Head) -> Sink:
+            answered(head)
+            return body.begin(head)
+
+        try:
+            came = await self._ready(url).get(url, headers, begin)
+            body.finish()
+            return came
         except (AddressRefused, BadEncoding) as error:
-            raise type(error)(f"{shown}: {error}") from error
-        except httpx.TooManyRedirects:
-            raise UpstreamError(f"{shown}: more than {MOST_REDIRECTS} redirects") from None
-        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, ValueError) as error:
-            if refused := _refusal(error):
-                raise AddressRefused(f"{shown}: {refused}") from error
-            raise UpstreamError(f"{shown}: {_told(error)}") from error
-
-
-def _without_user(url: str) -> str:
-    """Return *url* without user info: the cookie jar takes it for a part of the host, and URIs resolved against it would hold it."""
-    found = httpx.URL(url)
-    return str(found.copy_with(userinfo=b"")) if found.userinfo else url
+            raise type(error)(f"{redacted(url)}: {error}") from error
+        except HttpError as error:
+            raise UpstreamError(f"{redacted(url)}: {error}") from error
 
 
 def wires(stream: Stream) -> tuple[object, ...]:
@@ -407,61 +382,52 @@ class _Pace:
             self.limit.reschedule(now_s + for_s)
 
 
-async def _read_whole(answer: httpx.Response, write: Callable[[bytes], object], shown: str, most_bytes: int) -> None:
-    """Write an answer's body, expanded. Raises UpstreamError where fewer or more bytes come than it declared, or compression ends early."""
-    named = (one.strip() for one in answer.headers.get("content-encoding", "").lower().split(","))
-    encoding = ", ".join(one for one in named if one not in _NO_COMPRESSION)
-    expander = Expander(encoding, most_bytes) if encoding else None
-    received = 0
-    async for chunk in answer.aiter_raw():
-        received += len(chunk)
-        if expander is None:
-            write(chunk)
-        else:
-            expander.feed(chunk, write)
-    declared = _declared(answer)
-    if declared not in (None, received):
-        raise UpstreamError(f"{shown}: {received} of {declared} bytes")
-    if expander is not None:
-        expander.finish()
+class _Body:
+    """Writes an answer's body, expanded where it is compressed. Raises BadEncoding."""
+
+    def __init__(self, write: Sink, most_bytes: int) -> None:
+        self._write, self._most_bytes = write, most_bytes
+        self._expander: Expander | None = None
+
+    def cut(self, span: ByteRange) -> None:
+        """Write the *span* of it only, and raise Enough behind that."""
+        self._write = cut_out(self._write, span)
+
+    def begin(self, head: Head) -> Sink:
+        """Return what the answer's bytes go to."""
+        if not (said := head.headers.get("content-encoding")):
+            return self._write
+        named = (one.strip() for one in said.lower().split(","))
+        encoding = ", ".join(one for one in named if one not in _NO_COMPRESSION)
+        if not encoding:
+            return self._write
+        expander = self._expander = Expander(encoding, self._most_bytes)
+        return lambda piece: expander.feed(bytes(piece), self._write)
+
+    def finish(self) -> None:
+        """All of it has come."""
+        if self._expander is not None:
+            self._expander.finish()
 
 
-def _declared(answer: httpx.Response) -> int | None:
+def _declared(head: Head) -> int | None:
     """Return the length of an answer's body as its header says, None where that says nothing."""
-    text = answer.headers.get("content-length", "")
-    return int(text) if text.isdecimal() else None
+    text = head.headers.get("content-length", "")
+    return int(text) if text.isdecimal() and len(text) <= 18 else None
+
+
+def _all_said(head: Head) -> dict[str, str]:
+    return dict(head.headers) | ({"set-cookie": ", ".join(head.cookies)} if head.cookies else {})
 
 
 def _size(limit: int) -> str:
     return f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
 
 
-def _limited(body: bytearray, limit: int) -> Callable[[bytes], None]:
-    def write(chunk: bytes) -> None:
-        body.extend(chunk)
+def _limited(body: bytearray, limit: int) -> Sink:
+    def write(piece: bytes | memoryview) -> None:
+        body.extend(piece)
         if len(body) > limit:
             raise PlaylistError(f"the playlist is larger than {limit >> 10} KiB")
 
     return write
-
-
-def _refusal(error: BaseException) -> str | None:
-    """Return the refusal that the connection error came from; several addresses may have been tried."""
-    seen: BaseException | None = error
-    passed: set[int] = set()  # chains of exceptions can be rings
-    while seen is not None and id(seen) not in passed:
-        if isinstance(seen, RefusedSocket):
-            return str(seen)
-        passed.add(id(seen))
-        seen = seen.__cause__ or seen.__context__
-    text = str(error)
-    return text if "not a public address" in text or "metadata address" in text else None
-
-
-def _told(error: BaseException) -> str:
-    """Return an error's text; aiohttp's own texts hold whole URLs, tokens included, so of those only the kind is told."""
-    for one in (error, error.__cause__):
-        if isinstance(one, aiohttp.ClientResponseError | aiohttp.InvalidURL) or (one is error and isinstance(one, aiohttp.ClientError)):
-            return type(one).__name__
-    text = str(error) or type(error).__name__
-    return "".join(char if char.isprintable() else "?" for char in text[:200])

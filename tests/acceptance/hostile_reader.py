@@ -12,13 +12,12 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import Callable
 from ipaddress import ip_network
 from pathlib import Path
 
 from hlsrelay import upstream as upstream_module
 from hlsrelay.errors import HlsRelayError
-from hlsrelay.model import SOURCE
+from hlsrelay.model import SOURCE, Sink
 from hlsrelay.upstream import Upstream
 from tests.playlists import stream
 
@@ -37,10 +36,10 @@ async def read(kind: str, base: str, path: str) -> dict[str, object]:
     """Read what is good, then what is not, then what is good again."""
     written = 0
 
-    def restart() -> Callable[[bytes], object]:
+    def restart() -> Sink:
         return write
 
-    def write(chunk: bytes) -> None:  # a segment goes to the disk as it comes
+    def write(chunk: bytes | memoryview) -> None:  # a segment goes to the disk as it comes
         nonlocal written
         written += len(chunk)
 

@@ -10,7 +10,7 @@ from ipaddress import ip_network
 import httpx
 import respx
 
-from hlsrelay.model import SOURCE, ByteRange, Snapshot
+from hlsrelay.model import SOURCE, ByteRange, Sink, Snapshot
 from hlsrelay.upstream import Upstream
 from tests.origin import Streaming
 from tests.playlists import URL, stream
@@ -37,7 +37,7 @@ async def loaded(source: Upstream, url: str) -> Snapshot:
 async def fetched(source: Upstream, uri: str, byterange: ByteRange | None = None, deadline_s: float = 5.0) -> bytes:
     body = bytearray()
 
-    def restart() -> Callable[[bytes], object]:
+    def restart() -> Sink:
         body.clear()
         return body.extend
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 from hlsrelay.errors import PlaylistError, SegmentLost, UpstreamError
 from hlsrelay.hls import parse
-from hlsrelay.model import SOURCE, ByteRange
+from hlsrelay.model import SOURCE, ByteRange, Sink
 from hlsrelay.upstream import SEGMENT_LIMIT_BYTES, Upstream
 from tests.integration.fetching import BASE, LOOPBACK, Drip, Line, fetched, loaded, ok, router, server, upstream
 from tests.playlists import URL, live, stream
@@ -185,7 +185,7 @@ def test_what_is_missing_from_an_answer_that_looks_whole_makes_it_a_failed_attem
             side_effect=[httpx.Response(200, content=b"ha"), httpx.Response(200, content=b"hal"), httpx.Response(200, content=b"half")]
         )
 
-        def restart() -> Callable[[bytes], object]:
+        def restart() -> Sink:
             body.clear()
             return body.extend
 
@@ -248,10 +248,10 @@ def test_an_endless_body_is_cut_at_the_limit() -> None:
     async def run() -> None:
         taken = 0
 
-        def restart() -> Callable[[bytes], object]:
+        def restart() -> Sink:
             return take
 
-        def take(chunk: bytes) -> None:
+        def take(chunk: bytes | memoryview) -> None:
             nonlocal taken
             taken += len(chunk)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import cast
 
@@ -14,7 +13,7 @@ from hlsrelay.desk import Desk
 from hlsrelay.errors import SegmentLost
 from hlsrelay.hls.likeness import is_alike
 from hlsrelay.hls.numbering import NOTHING_AGREED
-from hlsrelay.model import ByteRange, Position
+from hlsrelay.model import ByteRange, Position, Restart
 from tests.playlists import T0, Listed, at, live, stream
 
 
@@ -25,9 +24,7 @@ class Media:
         self.under: dict[str, bytes] = {}
         self.fetched: list[str] = []
 
-    async def fetch(
-        self, uri: str, byterange: ByteRange | None, restart: Callable[[], Callable[[bytes], object]], deadline_s: float
-    ) -> int:
+    async def fetch(self, uri: str, byterange: ByteRange | None, restart: Restart, deadline_s: float) -> int:
         name = uri.rpartition("/")[2]
         self.fetched.append(name)
         if name not in self.under:

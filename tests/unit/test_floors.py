@@ -12,7 +12,8 @@ HOUSE = """
 model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
 codecs phase
 / aside clock metrics settings log addresses notify proc memory
-/ declared board bucket_texts orphans pidfile pipes processes embedded transport recipe sound offers attempt parcel tracking
+/ declared board bucket_texts orphans pidfile pipes processes embedded http1 connections asking
+transport recipe sound offers attempt parcel tracking
 / objects
 / upstream encoder pool dask_worker dask_pool storage bucket ledger registry demand edge caches
 / roster membership memory_registry backfill
@@ -30,8 +31,10 @@ FLOORS = [set(floor.split()) for floor in HOUSE.split("/")]
 """From the ground up."""
 ONLY_IN = {
     "m3u8": {"hls"},
-    "httpx": {"upstream", "transport", "edge", "caches"},
-    "aiohttp": {"upstream", "transport"},
+    "httpx": {"asking", "transport", "edge", "caches"},
+    "aiohttp": {"transport"},
+    "httptools": {"http1"},
+    "aiohappyeyeballs": {"connections"},
     "httpx_aiohttp": {"transport"},
     "redis": {"registry", "tracking"},
     "obstore": {"objects"},
@@ -120,6 +123,10 @@ def _beside_allowed(here: str, there: str) -> bool:
         "attempt",
         "parcel",
         "embedded",
+        "http1",
+        "connections",
+        "asking",
+        "transport",
         "encoder",
         "pool",
         "dask_worker",
