@@ -270,7 +270,7 @@ SOURCES: dict[str, tuple[Callable[[], Origin], dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("source", [pytest.param("plain", marks=pytest.mark.night), "keys", "fMP4 and a ladder"])
+@pytest.mark.parametrize("source", [*(pytest.param(name, marks=pytest.mark.night) for name in ("plain", "keys")), "fMP4 and a ladder"])
 def test_the_window_goes_with_the_stream_and_outlives_the_node_that_had_it(tmp_path: Path, source: str) -> None:
     """Three nodes in turn; each that let go serves on for three target durations, and is gone then. Viewers are at the third."""
     make, fields = SOURCES[source]
