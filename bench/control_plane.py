@@ -24,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from typing import Any
 import redis.asyncio
 import uvloop
 
-from bench.load_nodes import load_nodes
+from bench.load_nodes import Load, load_nodes
 from hlsrelay import claims
 from hlsrelay.embedded import EmbeddedRedis
 from hlsrelay.link import Claim, Link
@@ -66,20 +66,28 @@ async def redis_at(folder: Path, children: Children) -> AsyncGenerator[tuple[str
         await embedded.aclose()
 
 
-async def registered(client: Any, first: int, end: int, **fields: str) -> None:
-    """Register streams s<first> to s<end - 1>."""
+async def registered(client: Any, numbers: Iterable[int], **fields: str) -> None:
+    """Register streams s<number>."""
     pipeline = client.pipeline(transaction=False)
-    for number in range(first, end):
+    for number in numbers:
         pipeline.hset(KEYS.stream(f"s{number}"), mapping={"source": SOURCE, "desired": "run", **fields})
     await pipeline.execute()
 
 
+COUNT = """
+-- ARGV what the keys of streams begin with, how many streams, a field, a value (empty: any but the empty one): how many have it
+local found = 0
+for i = 0, ARGV[2] - 1 do
+    local told = redis.call('HGET', ARGV[1] .. i, ARGV[3])
+    if told and told ~= '' and (ARGV[4] == '' or told == ARGV[4]) then found = found + 1 end
+end
+return found
+"""
+
+
 async def sessions_of(client: Any, count: int) -> int:
     """Return how many streams somebody has."""
-    pipeline = client.pipeline(transaction=False)
-    for number in range(count):
-        pipeline.hget(KEYS.stream(f"s{number}"), "session")
-    return sum(bool(one) for one in await pipeline.execute())
+    return int(await client.eval(COUNT, 0, KEYS.stream("s"), count, "session", ""))
 
 
 async def noticed(streams: int, changes: int) -> None:
@@ -89,7 +97,7 @@ async def noticed(streams: int, changes: int) -> None:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(children.aclose)
             url, client = await stack.enter_async_context(redis_at(Path(folder), children))
-            await registered(client, 0, streams, on_demand="yes")
+            await registered(client, range(streams), on_demand="yes")
             env = {
                 "HLSRELAY_REDIS_URL": url,
                 "HLSRELAY_HTTP": "127.0.0.1:0",
@@ -178,11 +186,11 @@ async def some_nodes(first: int, count: int, capacity: int, url: str, folder: Pa
     await _asked_for_figures(lines, works)
 
 
-async def only_load(first: int, count: int, nodes: int, capacity: int, url: str) -> None:
+async def only_load(first: int, count: int, nodes: int, capacity: int, streams: int, url: str) -> None:
     """Be nodes that only load Redis until stdin ends."""
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    works = [asyncio.create_task(load_nodes(first, count, nodes, capacity, url, "x" * POSITION_BYTES))]
+    works = [asyncio.create_task(load_nodes(first, count, nodes, Load(capacity, streams, SOURCE, POSITION_BYTES), url))]
     works[0].add_done_callback(lambda _: os._exit(1))  # its traceback says why
     await _asked_for_figures(lines, works)
 
@@ -219,7 +227,7 @@ async def cost(nodes: int, streams: int, processes: int, seconds: float, whole: 
                 with (Path(folder) / f"log{index}").open("wb") as log:
                     running.append(
                         await asyncio.create_subprocess_exec(
-                            *argv, str(nodes), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log
+                            *argv, str(nodes), str(streams), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log
                         )
                     )
             try:
@@ -228,14 +236,16 @@ async def cost(nodes: int, streams: int, processes: int, seconds: float, whole: 
                 took_s = time.monotonic() - began_s
                 print(f"{nodes} nodes, {loading} of which only load Redis: all take part {took_s:.0f} s after the first was started")
                 began_s = time.monotonic()
-                for first in range(0, streams, REGISTERED_AT_ONCE):  # as operators do, and so that two cores can be a hundred nodes
-                    await registered(client, first, min(first + REGISTERED_AT_ONCE, streams))
-                    while (have := await sessions_of(client, streams)) < first:  # noqa: ASYNC110
+                left = [number for number in range(streams) if number % nodes >= loading]
+                for start in range(0, len(left), REGISTERED_AT_ONCE):  # as operators do, and so that two cores can be many nodes
+                    await registered(client, left[start : start + REGISTERED_AT_ONCE])
+                    while (have := await sessions_of(client, streams) - streams + len(left)) < start:  # noqa: ASYNC110
                         await asyncio.sleep(0.2)
-                    print(f"\r  {time.monotonic() - began_s:.0f} s: {have} of {streams} are claimed", end="", file=sys.stderr)
+                    print(f"\r  {time.monotonic() - began_s:.0f} s: {have} of {len(left)} are claimed", end="", file=sys.stderr)
                 while await sessions_of(client, streams) < streams:  # noqa: ASYNC110
                     await asyncio.sleep(0.5)
-                print(f"{streams} streams, registered {REGISTERED_AT_ONCE} at a time: all claimed after {time.monotonic() - began_s:.0f} s")
+                took_s = time.monotonic() - began_s
+                print(f"{len(left)} streams, registered {REGISTERED_AT_ONCE} at a time: all claimed after {took_s:.0f} s")
                 await asyncio.sleep(15)
                 await _steady(client, running, streams, nodes, whole, seconds)
                 await _one_dies(client, running, streams, nodes)
@@ -283,13 +293,9 @@ async def _cpu_s(running: Sequence[Any]) -> list[float]:
 
 async def _one_dies(client: Any, running: Sequence[Any], streams: int, nodes: int) -> None:
     lost = f"node{nodes - 1}"
-    keys = [KEYS.stream(f"s{number}") for number in range(streams)]
 
-    async def of_it() -> list[str]:
-        pipeline = client.pipeline(transaction=False)
-        for key in keys:
-            pipeline.hget(key, "node")
-        return [key for key, node in zip(keys, await pipeline.execute(), strict=True) if node == lost]
+    async def of_it() -> int:
+        return int(await client.eval(COUNT, 0, KEYS.stream("s"), streams, "node", lost))
 
     its = await of_it()
     began_s = time.monotonic()
@@ -297,9 +303,9 @@ async def _one_dies(client: Any, running: Sequence[Any], streams: int, nodes: in
     while left := await of_it():
         await asyncio.sleep(0.1)
         if time.monotonic() - began_s > 60:
-            print(f"{len(left)} of its streams were not claimed within 60 s")
+            print(f"{left} of its streams were not claimed within 60 s")
             return
-    print(f"one node died: its {len(its)} streams were others' after {time.monotonic() - began_s:.1f} s (a lease is {LEASE_S:.0f} s)")
+    print(f"one node died: its {its} streams were others' after {time.monotonic() - began_s:.1f} s (a lease is {LEASE_S:.0f} s)")
 
 
 def main() -> None:
@@ -317,7 +323,15 @@ def main() -> None:
     many.add_argument("--whole", type=int, default=0)
     for verb in ("some-nodes", "only-load"):
         some = verbs.add_parser(verb)
-        for name, kind in (("first", int), ("count", int), ("capacity", int), ("url", str), ("folder", Path), ("nodes", int)):
+        for name, kind in (
+            ("first", int),
+            ("count", int),
+            ("capacity", int),
+            ("url", str),
+            ("folder", Path),
+            ("nodes", int),
+            ("streams", int),
+        ):
             some.add_argument(name, type=kind)
     chosen = options.parse_args()
     if chosen.verb == "notice":
@@ -325,7 +339,7 @@ def main() -> None:
     elif chosen.verb == "nodes":
         uvloop.run(cost(chosen.nodes, chosen.streams, chosen.processes, chosen.seconds, chosen.whole or chosen.nodes))
     elif chosen.verb == "only-load":
-        uvloop.run(only_load(chosen.first, chosen.count, chosen.nodes, chosen.capacity, chosen.url))
+        uvloop.run(only_load(chosen.first, chosen.count, chosen.nodes, chosen.capacity, chosen.streams, chosen.url))
     else:
         uvloop.run(some_nodes(chosen.first, chosen.count, chosen.capacity, chosen.url, chosen.folder))
 

@@ -8,7 +8,8 @@ node sends (link, roster, membership, session), and so one of these:
 - of each stream of its own, each segment: its position and its figures; each 10 s: its hash, and the registry's life
 
 Each is a request of its own, as a node's is; what of an answer nobody needs is read, and not parsed: an ECHO behind it shows its end.
-They claim streams, each those with its number, and what a session had that is over, each its part.
+Each begins with streams that it has, whose hashes it writes as they are once it has claimed them. It claims its part of what a session had
+that is over, or nobody came for.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import math
 import random
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
+from dataclasses import dataclass
 from hashlib import sha1
-from itertools import count
+from itertools import count, cycle
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,13 +31,14 @@ from hlsrelay.claims import JUST_AFTER_S, LEFT_LYING, LOOKED_AGAIN_AFTER_S
 from hlsrelay.handover import LOOKED_EVERY_S
 from hlsrelay.link import Link
 from hlsrelay.redis_keys import BEAT, CARRY, CLAIM, HASHES, LEASES, REPORT, Keys
-from hlsrelay.registry import LEASE_S, READ_AT_ONCE, SCANNED_AT_ONCE
+from hlsrelay.registry import ASKED_AT_ONCE, LEASE_S, READ_AT_ONCE, SCANNED_AT_ONCE
 from hlsrelay.roster import FULL_RATE_NODES, GATHERED_S, SHORTEST_ROUND_S, STEP_EVERY_S
 from hlsrelay.session import BEAT_S, session_id
 from hlsrelay.tracking import INVALIDATED, SIGN_OF_LIFE_S
 
 END = b"$8\r\nthe end!\r\n"
 LEASE_MS = str(round(1000 * LEASE_S))
+SINCE = "2026-01-01T00:00:00Z"
 KEYS = Keys()
 
 
@@ -130,12 +132,24 @@ class Owners:
         return [stream for stream, since_s in self.free_since_s.items() if since_s < before_s]
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What each node has room for; all streams, of which each node begins with its part; their source; how long a position is."""
+
+    capacity: int
+    streams: int
+    source: str
+    position_bytes: int
+
+
 class LoadNode:
     """A node that only loads Redis."""
 
-    def __init__(self, number: int, nodes: int, capacity: int, position: str, owners: Owners, *, first: bool) -> None:
+    def __init__(self, number: int, nodes: int, load: Load, owners: Owners, *, first: bool) -> None:
         self.session = f"{session_id()}.{number}"
-        self._number, self._nodes, self._capacity, self._position = number, nodes, capacity, position
+        self._number, self._nodes, self._capacity, self._position = number, nodes, load.capacity, "x" * load.position_bytes
+        self._begins_with = [f"s{stream}" for stream in range(number, load.streams, nodes)]
+        self._source = load.source
         self._owners, self._first = owners, first
         self._epochs: dict[str, str] = {}
         self._stale: set[str] = set()
@@ -147,11 +161,21 @@ class LoadNode:
 
     async def loads(self, url: str) -> None:
         """Be a node until cancelled."""
-        # The wires of a node's pool, each for what it is mostly used for.
-        self._beats, self._reads, self._writes, self._tracks = [await connected(url) for _ in range(4)]
+        self._beats, self._reads, self._tracks = [await connected(url) for _ in range(3)]
+        self._pool = cycle([await connected(url) for _ in range(ASKED_AT_ONCE)])
+        await self._begin()
         async with asyncio.TaskGroup() as tasks:
             for work in (self._beat, self._look, self._heard, self._read, self._round, self._segments, self._follow):
                 tasks.create_task(work())
+
+    async def _begin(self) -> None:
+        fields = {"source": self._source, "desired": "run", "session": self.session, "epoch": "1", "node": f"node{self._number}"}
+        fields |= {"wanted": "", "state": "running", "since": SINCE, "reason": "", "attempt": "", "retry_at": "", "carried": "1"}
+        words = [word for pair in fields.items() for word in pair]
+        await next(self._pool).ask(*(("HSET", KEYS.stream(stream), *words) for stream in self._begins_with))
+        for stream in self._begins_with:
+            self._epochs[stream] = "1"
+            self._owners.take(stream, self.session)
 
     async def _beat(self) -> None:
         at_ms, life = "0", ""
@@ -212,9 +236,6 @@ class LoadNode:
             self._woken.clear()
             stale, self._stale = self._stale, set()
             await self._hashes([*stale])
-            for stream in stale:
-                if int(stream.removeprefix("s")) % self._nodes == self._number and not self._owners.of.get(stream):
-                    await self._claim(stream)
 
     async def _hashes(self, streams: list[str]) -> None:
         for start in range(0, len(streams), READ_AT_ONCE):
@@ -244,16 +265,16 @@ class LoadNode:
         if stream in self._epochs or len(self._epochs) >= self._capacity:
             return
         fields = ("node", f"node{self._number}", "wanted", "")
-        await self._writes.ask(*self._following(stream))
-        [epoch] = await self._writes.ask(script(CLAIM, (key, KEYS.nodes(), KEYS.meta()), self.session, LEASE_MS, "0", "", *fields))
+        await next(self._pool).ask(*self._following(stream))
+        [epoch] = await next(self._pool).ask(script(CLAIM, (key, KEYS.nodes(), KEYS.meta()), self.session, LEASE_MS, "0", "", *fields))
         if epoch <= 0:
             return
         self._epochs[stream] = str(epoch)
         self._owners.take(stream, self.session)
-        since = ("since", "2026-01-01T00:00:00Z", "reason", "")
+        since = ("since", SINCE, "reason", "")
         for state in ("starting", "running"):
             words = ("state", state, "node", f"node{self._number}", *since)
-            await self._writes.ask(script(REPORT, (key, KEYS.figures(stream)), str(epoch), str(len(words)), *words))
+            await next(self._pool).ask(script(REPORT, (key, KEYS.figures(stream)), str(epoch), str(len(words)), *words))
 
     def _following(self, stream: str) -> tuple[tuple[str, ...], ...]:
         return (("SET", KEYS.life(), "0" * 32, "NX"), ("HGETALL", KEYS.stream(stream)), ("GET", KEYS.life()))
@@ -262,32 +283,34 @@ class LoadNode:
         """Do *work* for each stream once in *every_s*, evenly spread."""
         loop = asyncio.get_running_loop()
         due_s = loop.time() + random.uniform(0, 1)
-        for turn in count():
-            await asyncio.sleep(max(0.0, due_s - loop.time()))
-            due_s += every_s / max(1, len(self._epochs))
-            if streams := [*self._epochs]:
-                with suppress(KeyError):  # lost meanwhile
-                    await work(streams[turn % len(streams)], turn)
+        async with asyncio.TaskGroup() as tasks:
+            for turn in count():
+                await asyncio.sleep(max(0.0, due_s - loop.time()))
+                due_s += every_s / max(1, len(self._epochs))
+                streams = [*self._epochs]
+                if streams:
+                    tasks.create_task(work(streams[turn % len(streams)], turn))
 
     async def _segments(self, segment_s: float = 4.0) -> None:
         async def told(stream: str, turn: int) -> None:
-            key, epoch = KEYS.stream(stream), self._epochs[stream]
-            [kept] = await self._writes.ask(script(CARRY, (key, KEYS.position(stream)), epoch, self._position))
+            key, epoch = KEYS.stream(stream), self._epochs.get(stream, "")
+            wire = next(self._pool)
+            [kept] = await wire.ask(script(CARRY, (key, KEYS.position(stream)), epoch, self._position))
             figures = ("last_sequence", str(turn), "lag", "0.10")
-            await self._writes.ask(script(REPORT, (key, KEYS.figures(stream)), epoch, "0", *figures))
+            await wire.ask(script(REPORT, (key, KEYS.figures(stream)), epoch, "0", *figures))
             if kept != 1:  # it is another's
-                del self._epochs[stream]
+                self._epochs.pop(stream, None)
 
         await self._paced(segment_s, told)
 
     async def _follow(self) -> None:
         async def follow(stream: str, _: int) -> None:
-            await self._reads.ask(*self._following(stream))
+            await next(self._pool).ask(*self._following(stream))
 
         await self._paced(Link.LONG_PERIOD_S, follow)
 
 
-async def load_nodes(first: int, number: int, nodes: int, capacity: int, url: str, position: str) -> None:
+async def load_nodes(first: int, number: int, nodes: int, load: Load, url: str) -> None:
     """Be *number* of *nodes* nodes, from *first* on, that only load Redis, until cancelled."""
     wire = await connected(url)
     for text in (BEAT, CARRY, CLAIM, HASHES, LEASES, REPORT):
@@ -295,5 +318,5 @@ async def load_nodes(first: int, number: int, nodes: int, capacity: int, url: st
     owners = Owners()
     async with asyncio.TaskGroup() as tasks:
         for index in range(first, first + number):
-            tasks.create_task(LoadNode(index, nodes, capacity, position, owners, first=index == first).loads(url))
+            tasks.create_task(LoadNode(index, nodes, load, owners, first=index == first).loads(url))
             await asyncio.sleep(0.02)
