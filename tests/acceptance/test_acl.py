@@ -123,7 +123,7 @@ def test_workers_and_all_commands_need_no_other_right(server: RedisServer, tmp_p
     ):
         hlsrelay("add", "news", "http://127.0.0.1:1/x.m3u8", env=env)
         first = until(lambda: server.cli("HGET", "hlsrelay:stream:news", "node") or None)
-        until(lambda: "load" in server.cli("HGET", "hlsrelay:stream:news", "last_error"))
+        until(lambda: "load" in server.cli("HGET", "hlsrelay:stat:news", "last_error"))
         second = "b" if first == "a" else "a"
         hlsrelay("move", "news", second, env=env)
         hlsrelay("drain", second, env=env)
