@@ -40,7 +40,8 @@ from hlsrelay.log import start_logging
 from hlsrelay.node import Node, local_encoder
 from hlsrelay.processes import Children
 from hlsrelay.redis_keys import Keys
-from hlsrelay.registry import LEASE_S, RedisRegistry
+from hlsrelay.redis_registry import RedisRegistry
+from hlsrelay.registry import LEASE_S
 from hlsrelay.settings import load_settings
 
 SEGMENT_S = 4.0

@@ -31,7 +31,8 @@ from hlsrelay.claims import JUST_AFTER_S, LEFT_LYING, LOOKED_AGAIN_AFTER_S
 from hlsrelay.handover import LOOKED_EVERY_S
 from hlsrelay.link import Link
 from hlsrelay.redis_keys import BEAT, CARRY, CLAIM, HASHES, LEASES, REPORT, Keys
-from hlsrelay.registry import ASKED_AT_ONCE, LEASE_S, READ_AT_ONCE, SCANNED_AT_ONCE
+from hlsrelay.redis_registry import ASKED_AT_ONCE, READ_AT_ONCE, SCANNED_AT_ONCE
+from hlsrelay.registry import LEASE_S
 from hlsrelay.roster import FULL_RATE_NODES, GATHERED_S, SHORTEST_ROUND_S, STEP_EVERY_S
 from hlsrelay.session import BEAT_S, session_id
 from hlsrelay.tracking import INVALIDATED, SIGN_OF_LIFE_S

@@ -32,7 +32,7 @@ from bench.schedule import stream_name
 from hlsrelay import steering
 from hlsrelay.log import start_logging
 from hlsrelay.processes import Children
-from hlsrelay.registry import RedisRegistry
+from hlsrelay.redis_registry import RedisRegistry
 
 KBPS = 250
 SEGMENT_S = 4.0

@@ -31,7 +31,8 @@ from hlsrelay.orphans import sweep
 from hlsrelay.portrait import as_data, as_words
 from hlsrelay.probing import probe_source
 from hlsrelay.processes import Children, Stdout
-from hlsrelay.registry import fetched, open_registry
+from hlsrelay.redis_registry import open_registry
+from hlsrelay.registry import fetched
 from hlsrelay.roster import Roster
 from hlsrelay.session import DRAINING, Member, is_here, session_id
 from hlsrelay.settings import LOCAL, Settings, load_settings

@@ -31,7 +31,8 @@ from hlsrelay.log import start_logging
 from hlsrelay.objects import Objects, open_objects
 from hlsrelay.orphans import found_here
 from hlsrelay.processes import Children
-from hlsrelay.registry import LEASE_S, Registry, fetched, open_registry
+from hlsrelay.redis_registry import open_registry
+from hlsrelay.registry import LEASE_S, Registry, fetched
 from hlsrelay.settings import LOCAL, Settings, load_settings
 from hlsrelay.statuses import ChildStatus, NodeStatus, StreamStatus, read_all, stream_status
 from hlsrelay.storage import LocalStorage

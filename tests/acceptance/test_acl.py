@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import redis
 
-from hlsrelay.registry import Heard, RedisRegistry
+from hlsrelay.redis_registry import RedisRegistry
+from hlsrelay.registry import Heard
 from tests.acceptance.nodes import working
 from tests.acceptance.relay_process import RedisServer, environment, hlsrelay, redis_server
 from tests.needs import needs

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hlsrelay.registry import RedisRegistry
+from hlsrelay.redis_registry import RedisRegistry
 from tests.acceptance.live_source import muxing
 from tests.acceptance.relay_process import KEY, RedisServer, cuts, redis_server, relaying
 from tests.needs import needs

@@ -16,7 +16,8 @@ from hlsrelay.fields import Registered
 from hlsrelay.link import Link
 from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.processes import Children
-from hlsrelay.registry import Heard, RedisRegistry, Registry, fetched
+from hlsrelay.redis_registry import RedisRegistry
+from hlsrelay.registry import Heard, Registry, fetched
 from tests.virtual import elapse, run_virtually
 from tests.waiting import becomes_true
 

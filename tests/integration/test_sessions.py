@@ -16,7 +16,8 @@ from hlsrelay.errors import Superseded
 from hlsrelay.fields import Registered
 from hlsrelay.link import Claim, Link
 from hlsrelay.memory_registry import MemoryRegistry
-from hlsrelay.registry import Beat, Heard, RedisRegistry, Refused, Registry
+from hlsrelay.redis_registry import RedisRegistry
+from hlsrelay.registry import Beat, Heard, Refused, Registry
 from hlsrelay.session import is_dead, process_of, session_id
 from tests.integration.test_registry import FIELDS, Run, lost, real, run
 from tests.virtual import elapse, run_virtually

@@ -16,7 +16,7 @@ codecs phase
 transport recipe sound offers attempt parcel tracking
 / objects
 / upstream encoder pool dask_worker dask_pool storage bucket ledger registry demand edge caches
-/ roster membership memory_registry backfill
+/ roster membership redis_registry memory_registry backfill
 / link session
 / awake deletions
 / steering relay house stages cutting downloading sampling transcoding preloading desk joints
@@ -36,7 +36,7 @@ ONLY_IN = {
     "httptools": {"http1"},
     "aiohappyeyeballs": {"connections"},
     "httpx_aiohttp": {"transport"},
-    "redis": {"registry", "tracking"},
+    "redis": {"redis_registry", "tracking"},
     "obstore": {"objects"},
     "subprocess": {"processes"},
     "cryptography": {"media"},
