@@ -58,7 +58,7 @@ nightly: install .venv/.dev
 
 # What befalls nodes and Redis, with real processes; each fault tells its figures.
 nemesis: install .venv/.dev
-	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -rs -v $(addprefix tests/acceptance/,test_nodes_real.py test_nodes_faults.py test_nodes_redis.py test_nodes_clock.py test_redis_real.py) $(ARGS)
+	@HLSRELAY_NIGHTLY=1 .venv/bin/python -m pytest -rs -v $(addprefix tests/acceptance/,test_nodes_real.py test_nodes_faults.py test_nodes_redis.py test_nodes_clock.py test_nodes_window.py test_redis_real.py) $(ARGS)
 
 lint: install .venv/.dev
 	.venv/bin/ruff check

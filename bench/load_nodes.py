@@ -287,7 +287,7 @@ class LoadNode:
         async with asyncio.TaskGroup() as tasks:
             for turn in count():
                 await asyncio.sleep(max(0.0, due_s - loop.time()))
-                due_s += every_s / max(1, len(self._epochs))
+                due_s = max(due_s, loop.time() - 1) + every_s / max(1, len(self._epochs))  # what there was no time for is left out
                 streams = [*self._epochs]
                 if streams:
                     tasks.create_task(work(streams[turn % len(streams)], turn))
