@@ -117,7 +117,8 @@ async def move(registry: Registry, stream_id: str, node: str) -> Registered:
 
 def told(session: Session) -> dict[str, object]:
     """Return a session as commands and the API tell it in JSON."""
-    return {"session": session.id, "lives": session.lives, "lease_s": round(session.left_s, 3), **session.fields}
+    counts = {name: int(text) for name in ("streams", "load", "capacity") if (text := session.fields.get(name, "")).isdecimal()}
+    return {"session": session.id, "lives": session.lives, "lease_s": round(session.left_s, 3), **session.fields, **counts}
 
 
 async def _session(registry: Registry, node: str) -> Session:

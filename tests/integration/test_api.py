@@ -66,9 +66,10 @@ def test_a_stream_lives_through_all_that_the_api_does(ask: Asking) -> None:
 
 
 def test_nodes_are_told_of_and_told_to_drain(ask: Asking) -> None:
-    asyncio.run(ask.registry.beat("session of a", None, {"name": "a", "state": "active"}, 1e9))
+    asyncio.run(ask.registry.beat("session of a", None, {"name": "a", "state": "active", "load": "11", "capacity": "a few"}, 1e9))
     ask.registry.now_s = lambda: 1e9  # type: ignore[method-assign]
-    assert [one["name"] for one in ask("GET", "/api/nodes").json()["nodes"]] == ["a"]
+    [told] = ask("GET", "/api/nodes").json()["nodes"]
+    assert (told["name"], told["load"], told["capacity"]) == ("a", 11, "a few")
     assert ask("POST", "/api/nodes/a/drain", {}).json() == {"node": "a", "drains": True}
     assert ask("GET", "/api/nodes").json()["nodes"][0]["wish"] == "drain"
     assert ask("POST", "/api/nodes/a/drain", {"undo": True}).json() == {"node": "a", "drains": False}
