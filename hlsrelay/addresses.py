@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
@@ -81,8 +82,7 @@ class AddressPolicy:
     def check(self, address: str) -> None:
         """Raise AddressRefused unless *address* (an IP address) may be reached."""
         ip = _address(address)
-        meant = {ip, *embedded(ip)}
-        if any(one in network for one in meant for network in _METADATA):
+        if _is_metadata(ip):
             raise AddressRefused(f"{ip} is a metadata address: never a source")
         if is_public(ip):
             return
@@ -116,6 +116,10 @@ class ProxyPolicy(AddressPolicy):
                 raise
 
 
+_JUDGED = 1024
+"""Of so many addresses it is remembered what they are: each request asks."""
+
+
 class RefusedSocket(OSError):
     """AddressRefused, in the only family that aiohttp lets through."""
 
@@ -131,6 +135,12 @@ def _socket(policy: AddressPolicy, info: tuple[Any, ...]) -> socket.socket:
     return made
 
 
+@lru_cache(maxsize=_JUDGED)
+def _is_metadata(ip: Address) -> bool:
+    return any(one in network for one in (ip, *embedded(ip)) for network in _METADATA)
+
+
+@lru_cache(maxsize=_JUDGED)
 def is_public(ip: Address) -> bool:
     """Return whether *ip* is public unicast: in no special-purpose block, nor a disguise of an address that is."""
     if isinstance(ip, IPv6Address):
@@ -140,6 +150,7 @@ def is_public(ip: Address) -> bool:
     return not any(ip in network for network in _SPECIAL_IPV4)
 
 
+@lru_cache(maxsize=_JUDGED)
 def literal_address(host: str) -> Address | None:
     """Return the address that *host* spells, as the C library reads it (`127.1`, `0x7f000001`, `2130706433`, `0177.0.0.1`), or None."""
     host = _plain(host)
@@ -178,6 +189,7 @@ def _same_in_ipv4(ip: Address) -> IPv4Address | None:
     return IPv4Address(ip.packed[12:]) if ip in _NAT64 else ip.ipv4_mapped
 
 
+@lru_cache(maxsize=_JUDGED)
 def _address(text: str) -> Address:
     return ip_address(text.partition("%")[0])
 

@@ -9,6 +9,7 @@ Laws:
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,8 @@ Headers = tuple[tuple[str, str], ...]
 MOST_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PORTS = {"http": 80, "https": 443}
+_PLAIN = re.compile(r"(https?://[A-Za-z0-9.:-]+)(?!.*/\.)(/[A-Za-z0-9._~/-]*(?:\?[A-Za-z0-9._~/=&-]+)?)", re.ASCII)
+"""URLs in which nothing but the host can be spelt in another way."""
 _TO_ANYBODY = {"user-agent", "referer", "origin"}
 """What an operator's header says about us or the page may be heard by every host that a playlist names; the others may be credentials."""
 
@@ -125,12 +128,20 @@ def host_of(url: str) -> str:
         raise HttpError(_told(error)) from error
 
 
-@lru_cache(maxsize=1024)
 def _target(url: str) -> Target:
-    """Return *url* taken apart; playlists are asked for again and again. Raises HttpError.
+    """Return *url* taken apart. Raises HttpError.
 
     User info is left out: cookies would take it for a part of the host, and URIs resolved against it would hold it.
     """
+    if (found := _PLAIN.fullmatch(url)) is None:
+        return _any_target(url)
+    origin, path = found.groups()
+    there = _any_target(f"{origin}/")  # asked for again and again; the path is as it is
+    return Target(there.text[:-1] + path, there.scheme, there.host, there.port, there.authority, path)
+
+
+@lru_cache(maxsize=1024)
+def _any_target(url: str) -> Target:
     try:
         return _apart(httpx.URL(url))
     except (httpx.InvalidURL, ValueError) as error:

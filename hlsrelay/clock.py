@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 
+from hlsrelay.bell import Bell
 from hlsrelay.model import EAGER, Polling
 from hlsrelay.phase import Phase, asked, found_new, found_nothing
 
@@ -34,18 +35,18 @@ class Nudges:
     """Wakes every pacer that listens: what each is waiting for is due now."""
 
     def __init__(self) -> None:
-        self._events: weakref.WeakSet[asyncio.Event] = weakref.WeakSet()
+        self._bells: weakref.WeakSet[Bell] = weakref.WeakSet()
 
-    def listen(self) -> asyncio.Event:
-        """Return an event that each nudge sets, for as long as somebody keeps it."""
-        event = asyncio.Event()
-        self._events.add(event)
-        return event
+    def listen(self) -> Bell:
+        """Return a bell that each nudge rings, for as long as somebody keeps it."""
+        bell = Bell()
+        self._bells.add(bell)
+        return bell
 
     def nudge(self) -> None:
         """Wake them."""
-        for event in self._events:
-            event.set()
+        for bell in self._bells:
+            bell.set()
 
 
 class Pacer:
@@ -76,12 +77,7 @@ class Pacer:
     async def __anext__(self) -> float:
         """Wait until the next load is due; returns the monotonic time at which it starts."""
         if self._started_s is not None:
-            wait_s = self._due_s - self._clock.monotonic_s()
-            try:
-                async with asyncio.timeout(max(0.0, wait_s)):
-                    await self._nudged.wait()
-            except TimeoutError:
-                pass
+            await self._nudged.wait(self._due_s - self._clock.monotonic_s())
         self._nudged.clear()
         self._started_s = self._clock.monotonic_s()
         self._due_s = self._started_s + self._usual_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import resource
 import signal
@@ -52,6 +53,8 @@ FILES_FREE_WITHIN_S = 20.0
 """A relay that is stopped first finishes what its encoder has begun."""
 SERVED_ON_TARGET_DURATIONS = 3
 LONGEST_SERVED_ON_S = 30.0
+COLLECTED_AFTER = 20_000, 20, 20
+"""After so many new objects the garbage among them is looked for; so many looks later among all that are older, a generation at a time."""
 MOST_OPEN_FILES = 65_536
 """A viewer who stalls holds three, a relayed stream about ten. What is allowed at first, often 1,024, is for programs with select()."""
 LAST_LOOK_TARGET_DURATIONS = 1.5
@@ -284,6 +287,7 @@ async def _built_in_channel(stack: AsyncExitStack, children: Children, leaving: 
 @asynccontextmanager
 async def _node(settings: Settings) -> AsyncGenerator[Node, None]:
     _may_open_many_files()
+    _collect_seldom()
     live = live_dir(settings.data)
     objects = None if settings.storage == LOCAL else open_objects(settings.storage)
     sweep()
@@ -308,6 +312,13 @@ def _may_open_many_files() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(ValueError, OSError):  # a system that allows less than it says
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _collect_seldom() -> None:
+    """Look less often for garbage in circles, and never in what is loaded for good: with many streams each look takes long."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTED_AFTER)
 
 
 def _on_signals() -> asyncio.Event:

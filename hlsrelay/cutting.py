@@ -29,6 +29,7 @@ class Digest:
     def __init__(self) -> None:
         self._head = bytearray()
         self._length = 0
+        self._told: tuple[int, str] = 0, ""
 
     def update(self, piece: bytes | memoryview) -> None:
         """Take the next bytes in."""
@@ -44,8 +45,11 @@ class Digest:
     @property
     def text(self) -> str:
         """The digest of what was taken in."""
+        if self._told[0] == self._length and self._told[1]:
+            return self._told[1]
         alike = ALIKE if self._length == len(self._head) and _is_webvtt(self._head) and b"-->" not in self._head else ""
-        return f"{alike}{self._length:x}-{hashlib.blake2b(self._head, digest_size=12).hexdigest()}"
+        self._told = self._length, f"{alike}{self._length:x}-{hashlib.blake2b(self._head, digest_size=12).hexdigest()}"
+        return self._told[1]
 
 
 class Cutting:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from contextlib import suppress
 
 from hlsrelay.clock import Clock, Nudges
 from hlsrelay.model import Desired, Stream
@@ -100,9 +99,7 @@ class Demand:
         """Wait until nobody has watched for as long as the operator gives them."""
         while (left_s := self._left_s()) > 0.0:
             self._moved.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(left_s if math.isfinite(left_s) else None):
-                    await self._moved.wait()
+            await self._moved.wait(left_s if math.isfinite(left_s) else None)
 
     def _left_s(self) -> float:
         """Return for how long the stream is wanted if nobody asks any more."""

@@ -29,7 +29,6 @@ from hlsrelay.model import (
     Numbered,
     Sink,
     Slice,
-    Turn,
 )
 from hlsrelay.storage import LocalStorage
 
@@ -89,9 +88,7 @@ class Downloading:
         """Return how long a segment may take."""
         return max(cls.DEADLINE_TARGET_DURATIONS * target_duration_s, cls.SHORTEST_DEADLINE_S)
 
-    async def __call__(self, item: Numbered | Turn) -> Clip | Turn:
-        if isinstance(item, Turn):
-            return item
+    async def __call__(self, item: Numbered) -> Clip:
         if item.discontinuity:  # calls begin in the items' order
             self._since = item.number
         segment = item.segment

@@ -11,7 +11,7 @@ from itertools import takewhile
 from hlsrelay.clock import Clock, Pacer
 from hlsrelay.desk import Agreement, Choice, Desk, Tools
 from hlsrelay.errors import StorageAway
-from hlsrelay.hls.render import multivariant_playlist
+from hlsrelay.hls.render import multivariant_playlist, told_apart
 from hlsrelay.hls.tracks import telling
 from hlsrelay.hls.window import Progress, expired, followed, known_paths, taken_up, withdrawn
 from hlsrelay.ledger import LocalLedger
@@ -158,9 +158,8 @@ class House:
         patience_s = WAIT_FOR_ALL_TARGET_DURATIONS * max((progress.target_duration_s for progress in here.values()), default=1)
         if len(here) == len(names) or (SOURCE in here and now_s - self._first_shown_s >= patience_s):
             keys = self.choice.stream.keys
-            says = (self._presentation, keys, *(one for each in here.values() for one in (each.entries, each.renditions, each.attributes)))
-            same = len(says) == len(self._printed) and all(one is before for one, before in zip(says, self._printed, strict=True))
-            if not same or MULTIVARIANT not in self._tools.storage.playlists:  # it may have been taken back
+            says = (self._presentation, keys, *map(told_apart, here.values()))
+            if says != self._printed or MULTIVARIANT not in self._tools.storage.playlists:  # it may have been taken back
                 self._tools.storage.publish(MULTIVARIANT, multivariant_playlist(self._presentation, here, keys))
                 self._printed = says
             self._tools.storage.due.clear()  # what is not here by now may never be

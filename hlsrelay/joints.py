@@ -9,29 +9,38 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import TypeVar
+from typing import TypeVar, cast
+
+from hlsrelay.bell import Bell
 
 A = TypeVar("A")
 B = TypeVar("B")
+C = TypeVar("C")
 
 
 class Stray(Exception):
     """A cancellation came from behind a joint, not from before it."""
 
 
-async def in_order(items: AsyncGenerator[A, None], work: Callable[[A], Awaitable[B]], ahead: int) -> AsyncGenerator[B, None]:
+async def in_order(
+    items: AsyncGenerator[A | C, None], work: Callable[[A], Awaitable[B]], ahead: int, passing: type[C] | tuple[()] = ()
+) -> AsyncGenerator[B | C, None]:
     """Yield `await work(item)` for each item, in the items' order, with at most *ahead* under way before the one awaited.
 
-    Closing it cancels what is under way and closes *items*; an exception of either comes out here, in its turn.
+    What is *passing* comes out as it is, in its turn. Closing it cancels what is under way and closes *items*; an exception of either
+    comes out here, in its turn.
     """
-    queue: asyncio.Queue[asyncio.Future[B] | None] = asyncio.Queue(ahead)
+    queue: asyncio.Queue[asyncio.Future[B] | tuple[C] | None] = asyncio.Queue(ahead)
     under_way: set[asyncio.Future[B]] = set()
     closing = False
 
     async def feed() -> None:
         try:
             async for item in items:
-                task = asyncio.ensure_future(work(item))
+                if isinstance(item, passing):
+                    await queue.put((item,))
+                    continue
+                task = asyncio.ensure_future(work(cast("A", item)))
                 under_way.add(task)
                 await queue.put(task)
         except (Exception, asyncio.CancelledError) as error:  # it comes out of the generator, in its turn
@@ -47,7 +56,11 @@ async def in_order(items: AsyncGenerator[A, None], work: Callable[[A], Awaitable
     feeder = asyncio.create_task(feed())
     try:
         while (task := await queue.get()) is not None:
-            await asyncio.wait((task,))
+            if isinstance(task, tuple):
+                yield task[0]
+                continue
+            if not task.done():
+                await _ended(task)
             if task.cancelled():
                 raise Stray("a task behind a joint was cancelled")
             result = task.result()
@@ -95,6 +108,20 @@ async def merged(sources: list[AsyncGenerator[A, None]]) -> AsyncGenerator[A, No
         for feeder in feeders:
             feeder.cancel()
         await asyncio.gather(*feeders, return_exceptions=True)
+
+
+async def _ended(task: asyncio.Future[B]) -> None:
+    """Wait until *task* is done, however it ends: `asyncio.wait` for one, which each segment passes twice."""
+    bell = Bell()
+
+    def ring(_: object) -> None:
+        bell.set()
+
+    task.add_done_callback(ring)
+    try:
+        await bell.wait()
+    finally:
+        task.remove_done_callback(ring)
 
 
 def _told(error: Exception | asyncio.CancelledError) -> Exception:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from hlsrelay.bell import Bell
 from hlsrelay.errors import HlsRelayError, RegistryUnavailable, Superseded
 from hlsrelay.fields import RELAY_FIELDS, Registered
 from hlsrelay.registry import Registry, apart
@@ -60,7 +61,7 @@ class Link:
         self._pending: dict[str, str] = {}
         self._position: Callable[[], str] | None = None
         self._reported = {"session": claim.session, "epoch": str(claim.epoch)} if claim else {}
-        self._woken = asyncio.Event()
+        self._woken = Bell()
         self._roster = roster
         self._stale = True
         self.wanted = asyncio.Event()
@@ -112,9 +113,8 @@ class Link:
                     if wishes != self._wishes:
                         self._wishes = wishes
                         yield now
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self.PERIOD_S):
-                        await self._woken.wait()
+                well = not (self._stale or self._pending or self._position)
+                await self._woken.wait(read_s + self._period_s - loop.time() if well else self.PERIOD_S)
                 self._woken.clear()
         finally:
             if end:

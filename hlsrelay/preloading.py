@@ -13,22 +13,22 @@ from dataclasses import replace
 from hlsrelay.caches import Caches, Pull
 from hlsrelay.desk import Desk
 from hlsrelay.downloading import Clip
-from hlsrelay.model import Made, MediaFile, Stream, Turn
+from hlsrelay.model import Made, MediaFile, Stream
 from hlsrelay.urls import redacted
 
 
 class Preloading:
     """Does *work* on each clip, and pulls what comes of it through the caches that its stream, or the node, names."""
 
-    def __init__(self, desk: Desk, work: Callable[[Clip | Turn], Awaitable[Made | Turn]]) -> None:
+    def __init__(self, desk: Desk, work: Callable[[Clip], Awaitable[Made]]) -> None:
         self._desk = desk
         self._work = work
         self._under_way: list[Pull] = []
         self._trouble: dict[str, str] = {}
 
-    async def __call__(self, item: Clip | Turn) -> Made | Turn:
+    async def __call__(self, item: Clip) -> Made:
         caches = self._desk.tools.caches
-        if caches is None or isinstance(item, Turn):
+        if caches is None:
             return await self._work(item)
         stream = item.numbered.stream
         bases = tuple(dict.fromkeys((*caches.everywhere, *stream.preload)))
@@ -36,7 +36,7 @@ class Preloading:
         if item.file:
             self._begin(caches, bases, begun, stream, self._desk.track.name, item.file)
         made = await self._work(item)  # called before anything is waited for: clips are looked into in their order
-        if bases and isinstance(made, Made):
+        if bases:
             with suppress(OSError):  # who publishes tells of it
                 self._desk.tools.storage.keep(made.inits)  # a sweep may have taken one since
             for name, file in made.entry.files.items():
@@ -44,7 +44,7 @@ class Preloading:
             self._note(bases)
             await caches.waited(begun.values(), [base for base, text in self._trouble.items() if text])
             self._note(bases)
-        return replace(made, cold=self._told(caches, bases)) if isinstance(made, Made) else made
+        return replace(made, cold=self._told(caches, bases))
 
     def _begin(
         self, caches: Caches, bases: tuple[str, ...], begun: dict[tuple[str, str], Pull], stream: Stream, name: str, file: MediaFile

@@ -88,8 +88,8 @@ async def relay_track(desk: Desk, encodes_ahead: int) -> AsyncGenerator[Tick, No
     """Relay one track until the operator wants something else; ENDLIST where that is a stop."""
     progress, tools = desk.progress, desk.tools
     loads = loaded(desk)
-    clips = in_order(numbered(loads, desk), Downloading(desk), ahead=DOWNLOADS_AHEAD)
-    ready = in_order(clips, Preloading(desk, Transcoding(desk)), ahead=encodes_ahead)
+    clips = in_order(numbered(loads, desk), Downloading(desk), ahead=DOWNLOADS_AHEAD, passing=Turn)
+    ready = in_order(clips, Preloading(desk, Transcoding(desk)), ahead=encodes_ahead, passing=Turn)
     shown = caught_up(ready, desk)
     held, name = tools.storage.held, desk.track.name
     unshown, together = name in held, list[Made]()

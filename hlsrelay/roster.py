@@ -97,6 +97,11 @@ class Roster:
 
         return end
 
+    def _doubted(self) -> None:
+        """Have all who listen ask for themselves."""
+        for stream_id in [*self._listeners]:
+            self._tell(stream_id, None)
+
     def _tell(self, stream_id: str, registered: Registered | None) -> None:
         for hear in [*self._listeners.get(stream_id, ())]:
             hear(registered)
@@ -119,6 +124,7 @@ class Roster:
                 log.exception("roster.failed")
             self.is_told = False
             self._woken.set()
+            self._doubted()
             await asyncio.sleep(pause_s)
 
     def _changed(self, what: Heard | None) -> None:
@@ -128,8 +134,7 @@ class Roster:
         if what is None:
             self._all_stale = True
             self._spread_s = random.uniform(0, min(LONGEST_SPREAD_S, len(self._streams) * SPREAD_PER_STREAM_S))
-            for stream_id in [*self._listeners]:
-                self._tell(stream_id, None)
+            self._doubted()
         elif what.streams:
             self._stale |= what.streams
         else:

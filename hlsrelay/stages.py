@@ -12,7 +12,6 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -238,9 +237,7 @@ async def in_step(progress: Progress, made: Made, desk: Desk) -> None:
     until = made.numbered.position.advanced_at + patience
     moved = agreement.moved.listen()
     while desk.followed and agreement.waits_for(name, end, made.numbered.stream) and (left := until - clock.utc_now()) > timedelta(0):
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(left.total_seconds(), 0.5)):
-                await moved.wait()
+        await moved.wait(min(left.total_seconds(), 0.5))
         moved.clear()
 
 
@@ -294,6 +291,9 @@ class Settling:
 
         That is so too where a stream that is to stop could not be ended in time. Raises Superseded.
         """
+        if not self._tools.storage.unsettled:  # each tick passes here
+            self.error, self._pause_s, self._given_up_s = "", 0.0, None
+            return ""
         if self._pause_s and self._left_s() > 0:
             await asyncio.sleep(min(self._left_s(), self._pause_s))
         if (left_s := self._left_s()) <= 0:

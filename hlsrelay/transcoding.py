@@ -28,7 +28,6 @@ from hlsrelay.model import (
     Numbered,
     Rung,
     Traits,
-    Turn,
 )
 from hlsrelay.recipe import EncodeJob, container_of
 from hlsrelay.scheduling import AT_ONCE
@@ -65,9 +64,7 @@ class Transcoding:
         for left in self._tools.storage.temp("").glob(f"plain@{self._name}@*"):  # by the pipeline before, which is closed
             left.unlink(missing_ok=True)
 
-    async def __call__(self, item: Clip | Turn) -> Made | Turn:
-        if isinstance(item, Turn):
-            return item
+    async def __call__(self, item: Clip) -> Made:
         made, segment = item.numbered, item.numbered.segment
         entry = Entry(
             number=made.number,

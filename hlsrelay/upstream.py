@@ -152,23 +152,24 @@ class Upstream:
         the next one. *whole* is called after an attempt that brought what was declared, and names what is missing all the same:
         then that one has failed too.
         """
-        until_s, said, failures = asyncio.get_running_loop().time() + deadline_s, "no answer", 0
-        try:
-            async with asyncio.timeout(deadline_s):
-                while True:
-                    try:
-                        length = await self._once(uri, byterange, restart(), _Pace(deadline_s, until_s, again=bool(failures)), most_bytes)
-                        if not (missing := whole()):
-                            return length
-                        said = f"{redacted(uri)}: {missing}"
-                    except _FINAL as error:
-                        raise SegmentLost(str(error)) from error
-                    except UpstreamError as error:
-                        said = str(error)
-                    await asyncio.sleep(random.uniform(0.0, AGAIN_WITHIN_S[min(failures, len(AGAIN_WITHIN_S) - 1)]))
-                    failures += 1
-        except TimeoutError:
-            raise SegmentLost(f"not had within {deadline_s:.1f} s: {said}") from None
+        loop = asyncio.get_running_loop()
+        until_s, failures = loop.time() + deadline_s, 0
+        while True:
+            try:
+                length = await self._once(uri, byterange, restart(), _Pace(deadline_s, until_s, again=bool(failures)), most_bytes)
+                if not (missing := whole()):
+                    return length
+                said = f"{redacted(uri)}: {missing}"
+            except _FINAL as error:
+                raise SegmentLost(str(error)) from error
+            except UpstreamError as error:
+                said = str(error)
+            pause_s = random.uniform(0.0, AGAIN_WITHIN_S[min(failures, len(AGAIN_WITHIN_S) - 1)])
+            left_s = until_s - loop.time()
+            await asyncio.sleep(min(pause_s, max(0.0, left_s)))
+            if pause_s >= left_s:
+                raise SegmentLost(f"not had within {deadline_s:.1f} s: {said}")
+            failures += 1
 
     async def get(self, url: str, headers: Mapping[str, str], *, most_bytes: int, deadline_s: float) -> Answer:
         """Return the whole answer for *url*, whatever its status, expanded where it is compressed. Raises UpstreamError.
@@ -348,20 +349,22 @@ class _Pace:
     LEAST_BYTES_PER_S = 1024.0
 
     def __init__(self, deadline_s: float, until_s: float, *, again: bool) -> None:
+        self._loop = asyncio.get_running_loop()
         self._until_s = until_s
         self._grace_s = max(self.SHORTEST_S, deadline_s * self.BODY_SHARE)
         self._declared: int | None = None
         self._first: tuple[float, int] | None = None
-        self.limit = asyncio.timeout(None if again else deadline_s * self.ANSWER_SHARE)
+        self._ends_s = until_s if again else min(until_s, self._loop.time() + deadline_s * self.ANSWER_SHARE)
+        self.limit = asyncio.timeout_at(self._ends_s)
 
     def answered(self, declared: int | None) -> None:
         """The answer has begun, and declares that many bytes."""
         self._declared = declared
-        self.limit.reschedule(asyncio.get_running_loop().time() + self._grace_s)
+        self._ends(self._loop.time() + self._grace_s)
 
     def has(self, length: int) -> None:
         """So many bytes have come."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = self._loop.time()
         if self._first is None:
             self._first = now_s, length
             self._go_on(now_s, self._grace_s / 2)
@@ -378,8 +381,12 @@ class _Pace:
             self._first = now_s, length  # what went well before says nothing of now
 
     def _go_on(self, now_s: float, for_s: float) -> None:
-        if now_s + 0.75 * for_s > (self.limit.when() or 0.0):  # not for each chunk: timers cost
-            self.limit.reschedule(now_s + for_s)
+        if now_s + 0.75 * for_s > self._ends_s < self._until_s:  # not for each chunk: timers cost
+            self._ends(now_s + for_s)
+
+    def _ends(self, at_s: float) -> None:
+        self._ends_s = min(at_s, self._until_s)
+        self.limit.reschedule(self._ends_s)
 
 
 class _Body:

@@ -62,6 +62,22 @@ def multivariant_playlist(presentation: Presentation, published: Mapping[str, Pr
     return "\n".join(["#EXTM3U", f"#EXT-X-VERSION:{_version(lines)}", *lines, ""])
 
 
+def told_apart(progress: Progress) -> tuple[object, ...]:
+    """Return what of *progress* the multivariant playlist is printed from: equal as long as it would read the same.
+
+    But for AVERAGE-BANDWIDTH: it moves with each segment, and is told anew where it is another by a hundredth.
+    """
+    told: list[object] = [progress.track, progress.kind, progress.attributes, progress.target_duration_s]
+    for one in progress.renditions:
+        files = (entry.files.get(one.name) for entry in progress.entries)
+        mixed = any(
+            file and ((file.traits is not one.traits and file.traits != one.traits) or file.uri.startswith("../")) for file in files
+        )
+        about = math.floor(100 * math.log(_average_bps(one))) if one.total_bits else 0
+        told.append((one.name, one.traits, one.listed, one.peak_bps, about, progress.entries if mixed else ()))
+    return tuple(told)
+
+
 def _is_proxied(line: str, keys: KeyPolicy) -> bool:
     """Whether *line* would point players past us, to a key of the source's that our media playlists give them a copy of."""
     if not line.startswith("#EXT-X-SESSION-KEY:") or keys is KeyPolicy.ORIGIN:

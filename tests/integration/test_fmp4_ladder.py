@@ -115,7 +115,7 @@ def test_an_init_section_that_comes_back_is_there_and_one_that_is_listed_no_more
         ladder_of_fmp4(watch, lambda number: OTHER if 120 <= number < 160 else ONE)
         await relayed(watch, 60)
         [one] = look(watch)
-        await relayed(watch, 220)
+        await relayed(watch, 218)
         [other] = look(watch)
         assert one != other
         assert watch.storage.read(f"small/{one}") is None

@@ -11,7 +11,7 @@ PACKAGE = Path(hlsrelay.__file__).parent
 HOUSE = """
 model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
 codecs phase
-/ aside clock metrics settings log addresses notify proc memory
+/ aside bell clock metrics settings log addresses notify proc memory
 / declared board bucket_texts orphans pidfile pipes processes embedded http1 connections asking
 transport recipe sound offers attempt parcel tracking
 / objects
@@ -111,6 +111,8 @@ def _beside_allowed(here: str, there: str) -> bool:
     ]
     order += ["portrait", "statuses"]
     order += [
+        "bell",
+        "clock",
         "settings",
         "addresses",
         "proc",

@@ -39,6 +39,22 @@ def test_results_come_in_the_items_order_however_long_each_takes() -> None:
     assert run_virtually(run()) == [number * 10 for number in range(8)]
 
 
+def test_what_passes_comes_out_as_it_is_in_its_turn() -> None:
+    async def words() -> AsyncGenerator[int | str, None]:
+        for item in (3, "a", 1, "b", "c", 2):
+            yield item
+
+    async def slow(number: int) -> float:
+        await elapse(number)
+        return number / 2
+
+    async def run() -> list[float | str]:
+        async with aclosing(in_order(words(), slow, ahead=3, passing=str)) as results:
+            return [result async for result in results]
+
+    assert run_virtually(run()) == [1.5, "a", 0.5, "b", "c", 1.0]
+
+
 def test_work_goes_on_side_by_side_but_never_further_ahead_than_asked() -> None:
     busy = most = 0
 
