@@ -5,7 +5,8 @@ node sends (link, roster, membership, session), and so one of these:
 
 - a beat a second; a look at the leases, with the sessions that changed, each 0.56 to 0.84 s; a PING a second on the connection that tracks
 - 50 ms after it was told of streams: their hashes; and some ids, and their hashes, of each step of a round (roster)
-- of each stream of its own, each segment: its position and its figures; each 10 s: its hash, and the registry's life
+- of its own streams, what comes within 0.2 s in one go: each segment its position and its figures; of each, each 30 s: its hash, and the
+  registry's life
 
 Each is a request of its own, as a node's is; what of an answer nobody needs is read, and not parsed: an ECHO behind it shows its end.
 Each begins with streams that it has, whose hashes it writes as they are once it has claimed them. It claims its part of what a session had
@@ -30,8 +31,8 @@ import hiredis
 from hlsrelay.claims import JUST_AFTER_S, LEFT_LYING, LOOKED_AGAIN_AFTER_S
 from hlsrelay.handover import LOOKED_EVERY_S
 from hlsrelay.link import Link
-from hlsrelay.redis_keys import BEAT, CARRY, CLAIM, HASHES, LEASES, REPORT, Keys
-from hlsrelay.redis_registry import ASKED_AT_ONCE, READ_AT_ONCE, SCANNED_AT_ONCE
+from hlsrelay.redis_keys import BEAT, CLAIM, HASHES, LEASES, REPORT, Keys
+from hlsrelay.redis_registry import ASKED_AT_ONCE, READ_AT_ONCE, SCANNED_AT_ONCE, Together
 from hlsrelay.registry import LEASE_S
 from hlsrelay.roster import FULL_RATE_NODES, GATHERED_S, SHORTEST_ROUND_S, STEP_EVERY_S
 from hlsrelay.session import BEAT_S, session_id
@@ -275,7 +276,8 @@ class LoadNode:
         since = ("since", SINCE, "reason", "")
         for state in ("starting", "running"):
             words = ("state", state, "node", f"node{self._number}", *since)
-            await next(self._pool).ask(script(REPORT, (key, KEYS.figures(stream)), str(epoch), str(len(words)), *words))
+            keys = key, KEYS.figures(stream), KEYS.position(stream)
+            await next(self._pool).ask(script(REPORT, keys, str(epoch), "", str(len(words)), *words))
 
     def _following(self, stream: str) -> tuple[tuple[str, ...], ...]:
         return (("SET", KEYS.life(), "0" * 32, "NX"), ("HGETALL", KEYS.stream(stream)), ("GET", KEYS.life()))
@@ -294,14 +296,19 @@ class LoadNode:
 
     async def _segments(self, segment_s: float = 4.0) -> None:
         async def told(stream: str, turn: int) -> None:
-            key, epoch = KEYS.stream(stream), self._epochs.get(stream, "")
-            wire = next(self._pool)
-            [kept] = await wire.ask(script(CARRY, (key, KEYS.position(stream)), epoch, self._position))
+            keys, epoch = (KEYS.stream(stream), KEYS.figures(stream), KEYS.position(stream)), self._epochs.get(stream, "")
             figures = ("last_sequence", str(turn), "lag", "0.10")
-            await wire.ask(script(REPORT, (key, KEYS.figures(stream)), epoch, "0", *figures))
-            if kept != 1:  # it is another's
-                self._epochs.pop(stream, None)
+            gathered.append((stream, script(REPORT, keys, epoch, self._position, "0", *figures)))
+            if len(gathered) > 1:
+                return
+            await asyncio.sleep(Together.GATHERED_S)
+            some = [*gathered]
+            gathered.clear()
+            for (one, _), kept in zip(some, await next(self._pool).ask(*(words for _, words in some)), strict=True):
+                if kept != 1:  # it is another's
+                    self._epochs.pop(one, None)
 
+        gathered: list[tuple[str, list[str]]] = []
         await self._paced(segment_s, told)
 
     async def _follow(self) -> None:
@@ -314,7 +321,7 @@ class LoadNode:
 async def load_nodes(first: int, number: int, nodes: int, load: Load, url: str) -> None:
     """Be *number* of *nodes* nodes, from *first* on, that only load Redis, until cancelled."""
     wire = await connected(url)
-    for text in (BEAT, CARRY, CLAIM, HASHES, LEASES, REPORT):
+    for text in (BEAT, CLAIM, HASHES, LEASES, REPORT):
         await wire.ask(("SCRIPT", "LOAD", text))
     owners = Owners()
     async with asyncio.TaskGroup() as tasks:

@@ -18,7 +18,7 @@ import structlog
 
 from hlsrelay.bell import Bell
 from hlsrelay.errors import HlsRelayError, RegistryUnavailable, Superseded
-from hlsrelay.fields import RELAY_FIELDS, Registered
+from hlsrelay.fields import FIGURES, RELAY_FIELDS, Registered
 from hlsrelay.registry import Registry, apart
 from hlsrelay.roster import Roster
 
@@ -39,7 +39,7 @@ class Link:
     """Keeps one stream's relay and its hash in Redis in step, beside the relay: neither ever waits for the other."""
 
     PERIOD_S = 0.5
-    LONG_PERIOD_S = 10.0
+    LONG_PERIOD_S = 30.0
     """Where a roster hears of changes, the hash is still read so often: what was missed is not missed for long."""
 
     def __init__(
@@ -159,19 +159,18 @@ class Link:
     async def flush(self) -> None:
         """Write what is pending now. Raises RegistryUnavailable, and keeps it then; Superseded, and it is lost."""
         epoch = self._claim.epoch if self._claim else 0
-        if (position := self._position) and epoch:  # before the words that give the stream away
-            await self._registry.carry(self._stream_id, position(), epoch)
-            if self._position is position:
-                self._position = None
+        position, self._position = self._position if epoch else None, None
         sending, self._pending = self._pending, {}
-        if not sending:
+        if not sending and position is None:
             return
         self._reported |= sending
+        told, soon = position() if position else "", not sending.keys() <= FIGURES
         try:
-            if not await self._registry.report(self._stream_id, sending, epoch):
+            if not await self._registry.report(self._stream_id, sending, epoch, position=told, soon=soon):
                 self._stale = True  # it is gone
-        except RegistryUnavailable:
+        except (RegistryUnavailable, asyncio.CancelledError):
             self._pending = sending | self._pending
+            self._position = self._position or position
             raise
 
 

@@ -120,19 +120,16 @@ class MemoryRegistry:
         self._tell(Heard(frozenset((stream_id,))))
         return self.streams.pop(stream_id, None) is not None
 
-    async def report(self, stream_id: str, fields: Mapping[str, str], epoch: int = 0) -> bool:
+    async def report(self, stream_id: str, fields: Mapping[str, str], epoch: int = 0, *, position: str = "", soon: bool = True) -> bool:
         """See Registry."""
         self._answering()
         if epoch and stream_id in self.streams and self.streams[stream_id].get("epoch") != str(epoch):
             raise Superseded(f"stream '{stream_id}' was taken by another node")
-        return await self.change(stream_id, fields)
-
-    async def carry(self, stream_id: str, text: str, epoch: int) -> bool:
-        """See Registry."""
-        known = self.streams.get(stream_id, {}).get("carried") == str(epoch)
-        if not await self.report(stream_id, {} if known else {"carried": str(epoch)}, epoch):
+        is_news = position and self.streams.get(stream_id, {}).get("carried") != str(epoch)
+        if not await self.change(stream_id, {**fields, "carried": str(epoch)} if is_news else fields):
             return False
-        self.positions[stream_id] = str(epoch), text
+        if position:
+            self.positions[stream_id] = str(epoch), position
         return True
 
     async def carried(self, stream_id: str) -> str:

@@ -169,28 +169,22 @@ return told
 """
 
 REPORT = """
--- KEYS a stream's hash, its figures; ARGV epoch, n, n words of field, value, ... for the hash, the same for the figures: write what the
--- relay knows; figures are kept for a week. 0, and nothing is written, where the operator has deleted the stream; -1 where another claim
--- was made since that epoch (empty: whoever has it)
+-- KEYS a stream's hash, its figures, its position; ARGV epoch, position, n, n words of field, value, ... for the hash, the same for the
+-- figures: write what the relay knows, and where it stands (empty: as before); figures and positions are kept for a week. 0, and nothing is
+-- written, where the operator has deleted the stream; -1 where another claim was made since that epoch (empty: whoever has it).
+-- The hash names the epoch of the position too: a stream that is deleted, and registered anew under its id, does not go on from there.
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if ARGV[1] ~= '' and (redis.call('HGET', KEYS[1], 'epoch') or '') ~= ARGV[1] then return -1 end
-local n = tonumber(ARGV[2])
-if n > 0 then redis.call('HSET', KEYS[1], unpack(ARGV, 3, n + 2)) end
-if #ARGV > n + 2 then
-    redis.call('HSET', KEYS[2], unpack(ARGV, n + 3))
+if ARGV[2] ~= '' then
+    if redis.call('HGET', KEYS[1], 'carried') ~= ARGV[1] then redis.call('HSET', KEYS[1], 'carried', ARGV[1]) end
+    redis.call('SET', KEYS[3], ARGV[1] .. ' ' .. ARGV[2], 'EX', 604800)
+end
+local n = tonumber(ARGV[3])
+if n > 0 then redis.call('HSET', KEYS[1], unpack(ARGV, 4, n + 3)) end
+if #ARGV > n + 3 then
+    redis.call('HSET', KEYS[2], unpack(ARGV, n + 4))
     redis.call('EXPIRE', KEYS[2], 604800)
 end
-return 1
-"""
-
-CARRY = """
--- KEYS a stream's hash, its position; ARGV epoch, text: write where it stands, for a week. 0, and nothing is written, where the operator
--- has deleted the stream; -1 where another claim was made since that epoch. The hash names the epoch too: a stream that is deleted, and
--- registered anew under its id, does not go on from there.
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-if (redis.call('HGET', KEYS[1], 'epoch') or '') ~= ARGV[1] then return -1 end
-if redis.call('HGET', KEYS[1], 'carried') ~= ARGV[1] then redis.call('HSET', KEYS[1], 'carried', ARGV[1]) end
-redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. ARGV[2], 'EX', 604800)
 return 1
 """
 

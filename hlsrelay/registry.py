@@ -113,16 +113,12 @@ class Registry(Protocol):
     async def delete(self, stream_id: str) -> bool:
         """Forget a stream; False where there is none of that id."""
 
-    async def report(self, stream_id: str, fields: Mapping[str, str], epoch: int = 0) -> bool:
+    async def report(self, stream_id: str, fields: Mapping[str, str], epoch: int = 0, *, position: str = "", soon: bool = True) -> bool:
         """Write what the relay knows; False, and nothing written, where the operator has deleted the stream.
 
+        *position* is where it stands, for its next owner, of that *epoch*: see `carried`. What need not be written *soon* may be
+        written a little later, together with what others report.
         Raises Superseded, and nothing is written, where it was claimed again since *epoch*; 0: by whomever.
-        """
-
-    async def carry(self, stream_id: str, text: str, epoch: int) -> bool:
-        """Keep where a stream stands for its next owner; False, and nothing kept, where the operator has deleted it.
-
-        Raises Superseded, and nothing is kept, where it was claimed again since *epoch*.
         """
 
     async def carried(self, stream_id: str) -> str:

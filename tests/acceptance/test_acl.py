@@ -72,7 +72,7 @@ async def everything(registry: RedisRegistry, server: RedisServer) -> set[str]:
     assert epoch > 0
     await ask(registry.claim, "one", "b", {"node": "b"})  # each way through the script
     assert await ask(registry.report, "one", {"state": "running", "lag": "0.1"}, epoch)
-    assert await ask(registry.carry, "one", "here", epoch)
+    assert await registry.report("one", {"lag": "0.2"}, epoch, position="here", soon=False)
     assert await ask(registry.carried, "one") == "here"
     assert (await ask(registry.follow, "one"))[0]
     assert await ask(registry.get, "one")

@@ -138,10 +138,10 @@ class Cluster:
         place = self.places[self.owner]
         assert place.relaying is not None
         self.network.down.add(place.name)
-        self.registry.report = self.registry.carry = _lost  # type: ignore[assignment, method-assign]
+        self.registry.report = _lost  # type: ignore[assignment, method-assign]
         place.relaying.cancel()
         await asyncio.gather(place.relaying, return_exceptions=True)
-        del self.registry.report, self.registry.carry
+        del self.registry.report
 
     async def until(self, reached: Callable[[], object], within_s: float = 60.0) -> None:
         async with asyncio.timeout(within_s):
@@ -320,7 +320,7 @@ def test_each_track_keeps_its_window_and_none_is_shown_before_it_has_caught_up(t
             await elapse(5)
             await nodes.plays(0)
             await nodes.is_killed()
-            await nodes.registry.carry("news", carried, epoch)
+            await nodes.registry.report("news", {}, epoch, position=carried)
             nodes.network.down.clear()
         await nodes.takes("b", until="")
         asking = [nodes.places["c"].client.get(f"/live/news/{name}/index.m3u8") for name in NAMES.values()]
@@ -426,7 +426,7 @@ def test_the_next_owner_shows_nothing_that_ends_before_what_players_saw_of_one_t
         while (await nodes.listed()).segments[-1].sequence < since + unsaid:
             await elapse(0.5)
         await nodes.is_killed()
-        await nodes.registry.carry("news", carried, epoch)
+        await nodes.registry.report("news", {}, epoch, position=carried)
         if hears:
             nodes.network.down.clear()
         await nodes.takes("b", until="")

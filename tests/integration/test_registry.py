@@ -161,9 +161,9 @@ def test_changes_are_told_and_figures_are_none(run: Run) -> None:
             await registry.report("news", {"last_sequence": "7"})
             epoch = await registry.claim("news", "ours", {"node": "a"})
             assert await anext(hearing) == Heard(frozenset(("news",)))
-            await registry.carry("news", "position", epoch)
+            await registry.report("news", {}, epoch, position="position")
             assert await anext(hearing) == Heard(frozenset(("news",))), "the first time: the hash says whose position it is"
-            await registry.carry("news", "position 2", epoch)
+            await registry.report("news", {}, epoch, position="position 2")
             await registry.change("other", {"window": "30"})
             assert await anext(hearing) == Heard(frozenset(("other",)))
             assert await anext(of_other) == Heard(frozenset(("other",)))

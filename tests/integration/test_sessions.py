@@ -221,16 +221,16 @@ def test_where_a_stream_stands_is_kept_for_its_next_owner_and_goes_with_it(run: 
         await registry.register("news", FIELDS)
         first = await claimed(registry, "one")
         assert await registry.carried("news") == ""
-        assert await registry.carry("news", "stands here", first)
+        assert await registry.report("news", {}, first, position="stands here")
         await registry.change("news", {"session": ""})
         second = await claimed(registry, "other")
         with pytest.raises(Superseded):
-            await registry.carry("news", "stood here", first)
+            await registry.report("news", {}, first, position="stood here")
         assert await registry.carried("news") == "stands here"
-        assert await registry.carry("news", "stands there", second)
+        assert await registry.report("news", {}, second, position="stands there")
         assert await registry.carried("news") == "stands there"
         await registry.delete("news")
-        assert not await registry.carry("news", "stands nowhere", second)
+        assert not await registry.report("news", {}, second, position="stands nowhere")
         assert await registry.carried("news") == ""
 
     run(body)
@@ -239,7 +239,7 @@ def test_where_a_stream_stands_is_kept_for_its_next_owner_and_goes_with_it(run: 
 def test_a_stream_that_is_deleted_by_hand_and_registered_anew_does_not_go_on_from_where_it_stood(run: Run) -> None:
     async def body(registry: Registry) -> None:
         await registry.register("news", FIELDS)
-        assert await registry.carry("news", "stands here", await claimed(registry, "one"))
+        assert await registry.report("news", {}, await claimed(registry, "one"), position="stands here")
         if isinstance(registry, MemoryRegistry):
             del registry.streams["news"]
         else:
