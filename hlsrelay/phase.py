@@ -160,7 +160,8 @@ def _learnt(phase: Phase, missed_s: float | None, found_s: float, longer_s: floa
     expected_s = phase.expected_s + longer_s
     phase, beats = replace(phase, expected_s=expected_s), (found_s - expected_s) / phase.beat_s
     if found_s - (_first_s(phase) - longer_s if missed_s is None else missed_s) > WIDEST_BEATS * phase.beat_s:
-        return replace(phase, expected_s=expected_s + max(0, int(beats)) * phase.beat_s)
+        passed = int(beats + BACK * phase.closest_s / phase.beat_s)
+        return replace(phase, expected_s=expected_s + max(0, passed) * phase.beat_s)
     if beats > 1 - ELSEWHERE_BEATS / 4:  # whole beats without a publication, and on as before
         phase = replace(phase, expected_s=expected_s + round(beats) * phase.beat_s)
     if phase.unsure_s:

@@ -13,6 +13,7 @@ from hlsrelay.phase import BUDGET, CLOSEST_S, LONGEST_WAIT, SAVED, Phase, asked,
 
 TARGET_S = 4.0
 ROUND_TRIP_S = 0.005
+LISTED = 6
 LEARNING = 30
 """Segments after which a source is known."""
 
@@ -69,14 +70,14 @@ def followed(source: Source, began_s: float = 0.0, closest_s: float = CLOSEST_S,
     while have < len(moments):
         phase, loads, before = asked(phase, now_s), loads + 1, have
         if away_s[0] <= now_s < away_s[1]:
-            now_s += target_s
+            now_s += 0.9 * target_s
             continue
         while have < len(moments) and moments[have][0] <= now_s + ROUND_TRIP_S / 2:
             seen.late_s.append(now_s + ROUND_TRIP_S - moments[have][0])
             seen.loads.append(loads)
             have += 1
         if have > before:
-            durations_s = tuple(duration_s for _, duration_s in moments[before:have])
+            durations_s = tuple(duration_s for _, duration_s in moments[before:have][-LISTED:])
             phase, due_s = found_new(phase, now_s, durations_s, min(target_s, durations_s[-1]))
         else:
             phase, due_s = found_nothing(phase, now_s, moments[max(0, have - 1)][1] / 2)
@@ -133,7 +134,7 @@ def test_a_single_late_publication_does_not_move_the_phase() -> None:
     assert max(seen.late_s[101:]) <= CLOSEST_S + 2 * ROUND_TRIP_S
 
 
-@pytest.mark.parametrize("lasts_s", [7.0, 30.0])
+@pytest.mark.parametrize("lasts_s", [7.0, 30.0, 40.0, 51.5, 62.5])
 def test_a_source_that_could_not_be_asked_for_a_while_is_followed_as_before_afterwards(lasts_s: float) -> None:
     moments = Source().published()
     seen = followed(Source(), away_s=(moments[100][0] - 0.5, moments[100][0] + lasts_s))
