@@ -54,9 +54,12 @@ def test_the_first_request_for_a_playlist_waits_for_the_whole_first_window(path:
 def test_viewers_who_come_at_once_start_it_once(tmp_path: Path) -> None:
     async def play(house: House) -> None:
         await house.state("idle")
+        began_s = now_s()
         answers = await asyncio.gather(*(house.get("index.m3u8" if one % 2 else "source/index.m3u8") for one in range(40)))
         assert {answer.status_code for answer in answers} == {200}
-        assert loads(house) == 2  # one look at what the source presents, one load
+        assert loads(house) <= 2 + (now_s() - began_s) / 0.5  # one look at what the source presents, one load; then one an eighth of 4 s
+        segments = [path for path in house.node.origin.requests if not path.endswith(".m3u8")]
+        assert len(segments) == len(set(segments))
 
     scenario(tmp_path / "live", play, Origin(segment_takes_s=0.5))
 
