@@ -120,7 +120,15 @@ class MemoryRegistry:
         self._tell(Heard(frozenset((stream_id,))))
         return self.streams.pop(stream_id, None) is not None
 
-    async def report(self, stream_id: str, fields: Mapping[str, str], epoch: int = 0, *, position: str = "", soon: bool = True) -> bool:
+    async def report(
+        self,
+        stream_id: str,
+        fields: Mapping[str, str],
+        epoch: int = 0,
+        *,
+        position: str = "",
+        soon: bool = True,  # noqa: ARG002
+    ) -> bool:
         """See Registry."""
         self._answering()
         if epoch and stream_id in self.streams and self.streams[stream_id].get("epoch") != str(epoch):

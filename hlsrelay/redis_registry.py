@@ -253,7 +253,7 @@ class RedisRegistry:
                 pipeline.evalsha(_digest(REPORT), len(keys), *keys, *arguments)
             return list(await pipeline.execute(raise_on_error=False))
 
-        answers = await self._asked(run)
+        answers: list[Any] = await self._asked(run)
         for index, (keys, arguments) in enumerate(reports):
             if isinstance(answers[index], redis.exceptions.NoScriptError):
                 answers[index] = await self._scripted(REPORT, keys, arguments)
