@@ -216,6 +216,29 @@ def test_what_an_earlier_owner_writes_is_refused_and_a_deleted_stream_is_not_bro
     run(body)
 
 
+def test_what_need_not_be_written_soon_is_written_together_and_each_is_answered_for_itself(run: Run) -> None:
+    async def body(registry: Registry) -> None:
+        for stream in ("one", "two", "three"):
+            await registry.register(stream, FIELDS)
+        claims = {stream: await registry.claim(stream, "us", {}) for stream in ("one", "two", "three")}
+        await registry.delete("three")
+
+        def reported(stream: str, epoch: int) -> Awaitable[bool]:
+            return registry.report(stream, {"lag": "0.1"}, epoch, position=f"{stream} stands here", soon=False)
+
+        epochs = {**claims, "two": claims["two"] - 1, "four": 1}
+        answers = await asyncio.gather(*(reported(stream, epoch) for stream, epoch in epochs.items()), return_exceptions=True)
+        assert answers[0] is True
+        assert isinstance(answers[1], Superseded)
+        assert answers[2:] == [False, False]
+        assert [await registry.carried(stream) for stream in epochs] == ["one stands here", "", "", ""]
+        found = await registry.get("one")
+        assert found is not None
+        assert found.fields["lag"] == "0.1"
+
+    run(body)
+
+
 def test_where_a_stream_stands_is_kept_for_its_next_owner_and_goes_with_it(run: Run) -> None:
     async def body(registry: Registry) -> None:
         await registry.register("news", FIELDS)
