@@ -12,13 +12,14 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
 
 from bench.__main__ import SHARED_MEMORY, default_cache
-from bench.origin import media, serving
+from bench.origin import Origin, media, serving
 from hlsrelay.log import start_logging
 from hlsrelay.processes import Children
 
@@ -92,25 +93,42 @@ def fetch(host: str, port: int, folder: Path, move: Move) -> float:
         return (time.process_time() - begun_s) / (SEGMENTS * SEGMENT_S / 60)
 
 
-async def measure(passes: int, cache: Path) -> dict[str, float]:
-    """Return the medians, the passes interleaved."""
+@asynccontextmanager
+async def one_stream(cache: Path, *, tls: bool = False, paced: bool = False) -> AsyncGenerator[tuple[Origin, Path, Children], None]:
+    """Serve one stream while the block runs; gives its origin, a folder to write into, and what else may be started."""
     children = Children()
     parent = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
     try:
         files = await media(cache, SEGMENT_S, FILES, children)
-        with tempfile.TemporaryDirectory(prefix="hlsrelay-copy-", dir=parent) as temp:
+        with tempfile.TemporaryDirectory(prefix="hlsrelay-cost-", dir=parent) as temp:
             folder = Path(temp)
-            async with serving(folder / "origin", files, children, streams=1, segment_s=SEGMENT_S, listed=6) as origin:
-                where = urlsplit(origin.url)
-                assert where.hostname
-                assert where.port
-                costs: dict[str, list[float]] = {name: [] for name in MOVES}
-                for _ in range(passes):
-                    for name, move in MOVES.items():
-                        costs[name].append(await asyncio.to_thread(fetch, where.hostname, where.port, folder, move))
-                return {name: median(found) for name, found in costs.items()}
+            serve = serving(folder / "origin", files, children, streams=1, segment_s=SEGMENT_S, listed=6, tls=tls, paced=paced)
+            async with serve as origin:
+                yield origin, folder, children
     finally:
         await children.aclose()
+
+
+async def moved(origin: Origin, folder: Path, move: Move) -> float:
+    """Fetch from *origin* in a thread; returns the CPU seconds per stream-minute."""
+    where = urlsplit(origin.url)
+    return await asyncio.to_thread(fetch, where.hostname or "", where.port or 0, folder, move)
+
+
+async def measure(passes: int, cache: Path) -> dict[str, float]:
+    """Return the medians, the passes interleaved."""
+    costs: dict[str, list[float]] = {name: [] for name in MOVES}
+    async with one_stream(cache) as (origin, folder, _):
+        for _ in range(passes):
+            for name, move in MOVES.items():
+                costs[name].append(await moved(origin, folder, move))
+    return {name: median(found) for name, found in costs.items()}
+
+
+def tell(costs: dict[str, float]) -> None:
+    """Print a table."""
+    for name, cost in costs.items():
+        print(f"{name:<26} {cost:6.4f} CPU s per stream-minute")
 
 
 def main() -> None:
@@ -120,8 +138,7 @@ def main() -> None:
     options.add_argument("--cache", type=Path, default=default_cache())
     chosen = options.parse_args()
     start_logging("text")
-    for name, cost in asyncio.run(measure(chosen.passes, chosen.cache)).items():
-        print(f"{name:<26} {cost:6.4f} CPU s per stream-minute")
+    tell(asyncio.run(measure(chosen.passes, chosen.cache)))
 
 
 if __name__ == "__main__":

@@ -10,25 +10,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_network
 from pathlib import Path
 from statistics import median
-from urllib.parse import urlsplit
 
 import uvloop
 
 from bench import copy_cost
-from bench.__main__ import SHARED_MEMORY, default_cache
+from bench.__main__ import default_cache
 from bench.copy_cost import FILES, SEGMENT_S, SEGMENTS
-from bench.origin import ROOT, media, serving
+from bench.origin import ROOT
 from hlsrelay import transport
 from hlsrelay.downloading import _Growing
 from hlsrelay.log import start_logging
 from hlsrelay.model import Sink
-from hlsrelay.processes import Children, Stdout
+from hlsrelay.processes import Stdout
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import Upstream
 
@@ -66,28 +64,18 @@ async def fetched(way: str, url: str, folder: Path) -> float:
 
 async def measure(passes: int, cache: Path, *, tls: bool, paced: bool) -> dict[str, float]:
     """Return the medians."""
-    children = Children()
-    parent = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
-    try:
-        files = await media(cache, SEGMENT_S, FILES, children)
-        with tempfile.TemporaryDirectory(prefix="hlsrelay-fetch-", dir=parent) as temp:
-            folder = Path(temp)
-            serve = serving(folder / "origin", files, children, streams=1, segment_s=SEGMENT_S, listed=6, tls=tls, paced=paced)
-            async with serve as origin:
-                plain = {} if tls or paced else {name: move for name, move in copy_cost.MOVES.items() if "64" in name or "only" in name}
-                costs: dict[str, list[float]] = {name: [] for name in (*plain, *WAYS)}
-                where = urlsplit(origin.url)
-                for _ in range(passes):
-                    for name, move in plain.items():
-                        costs[name].append(await asyncio.to_thread(copy_cost.fetch, where.hostname or "", where.port or 0, folder, move))
-                    for name in WAYS:
-                        argv = [sys.executable, "-m", "bench.fetch_cost", "--way", name, "--url", origin.url, "--folder", str(folder)]
-                        argv += ["--trust", str(origin.certificate)] if origin.certificate else []
-                        async with children.spawn(argv, purpose="bench fetch", cwd=ROOT, stdout=Stdout.LINES) as child:
-                            costs[name] += [float(line) async for line in child.lines()]
-                return {name: median(found) for name, found in costs.items()}
-    finally:
-        await children.aclose()
+    plain = {} if tls or paced else {name: move for name, move in copy_cost.MOVES.items() if "64" in name or "only" in name}
+    costs: dict[str, list[float]] = {name: [] for name in (*plain, *WAYS)}
+    async with copy_cost.one_stream(cache, tls=tls, paced=paced) as (origin, folder, children):
+        for _ in range(passes):
+            for name, move in plain.items():
+                costs[name].append(await copy_cost.moved(origin, folder, move))
+            for name in WAYS:
+                argv = [sys.executable, "-m", "bench.fetch_cost", "--way", name, "--url", origin.url, "--folder", str(folder)]
+                argv += ["--trust", str(origin.certificate)] if origin.certificate else []
+                async with children.spawn(argv, purpose="bench fetch", cwd=ROOT, stdout=Stdout.LINES) as child:
+                    costs[name] += [float(line) async for line in child.lines()]
+    return {name: median(found) for name, found in costs.items()}
 
 
 def main() -> None:
@@ -108,8 +96,7 @@ def main() -> None:
         print(uvloop.run(fetched(chosen.way, chosen.url, chosen.folder)))
         return
     start_logging("text")
-    for name, cost in asyncio.run(measure(chosen.passes, chosen.cache, tls=chosen.tls, paced=chosen.paced)).items():
-        print(f"{name:<26} {cost:6.4f} CPU s per stream-minute")
+    copy_cost.tell(asyncio.run(measure(chosen.passes, chosen.cache, tls=chosen.tls, paced=chosen.paced)))
 
 
 if __name__ == "__main__":

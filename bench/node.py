@@ -1,9 +1,8 @@
 """N streams relayed by one hlsrelay process: `python -m bench.node COUNT PLAYLIST-URL` with `{}` for the number in the URL.
 
-There is no verb yet that relays many registered streams in one process, so this stands in for it, and is no more than what `hlsrelay run`
-does for one: the same registry (the embedded Redis unless HLSRELAY_REDIS_URL says otherwise), web server, worker.relay_stream, settings
-from the environment. It registers the streams itself, and ends on TERM. `--lag FILE` has it write there, every second, how often its loop
-was how late.
+It is `hlsrelay worker`: the same registry (the embedded Redis unless HLSRELAY_REDIS_URL says otherwise), web server and claims, settings
+from the environment. But it registers the streams itself, has room for all of them, may trust a certificate of the bench's own, and
+`--lag FILE` has it write there, every second, how often its loop was how late. It ends on TERM.
 """
 
 from __future__ import annotations
@@ -18,15 +17,13 @@ import uvloop
 
 from bench.schedule import stream_name
 from hlsrelay import transport
+from hlsrelay.claims import Claims
 from hlsrelay.commands import _node, _on_signals
-from hlsrelay.fields import stream_of
 from hlsrelay.log import start_logging
 from hlsrelay.node import Node
-from hlsrelay.roster import Roster
 from hlsrelay.settings import Settings, load_settings
 from hlsrelay.site import RelaySite
 from hlsrelay.web import create_app, serve
-from hlsrelay.worker import relay_stream
 
 LAG_TOLD_S = 1.0
 
@@ -47,18 +44,14 @@ async def relay_all(count: int, url: str, window_s: float, settings: Settings, l
     leaving = _on_signals()
     async with AsyncExitStack() as stack:
         node = await stack.enter_async_context(_node(settings))
-        node.roster = Roster(node.registry)  # as `run` and `worker` have it: Redis tells what changes, and nobody asks again and again
-        await stack.enter_async_context(node.roster.kept_up())
         await stack.enter_async_context(serve(create_app(RelaySite(node)), settings.http))
-        streams = []
         for index in range(count):
             fields = {"source": url.format(stream_name(index)), "desired": "run", "window": f"{window_s:g}"}
             await node.registry.register(stream_name(index), fields)
-            streams.append(stream_of(stream_name(index), fields))
         telling = asyncio.create_task(tell_lag(node, lag)) if lag else None
-        async with asyncio.TaskGroup() as group:
-            for stream in streams:
-                group.create_task(relay_stream(stream, node, leaving))
+        claims = Claims(node, leaving)
+        async with claims.taking_part():
+            await claims.kept()
         if telling:
             telling.cancel()
 
@@ -74,7 +67,7 @@ def main() -> None:
     chosen = options.parse_args()
     if chosen.trust:
         transport._tls().load_verify_locations(chosen.trust)  # no setting for it: a source on the internet needs none
-    uvloop.run(relay_all(chosen.count, chosen.url, chosen.window, load_settings(), chosen.lag))
+    uvloop.run(relay_all(chosen.count, chosen.url, chosen.window, load_settings(capacity=2 * chosen.count), chosen.lag))
 
 
 if __name__ == "__main__":

@@ -317,7 +317,7 @@ class Together:
             some = [(words, answer) for words, answer in waiting[start : start + self.MOST] if not answer.done()]
             try:
                 answers = await self._write([words for words, _ in some])
-            except RegistryUnavailable as error:
+            except Exception as error:  # whatever it is, who waits for an answer has to hear it
                 answers = [error] * len(some)
             for (_, answer), found in zip(some, answers, strict=True):
                 if answer.done():
@@ -328,12 +328,8 @@ class Together:
                     answer.set_result(found)
 
     async def aclose(self) -> None:
-        """Give up what is not written yet."""
-        for task in self._writing:
-            task.cancel()
-        await asyncio.gather(*self._writing, return_exceptions=True)
-        for _, answer in self._waiting:
-            answer.cancel()
+        """Return once all that was reported is written, or can't be."""
+        await asyncio.gather(*self._writing)
 
 
 def _session(now_ms: int, told: tuple[str, str, list[str]]) -> Session:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -101,8 +101,8 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
         gone = asyncio.create_task(leaving.wait())
         wanted = asyncio.create_task(link.wanted.wait())
         try:
-            sure = Fence(node.awake, node.registry, stream.id, claim).passed if claim else at_once
-            keeping = asyncio.create_task(_kept(storage, claim, wishes, nudges, demand, reporter, node, sure), name=f"keep {stream.id}")
+            keeper = _Keeper(storage, claim, wishes, nudges, demand, reporter, node)
+            keeping = asyncio.create_task(keeper.kept(), name=f"keep {stream.id}")
             await asyncio.wait((keeping, gone, wanted, following), return_when=asyncio.FIRST_COMPLETED)
             keeping.cancel()
             with suppress(asyncio.CancelledError):
@@ -135,81 +135,77 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
     return 0.0 if demand.idle else reporter.target_duration_s
 
 
-async def _taken_up(storage: LocalStorage, claim: Claim | None, wishes: Wishes, reporter: Reporter, node: Node) -> bool:
-    """Go on from where an owner before us stood, by what is published, or by what it told in Redis if that knows more.
+@dataclass(frozen=True, slots=True)
+class _Keeper:
+    """Keeps one stream relayed as its operator wishes, from taking it up to its end."""
 
-    Storage that is away is waited for; returns False where the stream is to stop meanwhile. Raises Superseded.
-    """
-    pause_s = SHORTEST_PAUSE_S
-    while True:
-        try:
-            await storage.taken()
-            break
-        except StorageAway as error:
-            if wishes.stream.desired is Desired.STOP:
-                return False
-            reporter.fault("storage", str(error))
-        await asyncio.sleep(pause_s)
-        pause_s = min(2 * pause_s, LONGEST_WAIT_FOR_STORAGE_S)
-    reporter.well("storage")
-    known = claim.registered.fields if claim else {}
-    carried = await node.registry.carried(storage.stream_id) if known.get("carried") else ""
-    if node.objects is not None:
-        unpacked(carried, storage)
-    else:
-        # Who lets go in order tells last where the stream stands, and only then that it is free.
-        former = Former(carried, in_order=not known.get("session") and known.get("carried") == known.get("epoch"))
-        await taken_up(storage, former, node.edge, node.url)
-        node.coming.discard(storage.stream_id)
-    reporter.resumed(storage)
-    return True
+    storage: LocalStorage
+    claim: Claim | None
+    wishes: Wishes
+    nudges: Nudges
+    demand: Demand
+    reporter: Reporter
+    node: Node
 
+    async def kept(self) -> None:
+        """Relay the stream to its end, and fetch meanwhile what only its owners before have of what is listed."""
+        sure = Fence(self.node.awake, self.node.registry, self.storage.stream_id, self.claim).passed if self.claim else at_once
+        if not await self._taken_up():
+            return
+        work, backfill = self._wanted(sure), self.storage.absent
+        await (_beside(backfill.filled(), work) if isinstance(backfill, Backfill) else work)
 
-async def _kept(
-    storage: LocalStorage,
-    claim: Claim | None,
-    wishes: Wishes,
-    nudges: Nudges,
-    demand: Demand,
-    reporter: Reporter,
-    node: Node,
-    sure: Callable[[], Awaitable[object]],
-) -> None:
-    """Relay the stream to its end, and fetch meanwhile what only its owners before have of what is listed."""
-    if not await _taken_up(storage, claim, wishes, reporter, node):
-        return
-    work = _wanted(storage, wishes, nudges, demand, reporter, node, sure)
-    await (_beside(backfill.filled(), work) if isinstance(backfill := storage.absent, Backfill) else work)
+    async def _taken_up(self) -> bool:
+        """Go on from where an owner before us stood, by what is published, or by what it told in Redis if that knows more.
 
-
-async def _wanted(
-    storage: LocalStorage,
-    wishes: Wishes,
-    nudges: Nudges,
-    demand: Demand,
-    reporter: Reporter,
-    node: Node,
-    sure: Callable[[], Awaitable[object]],
-) -> None:
-    """Relay the stream to its end; one that is on_demand only while somebody watches, and meanwhile nothing of it runs or is shown."""
-    while True:
-        if demand.unwanted:
-            demand.idle = True
-            reporter.idle()
+        Storage that is away is waited for; returns False where the stream is to stop meanwhile. Raises Superseded.
+        """
+        storage, reporter, node = self.storage, self.reporter, self.node
+        pause_s = SHORTEST_PAUSE_S
+        while True:
             try:
-                withdraw(storage, node.clock)
-            except OSError as error:
-                reporter.fault("withdraw", f"can't record what was published: {error.strerror}")
-            await _beside(cleared(storage, node.clock), demand.wanted())
-            if wishes.stream.desired is Desired.STOP:
-                return
-            demand.idle = False
-            reporter.state("starting")
-        async with node.connect() as upstream, node.connect() as spare:
-            tools = Tools(upstream, storage, node.encoder, wishes, node.clock, nudges, spare, node.caches, sure)
-            if not await _first_of(_relay(tools, reporter, demand), demand.left()):
-                return
-        demand.closed()
+                await storage.taken()
+                break
+            except StorageAway as error:
+                if self.wishes.stream.desired is Desired.STOP:
+                    return False
+                reporter.fault("storage", str(error))
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_WAIT_FOR_STORAGE_S)
+        reporter.well("storage")
+        known = self.claim.registered.fields if self.claim else {}
+        carried = await node.registry.carried(storage.stream_id) if known.get("carried") else ""
+        if node.objects is not None:
+            unpacked(carried, storage)
+        else:
+            # Who lets go in order tells last where the stream stands, and only then that it is free.
+            former = Former(carried, in_order=not known.get("session") and known.get("carried") == known.get("epoch"))
+            await taken_up(storage, former, node.edge, node.url)
+            node.coming.discard(storage.stream_id)
+        reporter.resumed(storage)
+        return True
+
+    async def _wanted(self, sure: Callable[[], Awaitable[object]]) -> None:
+        """Relay the stream to its end; one that is on_demand only while somebody watches, and meanwhile nothing of it runs or is shown."""
+        storage, wishes, demand, reporter, node = self.storage, self.wishes, self.demand, self.reporter, self.node
+        while True:
+            if demand.unwanted:
+                demand.idle = True
+                reporter.idle()
+                try:
+                    withdraw(storage, node.clock)
+                except OSError as error:
+                    reporter.fault("withdraw", f"can't record what was published: {error.strerror}")
+                await _beside(cleared(storage, node.clock), demand.wanted())
+                if wishes.stream.desired is Desired.STOP:
+                    return
+                demand.idle = False
+                reporter.state("starting")
+            async with node.connect() as upstream, node.connect() as spare:
+                tools = Tools(upstream, storage, node.encoder, wishes, node.clock, self.nudges, spare, node.caches, sure)
+                if not await _first_of(_relay(tools, reporter, demand), demand.left()):
+                    return
+            demand.closed()
 
 
 async def _first_of(*works: Coroutine[Any, Any, None]) -> int:

@@ -287,15 +287,21 @@ def test_a_body_that_nobody_wants_is_not_read(body: bytes, connections_made: int
     asyncio.run(run())
 
 
+def hanging() -> tuple[asyncio.Event, Talk]:
+    """Return a server's part that never answers, and what is set each time that it is asked."""
+    asked = asyncio.Event()
+
+    async def hangs(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await reader.read()
+
+    return asked, hangs
+
+
 def test_whoever_gives_up_takes_no_connection_with_it() -> None:
     async def run() -> None:
-        asked = asyncio.Event()
-
-        async def hangs(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            asked.set()
-            await reader.read()
-
+        asked, hangs = hanging()
         talks = [hangs] * (2 * Connections.MOST)
         async with asking(*talks, says(kept(b"next"))) as (made, _, target):
             for _ in talks:
@@ -336,13 +342,7 @@ def test_no_more_than_a_few_connections_are_open_at_once() -> None:
 
 def test_closing_ends_what_is_under_way_as_an_error() -> None:
     async def run() -> None:
-        asked = asyncio.Event()
-
-        async def hangs(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            asked.set()
-            await reader.read()
-
+        asked, hangs = hanging()
         async with asking(hangs) as (made, _, target):
             task = asyncio.create_task(got(made, target))
             await asked.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from hlsrelay.bell import Bell
-from tests.virtual import run_virtually
+from tests.virtual import elapse, run_virtually
 
 
 def test_who_waits_goes_on_when_it_is_rung_and_no_later_than_the_limit() -> None:
@@ -28,7 +28,7 @@ def test_who_is_cancelled_leaves_nothing_behind() -> None:
     async def body() -> None:
         bell = Bell()
         waiting = asyncio.create_task(bell.wait(60))
-        await asyncio.sleep(1)
+        await elapse(1)
         waiting.cancel()
         bell.set()  # both at once: cancelled it is, and the next ones are not held up
         await asyncio.wait((waiting,))
