@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from hlsrelay.hls.parse import parse
-from hlsrelay.hls.render import media_playlist, multivariant_playlist
+from hlsrelay.hls.render import media_playlist, multivariant_playlist, told_apart
 from hlsrelay.hls.window import Progress, slide
 from hlsrelay.model import SOURCE, Entry, Kind, MediaFile, Presentation, Traits
 from tests.playlists import URL, at
@@ -87,6 +87,26 @@ def test_codecs_name_what_is_listed_still_after_the_format_changed() -> None:
 
     assert 'CODECS="hvc1.1.6.L93.B0,avc1.64001f,ec-3,mp4a.40.2",RESOLUTION=1920x1080,FRAME-RATE=50.000' in line(2)
     assert 'CODECS="hvc1.1.6.L93.B0,ec-3",RESOLUTION=1920x1080' in line(6)
+
+
+def sized(sizes: list[int], traits: Traits = VIDEO, last: Traits | None = None) -> Progress:
+    last_traits = last or traits
+    entries = [replace(of(traits if n < len(sizes) - 1 else last_traits), number=n) for n in range(len(sizes))]
+    files = [{SOURCE: replace(one.files[SOURCE], size_bytes=size)} for one, size in zip(entries, sizes, strict=True)]
+    return shown([replace(one, files=each) for one, each in zip(entries, files, strict=True)])
+
+
+def test_the_multivariant_playlist_is_printed_anew_where_it_would_read_differently() -> None:
+    """Segment after segment, the last of them smaller: the peak stays."""
+    before = sized([1_000_000] * 8)
+    assert told_apart(before) == told_apart(sized([1_000_000] * 9))
+    assert told_apart(before) == told_apart(sized([1_000_000] * 8 + [970_000])), "the average moves by a third of a hundredth"
+    assert told_apart(before) != told_apart(sized([1_000_000] * 8 + [700_000])), "by three hundredths"
+    assert told_apart(before) != told_apart(sized([1_000_000] * 8 + [1_050_000])), "the peak moves"
+    assert told_apart(before) != told_apart(sized([1_000_000] * 9, last=replace(VIDEO, width=640, height=360)))
+    mixed = sized([1_000_000] * 8, last=replace(VIDEO, codecs="hvc1.1.6.L93.B0"))
+    longer = sized([1_000_000] * 14, VIDEO, replace(VIDEO, codecs="hvc1.1.6.L93.B0"))
+    assert told_apart(mixed) != told_apart(longer), "what else is listed leaves one day"
 
 
 def test_a_variant_names_no_group_of_another_type_that_has_the_name() -> None:
