@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import asyncio
 
+LEAST_S = 0.001
+"""A wait takes so long at least: who is not due yet by rounding alone, and has nothing left to wait for, would wait again and again within
+the same moment."""
+
 
 class Bell:
     """An asyncio.Event whose `wait` has a limit. It may be made outside a loop, and is rung inside one."""
@@ -35,7 +39,7 @@ class Bell:
             return True
         loop = asyncio.get_running_loop()
         here = loop.create_future()
-        timer = None if within_s is None else loop.call_later(max(0.0, within_s), _go_on, here)
+        timer = None if within_s is None else loop.call_later(max(LEAST_S, within_s), _go_on, here)
         self._waiting.add(here)
         try:
             await here

@@ -92,7 +92,7 @@ class Link:
         try:
             while True:
                 try:
-                    if self._stale or loop.time() - read_s >= self._period_s:
+                    if self._stale or loop.time() >= read_s + self._period_s:
                         self._stale, read_s = False, loop.time()
                         now, lived = await self._registry.follow(self._stream_id)
                         if now is None and self._wishes and lived == life and self._lives:
