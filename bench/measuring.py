@@ -26,8 +26,8 @@ UP_AFTER_SEGMENTS = 2
 WARM_UP_S, WARM_UP_SEGMENTS, WARM_UP_S_PER_STREAM = 20.0, 6.0, 0.4
 """How long that may take."""
 SETTLED_WINDOWS, SETTLED_SEGMENTS = 2, 3
-"""Counting begins no sooner than so many windows and segments after the start: by then a relay removes as much as it writes (RFC 8216 6.2.2:
-what leaves a playlist stays for as long again), as it will for weeks. Before, all that it writes goes to fresh memory, which in a virtual
+"""Counting begins no sooner than so many windows and segments after the start. By then a relay removes as much as it writes, as it will for
+weeks (what leaves a playlist stays for as long again, RFC 8216 6.2.2). Before, all that it writes goes to fresh memory, which in a virtual
 machine costs the host's page faults too: three times as much as the copy."""
 LOG_FLUSHED_S = 0.5
 LOOK_S = 0.5
