@@ -59,6 +59,8 @@ _SPECIAL_IPV6 = tuple(IPv6Network(text) for text in ("2001::/23", "2001:db8::/32
 _NAT64 = IPv6Network("64:ff9b::/96")
 _LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")
 
+MOST_PASSED = 64
+
 
 class AddressPolicy:
     """Which addresses one stream may reach. Checked where sockets are made, so no redirect or literal gets past it.
@@ -72,10 +74,13 @@ class AddressPolicy:
         self._host = _plain(host)
         literal = literal_address(host)
         self._private: bool | None = None if literal is None else not is_public(literal)
+        self._passed: set[str] = set()
+        """Hosts that `check_host` let through: each request asks."""
 
     def resolved(self, host: str, addresses: Iterable[str]) -> None:
         """Take note of what *host* was resolved to."""
         if _plain(host) == self._host and self._private is not False and literal_address(host) is None:
+            self._passed.clear()
             found = [_address(text) for text in addresses]
             self._private = bool(found) and not any(is_public(one) for one in found)
 
@@ -95,10 +100,15 @@ class AddressPolicy:
 
     def check_host(self, host: str) -> None:
         """Raise AddressRefused where *host* of a URL can be refused without resolving it: a literal by any spelling, a well-known name."""
+        if host in self._passed:
+            return
         if _plain(host) in _METADATA_NAMES:
             raise AddressRefused(f"{_plain(host)} is a metadata service: never a source")
         if literal := literal_address(host):
             self.check(str(literal))
+        if len(self._passed) >= MOST_PASSED:
+            self._passed.clear()
+        self._passed.add(host)
 
     def make_socket(self, info: tuple[Any, ...]) -> socket.socket:
         """aiohttp's socket factory: *info* is one getaddrinfo result."""

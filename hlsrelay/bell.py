@@ -13,10 +13,11 @@ the same moment."""
 
 
 class Bell:
-    """An asyncio.Event whose `wait` has a limit. It may be made outside a loop, and is rung inside one."""
+    """An asyncio.Event whose `wait` has a limit. It may be made outside a loop, and is waited for and rung inside one and the same."""
 
     def __init__(self) -> None:
         self._is_set = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: set[asyncio.Future[None]] = set()
 
     def is_set(self) -> bool:
@@ -37,7 +38,7 @@ class Bell:
         """Wait until it is rung, no longer than *within_s*; returns whether it was. Others have their turn only where it has to wait."""
         if self._is_set:
             return True
-        loop = asyncio.get_running_loop()
+        loop = self._loop = self._loop or asyncio.get_running_loop()
         here = loop.create_future()
         timer = None if within_s is None else loop.call_later(max(LEAST_S, within_s), _go_on, here)
         self._waiting.add(here)

@@ -169,7 +169,7 @@ class BucketStorage(LocalStorage):
         """See LocalStorage."""
         return f"{stem}-{base36(self._epoch)}.{suffix}"
 
-    def commit(self, temp: Path, path: str) -> None:
+    def commit(self, temp: Path | str, path: str) -> None:
         """See LocalStorage: it is stored with the first playlist that lists it."""
         super().commit(temp, path)
         if "/" in path and not path.startswith(".") and not path.endswith(PLAYLIST):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -15,11 +16,16 @@ from hlsrelay.phase import Phase, asked, found_new, found_nothing
 
 
 class Clock:
-    """The real clock. Tests put a virtual one in its place (an event loop whose time jumps to the next timer)."""
+    """The real clock, of one event loop. Tests put a virtual one in its place (a loop whose time jumps to the next timer)."""
+
+    def __init__(self) -> None:
+        self._time: Callable[[], float] | None = None
 
     def monotonic_s(self) -> float:
-        """Return seconds that never step back; the origin is arbitrary."""
-        return asyncio.get_running_loop().time()
+        """Return seconds that never step back, the loop's own; the origin is arbitrary."""
+        if self._time is None:
+            self._time = asyncio.get_running_loop().time  # asked for once: CPython 3.11 makes a system call each time
+        return self._time()
 
     def utc_now(self) -> datetime:
         """Return the wall clock."""

@@ -269,6 +269,8 @@ class Choice:
         self._tools = tools
         self._last = last
         self._standing: Standing | None = None
+        self._chosen: tuple[Stream, Stream] | None = None
+        """The wishes that were asked for last while a backup is relayed, and what `stream` makes of them."""
         self.target_duration_s = 0.0
         self.surveys = 0
         """Raised where the source is to be surveyed again: it lacks a track that it had."""
@@ -282,7 +284,12 @@ class Choice:
     @property
     def stream(self) -> Stream:
         """The operator's wishes, with the source that is to be relayed."""
-        return replace(self._tools.control.stream, source=self.standing.current)
+        wishes, current = self._tools.control.stream, self.standing.current
+        if wishes.source == current:
+            return wishes
+        if self._chosen is None or self._chosen[0] is not wishes or self._chosen[1].source != current:
+            self._chosen = wishes, replace(wishes, source=current)
+        return self._chosen[1]
 
     def progressed(self) -> None:
         """The current source has brought something new."""

@@ -113,7 +113,7 @@ class Downloading:
                     self._digests.pop(item.number - REMEMBERED, None)
                 suffix = _suffix(file.head, segment.uri)
                 name = self._tools.storage.named(str(item.number), suffix)
-                self._tools.storage.commit(temp, f"{self._name}/{name}")
+                file.commit(f"{self._name}/{name}")
         except SegmentLost as error:
             return Clip(item, lost=str(error))
         except OSError as error:
@@ -323,13 +323,15 @@ class _Growing:
         self._aside: tuple[Digest, int] | None = None
         self.digest, self.size = Digest(), 0
         self.attempts = 0
+        self._left = [path]
+        """What is to be removed at the end."""
 
     def __enter__(self) -> _Growing:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        for path in (self._path, self._second):
+        for path in self._left:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
@@ -348,14 +350,16 @@ class _Growing:
 
     def restart(self) -> Sink:
         self.attempts += 1
-        self._file.seek(0)
-        self._file.truncate()
+        if self.size:
+            self._file.seek(0)
+            self._file.truncate()
         self.digest, self.size = Digest(), 0
         return self._write
 
     def set_aside(self) -> None:
         """Keep what it is now, should nothing better come."""
         self._file.close()
+        self._left.append(self._second)
         self._path.replace(self._second)
         self._aside = self.digest, self.size
         self._file = self._storage.open_temp(self._path)
@@ -367,6 +371,11 @@ class _Growing:
         self._second.replace(self._path)
         self.digest, self.size = self._aside
         return True
+
+    def commit(self, path: str) -> None:
+        """Publish it as *path*, relative to the stream's folder."""
+        self._storage.commit(self._path, path)
+        self._left.remove(self._path)
 
     def _write(self, piece: bytes | memoryview) -> None:
         self.digest.update(piece)

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -87,6 +87,8 @@ class LocalStorage:
 
     def __init__(self, live: Path, stream_id: str) -> None:
         self.folder = live / checked_id(stream_id)
+        self._root = f"{self.folder}/"
+        """Before a path, as the system takes it: a segment passes here a dozen times, and its Paths cost more than the calls."""
         self.stream_id = stream_id
         self.playlists: dict[str, bytes] = {}
         """What was published last, by path relative to the stream's folder: the web server answers from here."""
@@ -168,14 +170,13 @@ class LocalStorage:
         """Open a file under `temp`, empty, unbuffered, to be written and looked into."""
         return open(path, "w+b", buffering=0)
 
-    def commit(self, temp: Path, path: str) -> None:
+    def commit(self, temp: Path | str, path: str) -> None:
         """Publish the whole file *temp* as *path*, relative to the stream's folder."""
-        target = self.folder / path
         try:
-            os.replace(temp, target)
+            os.replace(temp, self._root + path)
         except FileNotFoundError:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(temp, target)
+            (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(temp, self._root + path)
 
     def publish(self, playlist: str, text: str) -> None:
         """Replace the playlist at *playlist*, relative to the stream's folder; nothing happens where it says the same already."""
@@ -187,8 +188,11 @@ class LocalStorage:
 
     def write(self, path: str, body: bytes) -> None:
         """Replace the file at *path* in one step."""
-        temp = self.temp(path.replace("/", "-"))
-        temp.write_bytes(body)
+        temp = f"{self._root}{_TEMP}/{path.replace('/', '-')}"
+        with open(temp, "wb", buffering=0) as file:
+            left = memoryview(body)
+            while left:  # a disk that is full says so at the next turn
+                left = left[file.write(left) :]
         self.commit(temp, path)
 
     def keep(self, files: Mapping[str, bytes]) -> None:
@@ -217,7 +221,11 @@ class LocalStorage:
     def remove(self, paths: Iterable[str]) -> None:
         """Remove files and playlists; one that is gone already is fine."""
         for path in paths:
-            self.discard(self.folder / path)
+            if self._read:
+                self.discard(self.folder / path)
+            else:
+                with suppress(FileNotFoundError):
+                    os.unlink(self._root + path)
             self.playlists.pop(path, None)
             if self.absent is not None:
                 self.absent.forget(path)

@@ -36,7 +36,7 @@ LARGEST_TIME_STAMP_STEP_S = 1.0
 """A larger step between two segments is no encoder's rounding: the time stamps begin anew."""
 LOWEST_FRAME_RATE = 10.0
 """With fewer pictures a second, those that head and tail show may be too far from the first and the last."""
-READ_THROUGH_EVERY = 16
+READ_THROUGH_EVERY = 32
 """One segment in so many is read through where head and tail would do: what changes in between is seen then, such as sound that went."""
 KEPT_PLAIN = 32
 """Segments kept for the encoder: more than can be under way, and those before each."""

@@ -24,7 +24,7 @@ from hlsrelay.orphans import incarnation
 from hlsrelay.statuses import NodeStatus, written
 
 PERIOD_S = 1.0
-LOOKED_S = 0.05
+LOOKED_S = 0.1
 """Between two looks at the loop; what blocks it for long is seen by each of them."""
 KEPT_S = 3
 """A node that has told nothing for so long is dead, or has no children any more."""

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 import uvicorn
 from starlette.types import ASGIApp
 
+from hlsrelay.bell import Bell
 from hlsrelay.web.direct import Direct
 from hlsrelay.web.port import giving, listening
 
@@ -18,6 +19,7 @@ STOP_GRACE_S = 3
 KEEP_ALIVE_S = 75  # a player comes back every target duration; uvicorn's 5 s would cost it a new connection each time
 ASKED_WITHIN_S = 1.0
 """Who has connected asks at once, however far away."""
+DATE_EVERY_S = 1.0
 
 
 @asynccontextmanager
@@ -50,7 +52,7 @@ async def serve(app: ASGIApp, http: str, *, name: str = "", beside: Iterable[str
         with giving(listeners, name):
             yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     finally:
-        server.should_exit = True
+        server.leave()
         try:
             await running
         finally:
@@ -71,10 +73,20 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._leaving = Bell()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+    def leave(self) -> None:
+        """Have it take no more connections and end."""
+        self.should_exit = True
+        self._leaving.set()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # renews what says the time in answers, and uvicorn's own loop wakes ten times as often
+            await self._leaving.wait(DATE_EVERY_S)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
