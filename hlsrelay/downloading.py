@@ -19,8 +19,9 @@ from hlsrelay.errors import SegmentLost
 from hlsrelay.hls.numbering import REMEMBERED
 from hlsrelay.hls.window import FEWEST_ENTRIES
 from hlsrelay.media.decrypt import can_decrypt, decrypted
+from hlsrelay.media.ends import Ends, Glimpse
 from hlsrelay.media.probe import Container, MediaError, recognised
-from hlsrelay.media.whole import cut_off, lasts_s
+from hlsrelay.media.whole import cut_off
 from hlsrelay.model import (
     InitSection,
     Key,
@@ -53,7 +54,7 @@ _SAFE_SUFFIXES = {"ts", "m4s", "mp4", "aac", "mp3", "ac3", "ec3", "vtt"}
 class Clip:
     """A segment on disk, byte for byte, published name and all; *lost* says why there is none, *repairs* what it took to have it.
 
-    *init* is the init section in the clear, None where nobody here can read it.
+    *init* is the init section in the clear, None where nobody here can read it; *glimpse* what was seen of it on the way.
     """
 
     numbered: Numbered
@@ -63,6 +64,7 @@ class Clip:
     secrets: tuple[bytes, ...] = ()
     lost: str = ""
     repairs: tuple[str, ...] = ()
+    glimpse: Glimpse | None = None
 
 
 class Downloading:
@@ -128,7 +130,7 @@ class Downloading:
         self._beside.listed(item.number, published)
         secrets = tuple(one.file.body for one in keys if one.file)
         repairs = (REFETCHED,) if file.attempts > 1 else ()
-        return Clip(item, published, plain_init, tuple(one.key for one in keys), secrets, repairs=repairs)
+        return Clip(item, published, plain_init, tuple(one.key for one in keys), secrets, repairs=repairs, glimpse=file.glimpse)
 
     async def _whole(self, item: Numbered, file: _Growing, init: bytes | None, until_s: float) -> int:
         """Fetch a segment and return its length in bytes. Raises SegmentLost.
@@ -147,9 +149,12 @@ class Downloading:
             encrypted = any(key.method in KEY_BYTES for key in segment.keys)
             if cut := cut_off(file.read, file.size, encrypted=encrypted):
                 return cut
-            short = "" if encrypted or not expected_s else meter(lasts_s(file.read, file.size, init), file.digest.text)
-            if short:
+            if encrypted or not expected_s:
+                return ""
+            ends = Ends(file.read, file.size, init)
+            if short := meter(ends.lasts_s(), file.digest.text):
                 file.set_aside()
+            file.glimpse = None if short or segment.keys else ends.glimpse()
             return short
 
         try:
@@ -323,6 +328,8 @@ class _Growing:
         self._aside: tuple[Digest, int] | None = None
         self.digest, self.size = Digest(), 0
         self.attempts = 0
+        self.glimpse: Glimpse | None = None
+        """What it is, as far as that was seen on the way: who needs it looks again where it is None."""
         self._left = [path]
         """What is to be removed at the end."""
 
@@ -439,5 +446,7 @@ def text_page(head: bytes) -> str:
 
 def _suffix(head: bytes, uri: str) -> str:
     """Return the published name's suffix: by content, else what the source calls it if players know that."""
+    if known := _SUFFIX.get(_container(head)):
+        return known
     theirs = PurePosixPath(urlsplit(uri).path).suffix.lower().removeprefix(".")
-    return _SUFFIX.get(_container(head)) or (theirs if theirs in _SAFE_SUFFIXES else "ts")
+    return theirs if theirs in _SAFE_SUFFIXES else "ts"

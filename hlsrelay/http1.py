@@ -24,10 +24,10 @@ import httptools
 from hlsrelay.errors import UpstreamError
 from hlsrelay.model import Sink
 
-READ_BYTES = 256 << 10
+READ_BYTES = 512 << 10
 FIRST_BYTES = 16 << 10
 """Read at first, for the head and what comes with it: that goes through the parser."""
-WAKE_BYTES = 128 << 10
+WAKE_BYTES = 256 << 10
 LOOKED_EVERY_S = 0.2
 LONGEST_LINE = 8190
 MOST_HEADERS = 128

@@ -39,7 +39,7 @@ class Link:
     """Keeps one stream's relay and its hash in Redis in step, beside the relay: neither ever waits for the other."""
 
     PERIOD_S = 0.5
-    LONG_PERIOD_S = 30.0
+    LONG_PERIOD_S = 120.0
     """Where a roster hears of changes, the hash is still read so often: what was missed is not missed for long."""
 
     def __init__(

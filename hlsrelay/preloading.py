@@ -44,7 +44,8 @@ class Preloading:
             self._note(bases)
             await caches.waited(begun.values(), [base for base, text in self._trouble.items() if text])
             self._note(bases)
-        return replace(made, cold=self._told(caches, bases))
+        cold = self._told(caches, bases)
+        return replace(made, cold=cold) if cold else made
 
     def _begin(
         self, caches: Caches, bases: tuple[str, ...], begun: dict[tuple[str, str], Pull], stream: Stream, name: str, file: MediaFile

@@ -164,7 +164,7 @@ class LocalStorage:
 
     def temp(self, name: str) -> Path:
         """Return where a file may grow before it is published; *name* must be one of our own making."""
-        return self.folder / _TEMP / name
+        return Path(f"{self._root}{_TEMP}/{name}")
 
     def open_temp(self, path: Path) -> BinaryIO:
         """Open a file under `temp`, empty, unbuffered, to be written and looked into."""

@@ -16,8 +16,8 @@ from hlsrelay.errors import EncodeError
 from hlsrelay.ladder import fitting
 from hlsrelay.media.decrypt import can_decrypt, decrypted
 from hlsrelay.media.edits import with_edits
+from hlsrelay.media.ends import Ends
 from hlsrelay.media.fragment import parted, without_negative_offsets
-from hlsrelay.media.glimpse import glimpsed
 from hlsrelay.media.grid import first_sample
 from hlsrelay.media.probe import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, VideoInfo, probe
 from hlsrelay.model import (
@@ -146,11 +146,13 @@ class Transcoding:
         traits, file = self._traits, clip.file
         if clip.keys or file is None or (traits.frame_rate or 0.0) < LOWEST_FRAME_RATE:
             return None
-        try:
-            with (self._tools.storage.folder / self._name / file.uri).open("rb", buffering=0) as source:
-                found = glimpsed(lambda at, length: os.pread(source.fileno(), length, at), file.size_bytes, clip.init)
-        except OSError:
-            return None
+        found = clip.glimpse
+        if found is None:
+            try:
+                with (self._tools.storage.folder / self._name / file.uri).open("rb", buffering=0) as source:
+                    found = Ends(lambda at, length: os.pread(source.fileno(), length, at), file.size_bytes, clip.init).glimpse()
+            except OSError:
+                return None
         known = (traits.codecs or "").split(",")
         if found is None or any(one not in known for one in found.codecs):
             return None

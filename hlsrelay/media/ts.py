@@ -90,12 +90,6 @@ def first_packet(data: bytes) -> int:
     return found.start() if found else 0
 
 
-def stamps(data: bytes) -> list[int]:
-    """Return the PTS of whatever begins in *data*, packets from anywhere in a transport stream. Raises MediaError."""
-    found = (_pes_pts(_payload(data, at)) for at in _starts(data, _runs(data)))
-    return [pts for pts in found if pts is not None]
-
-
 def probe_ts(data: bytes, init: bytes | None = None) -> MediaInfo:
     """Return what the transport stream *data* holds; *init* may carry its tables (RFC 8216 3.2). Raises MediaError."""
     runs = _runs(data)
@@ -110,30 +104,49 @@ def probe_ts(data: bytes, init: bytes | None = None) -> MediaInfo:
     )
 
 
-def picture_stamps(data: bytes, init: bytes | None = None) -> tuple[int, ...]:
-    """Return the PTS of the pictures that begin in *data*, packets from anywhere in a transport stream, in presentation order.
+class Packets:
+    """Packets from anywhere in a transport stream, taken apart once for all that is asked of them.
 
-    Raises MediaError.
+    *tables*: what may carry the stream's tables where these don't (RFC 8216 3.2). Making one raises MediaError, and so does asking for
+    what needs tables that are nowhere.
     """
-    runs = _runs(data)
-    starts = _starts(data, runs)
-    video, _ = _tracks_of(data, runs, starts, init)
-    found = (_pes_pts(_payload(data, at)) for at in starts if video and _pid(data, at) == video.pid)
-    return in_presentation_order([pts for pts in found if pts is not None])
 
+    def __init__(self, data: bytes, tables: bytes | None = None) -> None:
+        self._data, self._tables = data, tables
+        self._runs = _runs(data)
+        self._starts = _starts(data, self._runs)
+        self._of: _Tracks | None = None
 
-def coded_as(data: bytes, init: bytes | None = None) -> tuple[h264.Picture | None, str | None]:
-    """Return what the first picture and the first sound of a transport stream say of themselves. Raises MediaError."""
-    runs = _runs(data)
-    starts = _starts(data, runs)
-    video, sounds = _tracks_of(data, runs, starts, init)
-    picture, codecs = None, None
-    if video and (at := next((at for at in starts if _pid(data, at) == video.pid), None)) is not None:
-        picture = h264.read_head(video.codec, _elementary(_unit(data, runs, at, _LONGEST_PICTURE_HEAD))).picture
-    for track in sounds[:1]:
-        if (at := next((at for at in starts if _pid(data, at) == track.pid), None)) is not None:
-            codecs = _audio_codecs(track.codec, _elementary(_unit(data, runs, at, 1024)))
-    return picture, codecs
+    @property
+    def _tracks(self) -> _Tracks:
+        if self._of is None:
+            self._of = _tracks_of(self._data, self._runs, self._starts, self._tables)
+        return self._of
+
+    def stamps(self) -> list[int]:
+        """Return the PTS of whatever begins in them."""
+        found = (_pes_pts(_payload(self._data, at)) for at in self._starts)
+        return [pts for pts in found if pts is not None]
+
+    def picture_stamps(self) -> tuple[int, ...]:
+        """Return the PTS of the pictures that begin in them, in presentation order."""
+        data, video = self._data, self._tracks[0]
+        found = (_pes_pts(_payload(data, at)) for at in self._starts if video and _pid(data, at) == video.pid)
+        return in_presentation_order([pts for pts in found if pts is not None])
+
+    def coded_as(self) -> tuple[h264.Picture | None, str | None]:
+        """Return what the first picture and the first sound say of themselves."""
+        data, (video, sounds) = self._data, self._tracks
+        picture, codecs = None, None
+        if video and (at := self._first(video)) is not None:
+            picture = h264.read_head(video.codec, _elementary(_unit(data, self._runs, at, _LONGEST_PICTURE_HEAD))).picture
+        for track in sounds[:1]:
+            if (at := self._first(track)) is not None:
+                codecs = _audio_codecs(track.codec, _elementary(_unit(data, self._runs, at, 1024)))
+        return picture, codecs
+
+    def _first(self, track: _Track) -> int | None:
+        return next((at for at in self._starts if _pid(self._data, at) == track.pid), None)
 
 
 def units(data: bytes, init: bytes | None = None) -> list[Unit]:

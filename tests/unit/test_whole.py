@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hlsrelay.media.ends import Ends
 from hlsrelay.media.info import PTS_MODULUS
-from hlsrelay.media.whole import MOST_BOXES, Read, cut_off, lasts_s
+from hlsrelay.media.whole import MOST_BOXES, Read, cut_off
 from tests.unit.test_media_probe import PAT, PMT, WHOLE, packet, picture, segment, sound
 
 NULL = b"\x47\x1f\xff\x10" + b"\xff" * 184
@@ -24,7 +25,7 @@ def cut(data: bytes, *, encrypted: bool = False) -> str:
 
 
 def lasts(data: bytes, init: bytes | None = None) -> float | None:
-    return lasts_s(reader(data), len(data), init)
+    return Ends(reader(data), len(data), init).lasts_s()
 
 
 def box(kind: bytes, *inner: bytes) -> bytes:
@@ -88,7 +89,7 @@ def test_time_is_read_from_head_and_tail_alone() -> None:
         asked.append(length)
         return data[at : at + length]
 
-    assert lasts_s(read, len(data), None) == 6.0
+    assert Ends(read, len(data), None).lasts_s() == 6.0
     assert cut_off(read, len(data)) == ""
     assert sum(asked) < 200_000 < len(data)
 

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hlsrelay.media.glimpse import Glimpse, glimpsed
+from hlsrelay.media.ends import Ends, Glimpse
 from hlsrelay.media.probe import Container, probe, recognised
 from tests.unit.test_media_probe import PAT, PMT, WHOLE, packet, picture, segment, sound
 from tests.unit.test_whole import NULL, fragment, init_section, reader
 
 
 def seen(data: bytes, init: bytes | None = None) -> Glimpse | None:
-    return glimpsed(reader(data), len(data), init)
+    return Ends(reader(data), len(data), init).glimpse()
 
 
 def test_a_glimpse_tells_what_reading_it_through_does() -> None:
@@ -34,7 +34,7 @@ def test_the_middle_is_not_looked_at() -> None:
         asked.append(length)
         return data[at : at + length]
 
-    found = glimpsed(read, len(data), None)
+    found = Ends(read, len(data), None).glimpse()
     assert found is not None
     assert (found.first_pts_90k, found.last_pts_90k) == (0, 360_000)  # of pictures: sound may end later
     assert sum(asked) < 200_000 < len(data)
