@@ -23,7 +23,7 @@ from bench.__main__ import default_cache
 from bench.copy_cost import FILES, SEGMENT_S, SEGMENTS
 from bench.origin import ROOT
 from hlsrelay import transport
-from hlsrelay.downloading import _Growing
+from hlsrelay.growing import Growing
 from hlsrelay.log import start_logging
 from hlsrelay.model import Sink
 from hlsrelay.processes import Stdout
@@ -44,7 +44,7 @@ async def into_nothing(upstream: Upstream, uri: str, _: LocalStorage) -> None:
 
 async def into_file(upstream: Upstream, uri: str, storage: LocalStorage) -> None:
     """Fetch a segment into a file."""
-    with _Growing(storage, storage.temp("segment")) as file:
+    with Growing(storage, storage.temp("segment")) as file:
         await upstream.fetch(uri, None, file.restart, 60.0)
 
 

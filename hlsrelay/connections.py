@@ -98,29 +98,34 @@ class Connections:
     async def _connected(self, target: Target) -> Line:
         """Return a new connection. Raises HttpError, AddressRefused."""
         where = f"{target.host[:100]}:{target.port}"
-        made: socket.socket | None = None
         try:
             async with asyncio.timeout(CONNECTED_WITHIN_S):
-                found = await self._addresses(target.host, target.port)
-                made = await start_connection(
-                    found, happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1, loop=self._loop, socket_factory=self._policy.make_socket
-                )
-                made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if target.scheme == "https":
-                    made = await self._secured(made, target.host)
-        except BaseException as error:
-            if made is not None:
-                made.close()
+                made = await self._made(target)
+        except TimeoutError as error:
+            raise HttpError(f"{where} gives no connection within {CONNECTED_WITHIN_S:.0f} s") from error
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # a name that can be none is a ValueError, uvloop has RuntimeErrors of the network
             if refused := _refusal(error):
                 raise AddressRefused(refused) from error
-            if isinstance(error, TimeoutError):
-                raise HttpError(f"{where} gives no connection within {CONNECTED_WITHIN_S:.0f} s") from error
-            if isinstance(error, OSError | ValueError | RuntimeError):
-                raise HttpError(f"can't connect to {where} ({getattr(error, 'strerror', None) or error})") from error
-            raise
+            raise HttpError(f"can't connect to {where} ({getattr(error, 'strerror', None) or error})") from error
         line = Line(self._loop, made, self._closed)
         self._lines.add(line)
         return line
+
+    async def _made(self, target: Target) -> socket.socket:
+        found = await self._addresses(target.host, target.port)
+        made = await start_connection(
+            found, happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1, loop=self._loop, socket_factory=self._policy.make_socket
+        )
+        try:
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return await self._secured(made, target.host) if target.scheme == "https" else made
+        except BaseException:
+            made.close()
+            raise
 
     async def _secured(self, made: socket.socket, host: str) -> ssl.SSLSocket:
         secured = self._tls().wrap_socket(made, server_hostname=host.rstrip("."), do_handshake_on_connect=False)
@@ -175,7 +180,7 @@ class Connections:
         await asyncio.gather(*resolving, return_exceptions=True)
 
 
-def _refusal(error: BaseException) -> str:
+def _refusal(error: Exception) -> str:
     """Return why an address was refused, where that is what went wrong; several may have been tried."""
     if isinstance(error, RefusedSocket):
         return str(error)

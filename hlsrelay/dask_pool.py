@@ -137,6 +137,7 @@ class DaskPool:
             try:
                 await self._keep()
             except Exception as error:  # the same; it is told, and tried again
+                log.debug("pool.away", exc_info=error)  # it may be a fault of ours
                 self._away(_said(error))
             await asyncio.sleep(RETRY_S)
 

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
+from hlsrelay.beside import KEY_BYTES, Beside, Need, in_the_clear
 from hlsrelay.clock import Clock
-from hlsrelay.cutting import Digest
 from hlsrelay.desk import Desk
 from hlsrelay.errors import SegmentLost
+from hlsrelay.growing import Growing
 from hlsrelay.hls.numbering import REMEMBERED
-from hlsrelay.hls.window import FEWEST_ENTRIES
-from hlsrelay.media.decrypt import can_decrypt, decrypted
 from hlsrelay.media.ends import Ends, Glimpse
 from hlsrelay.media.probe import Container, MediaError, recognised
 from hlsrelay.media.whole import cut_off
 from hlsrelay.model import (
-    InitSection,
     Key,
-    KeyPolicy,
     MediaFile,
     Numbered,
-    Sink,
     Slice,
 )
-from hlsrelay.storage import LocalStorage
 
 _SUFFIX = {
     Container.TS: "ts",
@@ -41,11 +31,6 @@ _SUFFIX = {
     Container.AC3: "ac3",
     Container.VTT: "vtt",
 }
-KEY_BYTES = {"AES-128": 16, "AES-256": 32}
-"""The methods that encrypt files as a whole, and how long their keys are."""
-INIT_LIMIT_BYTES = 1 << 20
-KEY_LIMIT_BYTES = 4 << 10
-"""Both are kept in memory."""
 REFETCHED = "segment_refetched"
 _SAFE_SUFFIXES = {"ts", "m4s", "mp4", "aac", "mp3", "ac3", "ec3", "vtt"}
 
@@ -80,7 +65,8 @@ class Downloading:
     def __init__(self, desk: Desk) -> None:
         self._tools = desk.tools
         self._name = desk.track.name
-        self._beside = _Beside(desk)
+        self._alone = desk.alone
+        self._beside = Beside(desk)
         self._digests = desk.digests
         self._lengths = _Lengths(desk.tools.clock)
         self._since = 0
@@ -99,14 +85,14 @@ class Downloading:
         if item.slice and not item.slice.path:
             return Clip(item, lost="too long, and it could not be had to be cut")
         until_s = self._tools.clock.monotonic_s() + self.deadline_s(item.target_duration_s)
-        need = _Need(item, self._since, until_s)
+        need = Need(item, self._since, until_s)
         try:
             keys = await self._beside.keys(segment.keys, need, "key")
             init_keys = await self._beside.keys(segment.init.keys, need, "initkey") if segment.init else ()
             init = await self._beside.init(segment.init, need) if segment.init else None
-            plain_init = _plain(init, init_keys) if init else None
+            plain_init = in_the_clear(init, init_keys) if init else None
             temp = self._tools.storage.temp(f"{self._name}-{item.number}")
-            with _Growing(self._tools.storage, temp) as file:
+            with Growing(self._tools.storage, temp) as file:
                 if item.slice:
                     size = self._sliced(item.slice, file, last=not item.more)
                 else:
@@ -132,7 +118,7 @@ class Downloading:
         repairs = (REFETCHED,) if file.attempts > 1 else ()
         return Clip(item, published, plain_init, tuple(one.key for one in keys), secrets, repairs=repairs, glimpse=file.glimpse)
 
-    async def _whole(self, item: Numbered, file: _Growing, init: bytes | None, until_s: float) -> int:
+    async def _whole(self, item: Numbered, file: Growing, init: bytes | None, until_s: float) -> int:
         """Fetch a segment and return its length in bytes. Raises SegmentLost.
 
         What comes is looked at: servers give what an encoder still writes, or their error pages, as if nothing were wrong.
@@ -154,7 +140,8 @@ class Downloading:
             ends = Ends(file.read, file.size, init)
             if short := meter(ends.lasts_s(), file.digest.text):
                 file.set_aside()
-            file.glimpse = None if short or segment.keys else ends.glimpse()
+            looked_at = self._alone and not item.stream.ladder and not segment.keys  # else nobody asks, or reads it through
+            file.glimpse = ends.glimpse() if looked_at and not short else None
             return short
 
         try:
@@ -164,7 +151,7 @@ class Downloading:
                 raise
             return file.size  # shorter than EXTINF says, and better than nothing
 
-    def _sliced(self, piece: Slice, file: _Growing, *, last: bool) -> int:
+    def _sliced(self, piece: Slice, file: Growing, *, last: bool) -> int:
         """Write a slice of a segment that was fetched to be cut; returns its length in bytes."""
         path = self._tools.storage.temp(piece.path)
         with path.open("rb") as whole:
@@ -173,222 +160,6 @@ class Downloading:
         if last:
             path.unlink()
         return len(piece.head) + piece.end - piece.start
-
-
-@dataclass(frozen=True, slots=True)
-class _Extra:
-    """A small file that segments need: an init section or a key; *uri* is its name in the track's folder."""
-
-    uri: str
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Need:
-    """Which segment needs something beside itself, the number of the last DISCONTINUITY up to it, and until when it can wait."""
-
-    item: Numbered
-    since: int
-    until_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """A key as players of ours get it, and its file where we serve it."""
-
-    key: Key
-    file: _Extra | None = None
-
-
-class _Beside:
-    """Fetches what segments need beside themselves, once each, and publishes it in the track's folder.
-
-    After a DISCONTINUITY it is fetched again: encoders that restart write other content under the same URI.
-    The same content keeps its file, whatever URI the source gives it next: tokens rotate, and a MAP or a KEY that is new by its name
-    alone would make players begin anew. A file that none of the last entries lists may have left the playlist, and the disk.
-    """
-
-    MOST = 16
-    WRONG_KEYS = 3
-    WRONG_KEY_PAUSE_S = 1.0
-
-    def __init__(self, desk: Desk) -> None:
-        self._tools = desk.tools
-        self._name = desk.track.name
-        self._had: OrderedDict[tuple[int, InitSection], asyncio.Task[_Extra]] = OrderedDict()
-        """By the number of the last DISCONTINUITY, and what was asked for."""
-        self._files: dict[str, tuple[bytes, int]] = {}
-        """What is in which file, and the newest number that lists it."""
-        for entry in desk.progress.entries[-FEWEST_ENTRIES:] if desk.progress else ():
-            file = entry.files.get(self._name)
-            for uri in (file.init_uri, *file.key_uris) if file else ():
-                if uri and (body := self._tools.storage.read(f"{self._name}/{uri}")):
-                    self._files[uri] = body, entry.number
-
-    def listed(self, number: int, file: MediaFile) -> None:
-        """Take note that the entry *number* needs what *file* names."""
-        for uri in (file.init_uri, *file.key_uris):
-            if uri in self._files:
-                body, before = self._files[uri]
-                self._files[uri] = body, max(before, number)
-
-    async def init(self, section: InitSection, need: _Need) -> _Extra:
-        """Return an init section. Raises SegmentLost."""
-        return await self._once(replace(section, keys=()), need, self._tools.storage.named(f"init-{need.item.number}", "mp4"))
-
-    async def keys(self, keys: tuple[Key, ...], need: _Need, prefix: str) -> tuple[_Given, ...]:
-        """Return *keys* as players of ours get them. Raises SegmentLost."""
-        given = []
-        for index, key in enumerate(keys):
-            if not key.uri or not served_by_us(key, need.item.stream.keys):
-                given.append(_Given(key))
-                continue
-            file = await self._once(
-                InitSection(key.uri), need, self._tools.storage.named(f"{prefix}-{need.item.number}-{index}", "key"), key
-            )
-            ours_said = tuple((said, f'"{file.uri}"' if said == "URI" else value) for said, value in key.attributes)  # no token of theirs
-            given.append(_Given(replace(key, uri=file.uri, attributes=ours_said), file))
-        return tuple(given)
-
-    async def _once(self, section: InitSection, need: _Need, name: str, key: Key | None = None) -> _Extra:
-        """Return the file, fetched where it is not had or may be gone."""
-        number, what = need.item.number, (need.since, section)
-        task = self._had.get(what)
-        if task is not None and task.done() and (task.cancelled() or task.exception() or not self._stays(task.result().uri, number)):
-            task = None
-        if task is None:
-            task = self._had[what] = asyncio.ensure_future(self._fetched(section, need, name, key))
-            while len(self._had) > self.MOST:
-                self._had.popitem(last=False)
-        self._had.move_to_end(what)
-        return await asyncio.shield(task)
-
-    def _stays(self, uri: str, number: int) -> bool:
-        """Return whether a file is still listed by the time that the entry *number* is."""
-        return uri in self._files and number - self._files[uri][1] < FEWEST_ENTRIES
-
-    async def _fetched(self, section: InitSection, need: _Need, name: str, key: Key | None) -> _Extra:
-        body, number = bytearray(), need.item.number
-        length, what, limit = (KEY_BYTES.get(key.method), "key", KEY_LIMIT_BYTES) if key else (None, "init section", INIT_LIMIT_BYTES)
-
-        def restart() -> Sink:
-            body.clear()
-            return body.extend
-
-        for attempt in range(1, self.WRONG_KEYS + 1):
-            left_s = max(0.0, need.until_s - self._tools.clock.monotonic_s())
-            try:
-                await self._tools.upstream.fetch(section.uri, section.byterange, restart, left_s, most_bytes=limit)
-            except SegmentLost as error:
-                raise SegmentLost(f"its {what}: {error}") from error
-            if length in (None, len(body)):
-                break
-            if attempt == self.WRONG_KEYS:  # a page that says why not, most likely: to decrypt with it would give noise
-                raise SegmentLost(f"the key has {len(body)} bytes, not {length}")
-            await asyncio.sleep(self.WRONG_KEY_PAUSE_S)
-        had = bytes(body)
-        self._files = {uri: file for uri, file in self._files.items() if self._stays(uri, number)}
-        for uri, (known, _) in self._files.items():
-            if known == had and uri.rpartition(".")[2] == name.rpartition(".")[2]:
-                return _Extra(uri, had)
-        self._tools.storage.write(f"{self._name}/{name}", had)
-        self._files[name] = had, number
-        return _Extra(name, had)
-
-
-def served_by_us(key: Key, policy: KeyPolicy) -> bool:
-    """Return whether players get *key* from us.
-
-    Only identity keys have a format that is known to us; keys of DRM systems are theirs to hand out.
-    """
-    return policy is KeyPolicy.PROXY and key.keyformat == "identity" and (key.uri or "").startswith(("http:", "https:"))
-
-
-def _plain(init: _Extra, keys: tuple[_Given, ...]) -> bytes | None:
-    """Return the init section in the clear, for whoever looks into the segment; players get it as it came."""
-    if not any(one.key.method in KEY_BYTES for one in keys):  # SAMPLE-AES and its like leave init sections alone
-        return init.body
-    if len(keys) != 1 or keys[0].file is None or not can_decrypt((keys[0].key,)):
-        return None
-    try:
-        return decrypted(init.body, keys[0].key, keys[0].file.body)
-    except MediaError:
-        return None
-
-
-class _Growing:
-    """A file that an attempt at a download fills, from its beginning each time; its digest holds its first bytes.
-
-    A context manager: what was not moved away by its end is removed.
-    """
-
-    def __init__(self, storage: LocalStorage, path: Path) -> None:
-        self._storage, self._path = storage, path
-        self._file: BinaryIO = storage.open_temp(path)
-        self._aside: tuple[Digest, int] | None = None
-        self.digest, self.size = Digest(), 0
-        self.attempts = 0
-        self.glimpse: Glimpse | None = None
-        """What it is, as far as that was seen on the way: who needs it looks again where it is None."""
-        self._left = [path]
-        """What is to be removed at the end."""
-
-    def __enter__(self) -> _Growing:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        for path in self._left:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-
-    @property
-    def _second(self) -> Path:
-        return self._path.with_name(f"{self._path.name}-aside")
-
-    @property
-    def head(self) -> bytes:
-        """The first bytes, which tell what it is."""
-        return self.digest.head
-
-    def read(self, at: int, length: int) -> bytes:
-        """Return what is in it."""
-        return os.pread(self._file.fileno(), length, at)
-
-    def restart(self) -> Sink:
-        self.attempts += 1
-        if self.size:
-            self._file.seek(0)
-            self._file.truncate()
-        self.digest, self.size = Digest(), 0
-        return self._write
-
-    def set_aside(self) -> None:
-        """Keep what it is now, should nothing better come."""
-        self._file.close()
-        self._left.append(self._second)
-        self._path.replace(self._second)
-        self._aside = self.digest, self.size
-        self._file = self._storage.open_temp(self._path)
-
-    def take_back(self) -> bool:
-        """Be what was set aside; returns whether there is anything."""
-        if self._aside is None:
-            return False
-        self._second.replace(self._path)
-        self.digest, self.size = self._aside
-        return True
-
-    def commit(self, path: str) -> None:
-        """Publish it as *path*, relative to the stream's folder."""
-        self._storage.commit(self._path, path)
-        self._left.remove(self._path)
-
-    def _write(self, piece: bytes | memoryview) -> None:
-        self.digest.update(piece)
-        self.size += len(piece)
-        while len(piece) > (written := self._file.write(piece)):  # a disk that is full says so at the next turn
-            piece = piece[written:]
 
 
 class _Lengths:

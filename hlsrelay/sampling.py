@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from hlsrelay.beside import INIT_LIMIT_BYTES, KEY_BYTES, KEY_LIMIT_BYTES, served_by_us
 from hlsrelay.clock import Clock
 from hlsrelay.cutting import Digest
 from hlsrelay.desk import Source
-from hlsrelay.downloading import INIT_LIMIT_BYTES, KEY_BYTES, KEY_LIMIT_BYTES, Downloading, served_by_us, text_page
+from hlsrelay.downloading import Downloading, text_page
 from hlsrelay.errors import SegmentLost
 from hlsrelay.model import InitSection, Key, KeyPolicy, Sink, Snapshot
 from hlsrelay.upstream import SEGMENT_LIMIT_BYTES

@@ -12,7 +12,8 @@ from functools import cached_property
 
 from hlsrelay.media.fmp4 import FIRST_BOXES, probe_fmp4
 from hlsrelay.media.info import PTS_MODULUS, MediaError, MediaInfo, in_presentation_order
-from hlsrelay.media.ts import PACKET, Packets, first_packet, looks_like_ts
+from hlsrelay.media.packets import PACKET, first_packet, looks_like_ts
+from hlsrelay.media.ts import Packets
 from hlsrelay.media.whole import Read, outermost_fragments
 
 HEAD_BYTES = 64 << 10

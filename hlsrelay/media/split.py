@@ -21,7 +21,8 @@ from itertools import pairwise
 from hlsrelay.media.fmp4 import FIRST_BOXES, fragments
 from hlsrelay.media.h264 import Access
 from hlsrelay.media.info import PTS_MODULUS, MediaError
-from hlsrelay.media.ts import Unit, looks_like_ts, units
+from hlsrelay.media.packets import looks_like_ts
+from hlsrelay.media.ts import Unit, units
 
 _MOST_STEPS = 200_000
 _SAFETY_S = 1e-6  # EXTINF has six digits: what is shorter than the limit by less than that is printed as the limit

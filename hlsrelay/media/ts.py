@@ -6,15 +6,13 @@ begin a PES are looked at one by one, and whatever hostile bytes could make long
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from hlsrelay.media import h264
 from hlsrelay.media.adts import adts_codecs, hertz, last_frame, mpeg_audio, samples
 from hlsrelay.media.info import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, VideoInfo, frame_rate_of, in_presentation_order
-
-PACKET = 188
+from hlsrelay.media.packets import PACKET, Run, following, looks_like_ts, payload_at, pid_at, runs_in, section_at, starts_in, unit_at
 
 _VIDEO = {0x01: h264.MPEG2, 0x02: h264.MPEG2, 0x1B: h264.H264, 0xDB: h264.H264, 0x24: h264.HEVC}
 _ADTS, _MPEG_AUDIO = "adts", "mpeg"  # their own headers tell which one
@@ -27,8 +25,6 @@ _REGISTRATION = 0x05
 _CODECS = {_LATM: "mp4a.40.2", _DTS: "dtsc", _OPUS: "Opus"}
 _CODING = {"mp4a.40.34": "mp3", "mp4a.40.33": "mp2", "mp4a.40.32": "mp1"}
 
-_MOST_STARTS = 50_000
-_MOST_RESYNCS = 16
 _MOST_TABLES = 64
 _MOST_SOUNDS = 8
 _HEAD_BYTES = 64 * 1024  # of the first access unit: parameter sets, SEI, and the beginning of its first slice
@@ -39,17 +35,6 @@ _MOST_BYTES_BETWEEN = 256 * PACKET
 _LONGEST_PICTURE_HEAD = 4096  # what comes before a picture's first slice: parameter sets, captions
 _NEXT_HEADS = 32  # further access units in which a sequence header is looked for
 _MOST_ENTERED = 2_000  # access units of which it is asked whether decoding can begin there
-_NOT_SYNC = re.compile(rb"[^\x47]")
-_STARTS = re.compile(rb"[\x40-\x7f\xc0-\xff]")  # payload_unit_start_indicator, in the byte after the sync byte
-_FIVE_SYNCS = re.compile(rb"\x47(?=(?:.{187}\x47){4})", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Packets that follow each other in alignment, from byte *begin*."""
-
-    begin: int
-    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,25 +60,10 @@ class Unit:
     access: h264.Access
 
 
-def looks_like_ts(data: bytes) -> bool:
-    """Return whether *data* begins with TS packets, or has five of them in a row in its first kilobytes."""
-    if len(data) >= PACKET and all(data[at : at + 1] in (b"", b"\x47") for at in (0, PACKET, 2 * PACKET)):
-        return True
-    return _FIVE_SYNCS.search(data, 0, 16 * PACKET) is not None
-
-
-def first_packet(data: bytes) -> int:
-    """Return where the TS packets of *data*, which looks like TS, begin."""
-    if data[:1] == data[PACKET : PACKET + 1] == b"\x47" or len(data) <= PACKET:
-        return 0
-    found = _FIVE_SYNCS.search(data, 0, 16 * PACKET)
-    return found.start() if found else 0
-
-
 def probe_ts(data: bytes, init: bytes | None = None) -> MediaInfo:
     """Return what the transport stream *data* holds; *init* may carry its tables (RFC 8216 3.2). Raises MediaError."""
-    runs = _runs(data)
-    starts = _starts(data, runs)
+    runs = runs_in(data)
+    starts = starts_in(data, runs)
     video, tracks = _tracks_of(data, runs, starts, init)
     sounds = [info for track in tracks[:_MOST_SOUNDS] if (info := _audio(data, runs, starts, track))]
     return MediaInfo(
@@ -113,25 +83,22 @@ class Packets:
 
     def __init__(self, data: bytes, tables: bytes | None = None) -> None:
         self._data, self._tables = data, tables
-        self._runs = _runs(data)
-        self._starts = _starts(data, self._runs)
-        self._of: _Tracks | None = None
+        self._runs = runs_in(data)
+        self._starts = starts_in(data, self._runs)
 
-    @property
+    @cached_property
     def _tracks(self) -> _Tracks:
-        if self._of is None:
-            self._of = _tracks_of(self._data, self._runs, self._starts, self._tables)
-        return self._of
+        return _tracks_of(self._data, self._runs, self._starts, self._tables)
 
     def stamps(self) -> list[int]:
         """Return the PTS of whatever begins in them."""
-        found = (_pes_pts(_payload(self._data, at)) for at in self._starts)
+        found = (_pes_pts(payload_at(self._data, at)) for at in self._starts)
         return [pts for pts in found if pts is not None]
 
     def picture_stamps(self) -> tuple[int, ...]:
         """Return the PTS of the pictures that begin in them, in presentation order."""
         data, video = self._data, self._tracks[0]
-        found = (_pes_pts(_payload(data, at)) for at in self._starts if video and _pid(data, at) == video.pid)
+        found = (_pes_pts(payload_at(data, at)) for at in self._starts if video and pid_at(data, at) == video.pid)
         return in_presentation_order([pts for pts in found if pts is not None])
 
     def coded_as(self) -> tuple[h264.Picture | None, str | None]:
@@ -139,14 +106,14 @@ class Packets:
         data, (video, sounds) = self._data, self._tracks
         picture, codecs = None, None
         if video and (at := self._first(video)) is not None:
-            picture = h264.read_head(video.codec, _elementary(_unit(data, self._runs, at, _LONGEST_PICTURE_HEAD))).picture
+            picture = h264.read_head(video.codec, _elementary(unit_at(data, self._runs, at, _LONGEST_PICTURE_HEAD))).picture
         for track in sounds[:1]:
             if (at := self._first(track)) is not None:
-                codecs = _audio_codecs(track.codec, _elementary(_unit(data, self._runs, at, 1024)))
+                codecs = _audio_codecs(track.codec, _elementary(unit_at(data, self._runs, at, 1024)))
         return picture, codecs
 
     def _first(self, track: _Track) -> int | None:
-        return next((at for at in self._starts if _pid(self._data, at) == track.pid), None)
+        return next((at for at in self._starts if pid_at(self._data, at) == track.pid), None)
 
 
 def units(data: bytes, init: bytes | None = None) -> list[Unit]:
@@ -154,20 +121,20 @@ def units(data: bytes, init: bytes | None = None) -> list[Unit]:
 
     Pictures without a time stamp are left out, and so are scrambled ones; of several in one PES the first stands for all.
     """
-    runs = _runs(data)
-    starts = _starts(data, runs)
-    pids = {_pid(data, at) for at in starts}
+    runs = runs_in(data)
+    starts = starts_in(data, runs)
+    pids = {pid_at(data, at) for at in starts}
     video, sounds = _tracks_of(data, runs, starts, init)
     track = next((track for track in (video, *sounds[:1]) if track and track.pid in pids), None)
     if track is None:
         return []
-    own = [index for index, at in enumerate(starts) if _pid(data, at) == track.pid]
+    own = [index for index, at in enumerate(starts) if pid_at(data, at) == track.pid]
     if len(own) > _MOST_UNITS:
         raise MediaError("a transport stream of too many pictures")
     found: list[Unit] = []
     for index in own:
         at = starts[index]
-        head = _payload(data, at)
+        head = payload_at(data, at)
         pts = _pes_pts(head)
         access = _access(data, runs, at, track.codec, head) if pts is not None else h264.Access.REST
         if pts is not None and access is not h264.Access.REST:
@@ -181,161 +148,77 @@ def first_tables(data: bytes, packets: int) -> bytes:
     """Return the packets of the first PAT and PMT among the first *packets* of *data*, empty if they are not both there."""
     data = data[: packets * PACKET]
     try:
-        runs = _runs(data)
+        runs = runs_in(data)
     except MediaError:
         return b""
     pat, pmt_pid = b"", None
     for run in runs:
         for at in range(run.begin, run.begin + run.count * PACKET, PACKET):
-            pid, begins = _pid(data, at), data[at + 1] & 0x40
+            pid, begins = pid_at(data, at), data[at + 1] & 0x40
             if pid == 0 and begins and pmt_pid is None:
-                body = _section(data, runs, at, 0x00)
+                body = section_at(data, runs, at, 0x00)
                 programs = [body[i : i + 4] for i in range(0, len(body) - 3, 4)]
                 pmt_pid = next((int.from_bytes(entry[2:]) & 0x1FFF for entry in programs if entry[:2] != b"\0\0"), None)
                 pat = data[at : at + PACKET]
-            elif pid == pmt_pid and begins and _section(data, runs, at, 0x02):
-                rest = [one for one in _following(runs, at) if _pid(data, one) == pid]
+            elif pid == pmt_pid and begins and section_at(data, runs, at, 0x02):
+                rest = [one for one in following(runs, at) if pid_at(data, one) == pid]
                 ends = next((index for index, one in enumerate(rest) if data[one + 1] & 0x40), len(rest))
-                length = int.from_bytes(_payload(data, at)[2:4]) & 0xFFF  # one packet holds what 180 bytes of it can
+                length = int.from_bytes(payload_at(data, at)[2:4]) & 0xFFF  # one packet holds what 180 bytes of it can
                 more = rest[: min(ends, (length + 4) // 184)] if length > 180 else []
                 return b"".join((pat, *(data[one : one + PACKET] for one in (at, *more))))
     return b""
 
 
-def _runs(data: bytes) -> list[_Run]:
-    runs: list[_Run] = []
-    at = 0
-    while len(data) - at >= PACKET:
-        if data[at] != 0x47:
-            found = _FIVE_SYNCS.search(data, at)
-            if found is None:
-                break
-            at = found.start()
-        packets = (len(data) - at) // PACKET
-        sync = data[at : at + packets * PACKET : PACKET]
-        lost = _NOT_SYNC.search(sync)
-        count = lost.start() if lost else packets
-        runs.append(_Run(at, count))
-        at += count * PACKET
-        if len(runs) > _MOST_RESYNCS:
-            raise MediaError("a transport stream that loses its sync byte all the time")
-    if not runs:
-        raise MediaError("no transport stream packets")
-    return runs
-
-
-def _starts(data: bytes, runs: list[_Run]) -> list[int]:
-    """Return where the packets that begin a PES or a table are, in order."""
-    starts: list[int] = []
-    for run in runs:
-        flags = data[run.begin + 1 : run.begin + run.count * PACKET : PACKET]
-        starts += [run.begin + match.start() * PACKET for match in _STARTS.finditer(flags)]
-        if len(starts) > _MOST_STARTS:
-            raise MediaError("a transport stream of too many pieces")
-    return starts
-
-
-def _pid(data: bytes, at: int) -> int:
-    return (data[at + 1] & 0x1F) << 8 | data[at + 2]
-
-
-def _payload(data: bytes, at: int) -> bytes:
-    """Return the payload of the packet at *at*; empty if it has none, is marked broken, or is scrambled."""
-    control = data[at + 3]
-    if not control & 0x10 or control & 0xC0 or data[at + 1] & 0x80:
-        return b""
-    skip = 5 + data[at + 4] if control & 0x20 else 4
-    return data[at + skip : at + PACKET] if skip < PACKET else b""
-
-
-def _following(runs: list[_Run], at: int) -> Iterator[int]:
-    """Yield where the packets after the one at *at* are."""
-    for run in runs:
-        end = run.begin + run.count * PACKET
-        if at < end:
-            yield from range(max(run.begin, at + PACKET), end, PACKET)
-
-
-def _unit(data: bytes, runs: list[_Run], at: int, most: int) -> bytes:
-    """Return the first *most* bytes of the PES or table that begins at *at*."""
-    pid, low, parts = _pid(data, at), data[at + 2], [_payload(data, at)]
-    size = len(parts[0])
-    if size < most:
-        for packet in _following(runs, at):
-            if data[packet + 2] == low and _pid(data, packet) == pid:
-                if data[packet + 1] & 0x40:
-                    break
-                parts.append(_payload(data, packet))
-                size += len(parts[-1])
-                if size >= most:
-                    break
-    return b"".join(parts)[:most]
-
-
-def _section(data: bytes, runs: list[_Run], at: int, table: int) -> bytes:
-    """Return the body of the table section that begins at *at*, empty if it is another one or cut."""
-    head = _payload(data, at)
-    if not head or 1 + head[0] + 3 > len(head) or head[1 + head[0]] != table:
-        return b""
-    begin = 1 + head[0]
-    length = int.from_bytes(head[begin + 1 : begin + 3]) & 0xFFF
-    if length < 9 or length > 1021:
-        return b""
-    end = begin + 3 + length
-    unit = head if len(head) >= end else _unit(data, runs, at, end)
-    return unit[begin + 8 : end - 4] if len(unit) >= end else b""  # without header and CRC
-
-
-def _program(data: bytes, runs: list[_Run], starts: list[int]) -> _Tracks | None:
+def _program(data: bytes, runs: list[Run], starts: list[int]) -> _Tracks | None:
     """Return the first program's first video track and its audio tracks, None if there is no whole PAT and PMT."""
     pmt_pid = None
     tables = 0
     for at in starts:
-        pid = _pid(data, at)
+        pid = pid_at(data, at)
         if pid not in (0, pmt_pid):
             continue
         tables += 1
         if tables > _MOST_TABLES:
             break
         if pid == pmt_pid:
-            section = _section(data, runs, at, 0x02)
+            section = section_at(data, runs, at, 0x02)
             if section:
                 return _tracks(section)
         elif pmt_pid is None:
-            body = _section(data, runs, at, 0x00)
+            body = section_at(data, runs, at, 0x00)
             programs = [body[i : i + 4] for i in range(0, len(body) - 3, 4)]
             pmt_pid = next((int.from_bytes(entry[2:]) & 0x1FFF for entry in programs if entry[:2] != b"\0\0"), None)
     return None
 
 
-def _tracks_of(data: bytes, runs: list[_Run], starts: list[int], init: bytes | None) -> _Tracks:
+def _tracks_of(data: bytes, runs: list[Run], starts: list[int], init: bytes | None) -> _Tracks:
     tracks = _program(data, runs, starts)
     if tracks is None and init and looks_like_ts(init):
-        init_runs = _runs(init)
-        tracks = _program(init, init_runs, _starts(init, init_runs))
+        init_runs = runs_in(init)
+        tracks = _program(init, init_runs, starts_in(init, init_runs))
     if tracks is None:
         raise MediaError("a transport stream without program tables")
     return tracks
 
 
-def _tables_before(data: bytes, runs: list[_Run], starts: list[int], index: int, pid: int) -> int | None:
+def _tables_before(data: bytes, runs: list[Run], starts: list[int], index: int, pid: int) -> int | None:
     """Return where the PAT and PMT begin that the PES at starts[index] comes after, with nothing of its track in between."""
     at, pmt = starts[index], False
     for before in reversed(starts[max(0, index - _MOST_STARTS_BETWEEN) : index]):
-        other = _pid(data, before)
+        other = pid_at(data, before)
         if other == pid or at - before > _MOST_BYTES_BETWEEN:
             break
-        if other == 0 and pmt and _section(data, runs, before, 0x00):
+        if other == 0 and pmt and section_at(data, runs, before, 0x00):
             between = range(before, at, PACKET)
-            return None if any(_pid(data, packet) == pid and data[packet + 3] & 0x10 for packet in between) else before
-        pmt = pmt or bool(_section(data, runs, before, 0x02))
+            return None if any(pid_at(data, packet) == pid and data[packet + 3] & 0x10 for packet in between) else before
+        pmt = pmt or bool(section_at(data, runs, before, 0x02))
     return None
 
 
-def _access(data: bytes, runs: list[_Run], at: int, codec: str, head: bytes) -> h264.Access:
+def _access(data: bytes, runs: list[Run], at: int, codec: str, head: bytes) -> h264.Access:
     if codec not in _VIDEO.values():
         return h264.Access.IDR  # any frame of sound can be the first
-    access = h264.access(codec, _elementary(head)) or h264.access(codec, _elementary(_unit(data, runs, at, _LONGEST_PICTURE_HEAD)))
+    access = h264.access(codec, _elementary(head)) or h264.access(codec, _elementary(unit_at(data, runs, at, _LONGEST_PICTURE_HEAD)))
     if access in (None, h264.Access.OTHER):
         # Recovery points are told by SEI, which nobody here reads, and by random_access_indicator (2.4.3.5).
         access = h264.Access.RANDOM if _is_random_access(data, at) else h264.Access.OTHER
@@ -385,19 +268,19 @@ def _elementary(pes: bytes) -> bytes:
     return pes[9 + pes[8] :] if len(pes) > 9 and pes[:3] == b"\0\0\1" else b""
 
 
-def _video(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> VideoInfo | None:
-    units = [at for at in starts if _pid(data, at) == track.pid]
-    stamps = [_pes_pts(_payload(data, at)) for at in units]
+def _video(data: bytes, runs: list[Run], starts: list[int], track: _Track) -> VideoInfo | None:
+    units = [at for at in starts if pid_at(data, at) == track.pid]
+    stamps = [_pes_pts(payload_at(data, at)) for at in units]
     pts = in_presentation_order([value for value in stamps if value is not None])
     if not pts:
         return None
-    head = h264.read_head(track.codec, _elementary(_unit(data, runs, units[0], _HEAD_BYTES)))
+    head = h264.read_head(track.codec, _elementary(unit_at(data, runs, units[0], _HEAD_BYTES)))
     picture = head.picture
     # A segment that is cut between two key pictures has its sequence header wherever the next of them is.
     for at in (*units[1:_NEXT_HEADS], *[at for at in units[_NEXT_HEADS:] if _is_random_access(data, at)][:_NEXT_HEADS]):
         if picture is not None:
             break
-        picture = h264.read_head(track.codec, _elementary(_unit(data, runs, at, 1024))).picture
+        picture = h264.read_head(track.codec, _elementary(unit_at(data, runs, at, 1024))).picture
     picture = picture or h264.Picture(None, 0, 0, None)
     return VideoInfo(
         codecs=picture.codecs,
@@ -415,8 +298,8 @@ def _video(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> V
     )
 
 
-def _enters(data: bytes, runs: list[_Run], at: int, codec: str) -> bool:
-    return _access(data, runs, at, codec, _payload(data, at)) in (h264.Access.IDR, h264.Access.RANDOM)
+def _enters(data: bytes, runs: list[Run], at: int, codec: str) -> bool:
+    return _access(data, runs, at, codec, payload_at(data, at)) in (h264.Access.IDR, h264.Access.RANDOM)
 
 
 def _is_random_access(data: bytes, at: int) -> bool:
@@ -430,12 +313,12 @@ def _from_first_to_last(stamps: list[int | None]) -> int:
     return stamped[-1] - stamped[0] + 1
 
 
-def _audio(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> AudioInfo | None:
+def _audio(data: bytes, runs: list[Run], starts: list[int], track: _Track) -> AudioInfo | None:
     for at in starts:
-        if _pid(data, at) == track.pid:
-            pts = _pes_pts(_payload(data, at))
+        if pid_at(data, at) == track.pid:
+            pts = _pes_pts(payload_at(data, at))
             if pts is not None:
-                frame = _elementary(_unit(data, runs, at, 1024))
+                frame = _elementary(unit_at(data, runs, at, 1024))
                 codecs = _audio_codecs(track.codec, frame)
                 last_pts, cut = _last_audio(data, runs, starts, track)
                 return AudioInfo(
@@ -452,22 +335,22 @@ def _audio(data: bytes, runs: list[_Run], starts: list[int], track: _Track) -> A
     return None
 
 
-def _last_audio(data: bytes, runs: list[_Run], starts: list[int], audio: _Track) -> tuple[int | None, bool]:
+def _last_audio(data: bytes, runs: list[Run], starts: list[int], audio: _Track) -> tuple[int | None, bool]:
     """Return the PTS of the last frame that begins in *data*, None if that can't be told, and whether the end of that frame is not there.
 
     Of codecs whose frames don't tell their length the PTS is that of the last PES, as if it were whole.
     """
-    own = [at for at in starts if _pid(data, at) == audio.pid]
-    last = next((index for index in reversed(range(len(own))) if _pes_pts(_payload(data, own[index])) is not None), None)
+    own = [at for at in starts if pid_at(data, at) == audio.pid]
+    last = next((index for index in reversed(range(len(own))) if _pes_pts(payload_at(data, own[index])) is not None), None)
     if last is None:
         return None, False
-    pts = _pes_pts(_payload(data, own[last])) or 0
+    pts = _pes_pts(payload_at(data, own[last])) or 0
     if audio.codec not in _TELL_LENGTHS:
         return pts, False
     found = bytearray()
     room = _MOST_PES_BYTES
     for at in own[last:]:  # a PES may go on without a time stamp (2.7.4)
-        unit = _unit(data, runs, at, room)
+        unit = unit_at(data, runs, at, room)
         found += _elementary(unit)
         room -= len(unit)
         if room <= 0:
@@ -476,7 +359,7 @@ def _last_audio(data: bytes, runs: list[_Run], starts: list[int], audio: _Track)
     return (pts + round(since_90k)) % PTS_MODULUS, cut and room > 0
 
 
-def _straddles(data: bytes, runs: list[_Run], pid: int, first_start: int) -> bool:
+def _straddles(data: bytes, runs: list[Run], pid: int, first_start: int) -> bool:
     """Return whether packets of *pid* with payload come before its first PES start: their PES began a segment earlier."""
     low, high = pid & 0xFF, pid >> 8
     for run in runs:

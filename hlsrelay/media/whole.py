@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from hlsrelay.media.fmp4 import FIRST_BOXES
-from hlsrelay.media.ts import PACKET, first_packet, looks_like_ts
+from hlsrelay.media.packets import PACKET, first_packet, looks_like_ts
 
 Read = Callable[[int, int], bytes]
 """Returns so many bytes from there, fewer at the end of the file."""

@@ -136,7 +136,8 @@ def test_a_bucket_goes_on_when_its_owner_is_killed_and_when_its_server_stands_st
                 until(lambda: player.newest() > before + 10)
                 stood = player.newest()
                 server.send_signal(signal.SIGSTOP)
-                time.sleep(12)  # that is how long it stands still
+                made = max(int(one.stem) for one in folder.glob("*.ts"))
+                until((folder / f"{made + 12}.ts").exists)  # of a second each: so long it stands still
                 server.send_signal(signal.SIGCONT)
                 until(lambda: player.newest() > stood + 16)
             with capsys.disabled():

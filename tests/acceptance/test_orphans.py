@@ -29,6 +29,7 @@ pytestmark = [
 
 LADDER = "a:480:1200,b:360:700,c:240:400"
 ENDED_WITHIN_S = 5.0
+SEGMENTS = 6
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Give the URL of a live playlist whose ladder takes seconds."""
     folder = tmp_path_factory.mktemp("source")
     try:
-        made(folder, ffmpeg_path(), segments=2)
+        made(folder, ffmpeg_path(), segments=SEGMENTS)  # what is looked at takes seconds too: one is to be at work still
     except MissingProgram as error:
         pytest.skip(str(error))
     playlist = folder / "live.m3u8"  # with time enough for the ladder of each segment
@@ -135,8 +136,8 @@ def test_a_stream_is_stopped_while_it_is_encoded_and_what_was_begun_is_published
         until(lambda: all(one.exists() and "#EXT-X-ENDLIST" in one.read_text() for one in playlists), 120)
         for one in playlists:
             lines = one.read_text().splitlines()
-            assert len([line for line in lines if line.endswith(".ts")]) == 2
-            for number in range(2):  # on a machine this busy a rung may come too late: then it is a GAP, and not a missing file
+            assert len([line for line in lines if line.endswith(".ts")]) == SEGMENTS
+            for number in range(SEGMENTS):  # on a machine this busy a rung may come too late: then it is a GAP, and not a missing file
                 tags = lines[: lines.index(f"{number}.ts")][-3:]
                 assert "#EXT-X-GAP" in tags or (one.parent / f"{number}.ts").stat().st_size
         relay.process.send_signal(signal.SIGTERM)

@@ -15,6 +15,7 @@ from hlsrelay.web import create_app, serve
 from hlsrelay.web.port import giving, listening
 from tests.hammer import Hammer
 from tests.integration.memory_site import MemorySite, descriptors
+from tests.waiting import comes_true
 
 REPLACED = 6
 ANSWERED_MEANWHILE = 40
@@ -51,8 +52,7 @@ def test_no_connection_is_lost_while_who_serves_a_port_is_replaced_again_and_aga
             await new.enter_async_context(serve(create_app(site), http, name=f"{number}", beside=[f"{number - 1}"]))
             answers = hammer.answers
             await old.aclose()
-            while hammer.answers < answers + ANSWERED_MEANWHILE:  # noqa: ASYNC110 - threads set no event of the loop
-                await asyncio.sleep(0.01)
+            await comes_true(lambda answers=answers: hammer.answers >= answers + ANSWERED_MEANWHILE)  # type: ignore[misc]
             old = new
         await asyncio.to_thread(hammer.end)
         await old.aclose()

@@ -17,10 +17,10 @@ import pytest
 import uvloop
 
 from hlsrelay.errors import ConfigError, ResourceBusy
-from hlsrelay.web import create_app, direct, serve
+from hlsrelay.web import create_app, direct, serve, server
 from hlsrelay.web.files import SMALL_BYTES
 from tests.integration.memory_site import LONG, PLAYLIST, SLOW, MemorySite, descriptors
-from tests.waiting import comes_true
+from tests.waiting import becomes_true, comes_true
 
 
 @pytest.fixture
@@ -52,6 +52,31 @@ def held(name: str) -> int:
 async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     parts = httpx.URL(url)
     return await asyncio.open_connection(parts.host, parts.port)
+
+
+def test_a_server_that_is_told_to_go_goes_at_once_though_it_wakes_seldom(site: MemorySite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "DATE_EVERY_S", 3600.0)
+
+    async def use(url: str) -> None:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            assert (await client.get(url)).headers["date"]
+
+    served(site, use)
+
+
+def test_answers_say_the_time_that_it_is(site: MemorySite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "DATE_EVERY_S", 0.01)
+
+    async def use(url: str) -> None:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            first = (await client.get(url)).headers["date"]
+
+            async def later() -> bool:
+                return (await client.get(url)).headers["date"] != first
+
+            await becomes_true(later)
+
+    served(site, use)
 
 
 def test_port_zero_takes_a_free_one_and_the_url_says_which(site: MemorySite) -> None:

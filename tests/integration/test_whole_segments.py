@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from hlsrelay import transcoding
 from tests.integration.relaying import Watching, relayed, scenario
 from tests.integration.test_keys import SECRET, announcing, encrypted_with, now_s
 from tests.origin import Origin
@@ -59,6 +60,14 @@ def test_a_segment_is_fetched_until_it_has_grown_to_its_length(tmp_path: Path) -
     assert watch.gaps() == watch.cuts() == []
     assert watch.relayed_exactly()
     assert refetched(watch) == watch.numbers()
+
+
+def test_what_was_looked_into_to_see_that_it_is_whole_is_not_looked_into_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transcoding, "Ends", None)  # whoever uses it fails
+    watch = scenario(tmp_path, minutes, Origin(content=timed))
+    assert watch.gaps() == watch.cuts() == []
+    assert watch.relayed_exactly()
+    assert len(watch.numbers()) > 20
 
 
 def test_what_grows_past_the_deadline_is_had_as_far_as_it_went(tmp_path: Path) -> None:

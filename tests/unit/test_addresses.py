@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
-from hlsrelay.addresses import AddressPolicy, ProxyPolicy, embedded, is_public, literal_address
+from hlsrelay.addresses import MOST_PASSED, AddressPolicy, ProxyPolicy, embedded, is_public, literal_address
 from hlsrelay.errors import AddressRefused
 from hlsrelay.settings import Network
 
@@ -95,6 +95,23 @@ def test_a_public_name_that_resolves_to_a_private_address_later_stays_public() -
     policy.resolved("Rebinding.example.", ["127.0.0.1"])
     with pytest.raises(AddressRefused, match="may not lead there"):
         policy.check("127.0.0.1")
+
+
+def test_what_a_source_was_let_through_to_while_it_was_private_it_is_asked_about_again_once_it_is_public() -> None:
+    policy = AddressPolicy((ip_network("127.0.0.0/8"),), "rebinding.example")
+    policy.resolved("rebinding.example", ["127.0.0.1"])
+    for _ in range(2):
+        policy.check_host("127.0.0.1")
+    policy.resolved("rebinding.example", ["1.1.1.1"])
+    with pytest.raises(AddressRefused, match="this source is"):
+        policy.check_host("127.0.0.1")
+
+
+def test_hosts_that_were_let_through_are_remembered_in_a_bounded_number() -> None:
+    policy = AddressPolicy()
+    for number in range(3 * MOST_PASSED):
+        policy.check_host(f"edge-{number}.example")
+        assert len(policy._passed) <= MOST_PASSED
 
 
 def test_a_name_with_a_public_and_a_private_address_is_public() -> None:

@@ -19,7 +19,7 @@ transport recipe sound offers attempt parcel tracking
 / roster membership redis_registry memory_registry backfill
 / link session
 / awake deletions
-/ steering relay house stages cutting downloading sampling transcoding preloading desk joints
+/ steering relay house stages cutting growing beside downloading sampling transcoding preloading desk joints
 / node web places checking probing
 / reporter site vitals
 / worker
@@ -140,6 +140,8 @@ def _beside_allowed(here: str, there: str) -> bool:
         "desk",
         "joints",
         "cutting",
+        "growing",
+        "beside",
         "downloading",
         "sampling",
         "transcoding",
