@@ -242,7 +242,7 @@ async def _served(node: Node) -> AsyncGenerator[str, None]:
     beside = [
         one.id
         for one in await node.registry.sessions()
-        if one.lives and is_here(one.id) and (one.fields.get("http"), one.fields.get("live")) == (http, live)
+        if one.lives and one.id != session_id() and is_here(one.id) and (one.fields.get("http"), one.fields.get("live")) == (http, live)
     ]
     routes = api_routes(node.registry, node.settings.api_token or local_token(node.settings.data))
     try:

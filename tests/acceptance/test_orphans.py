@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from bench.origin import free_port
 from bench.orphans import children, encoding, made, served
 from hlsrelay.embedded import ffmpeg_path
 from hlsrelay.errors import MissingProgram
@@ -64,7 +65,7 @@ class Encoding:
 
 @contextmanager
 def relay_encoding(data: Path, source: str) -> Iterator[Encoding]:
-    env = environment(data, None, HLSRELAY_TRANSCODE_SLOTS="1", HLSRELAY_NODE="here")
+    env = environment(data, None, HLSRELAY_TRANSCODE_SLOTS="1", HLSRELAY_NODE="here", HLSRELAY_HTTP=f"127.0.0.1:{free_port()}")
     hlsrelay("add", "news", source, "--ladder", LADDER, env=env)
     words = data / "words"
     with running([sys.executable, "-m", "hlsrelay", "run", "news"], data / "log", stdout=words, cwd=ROOT, env=env) as process:
@@ -108,6 +109,7 @@ def test_ps_and_the_api_show_what_runs_and_a_relay_told_to_go_takes_all_with_it(
         relay.process.send_signal(signal.SIGTERM)
         assert ended(relay) == 0
         log = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
+        assert "port.not_taken" not in {one["event"] for one in log}, "nobody else has it to give"
         ends = [one for one in log if one["event"] == "child.ended"]
         assert {one["reason"] for one in ends} <= {"cancelled", "no longer wanted", "overload", "shutdown"}
         assert "redis" in {one["purpose"] for one in ends}
