@@ -134,7 +134,8 @@ class RedisRegistry:
         prefixes = (self._keys.stream(only),) if only else (self._keys.stream(""), self._keys.queue(), self._keys.node(""))
         async with contextlib.aclosing(invalidated(self._redis, *prefixes)) as told:
             while True:
-                keys = await self._asked(told.__anext__, within_s=3 * ANSWER_WITHIN_S, at_once=True)
+                # No limit for it as a whole: a Redis where nothing changes has nothing to tell, and each wait in it has its own.
+                keys = await self._asked(told.__anext__, within_s=None, at_once=True)
                 yield None if keys is None else await self._changed(keys)
 
     async def _changed(self, keys: list[str]) -> Heard:
@@ -272,7 +273,7 @@ class RedisRegistry:
 
         return await self._asked(run, at_once=at_once)
 
-    async def _asked(self, ask: Callable[[], Any], within_s: float = ANSWER_WITHIN_S + 1, *, at_once: bool = False) -> Any:
+    async def _asked(self, ask: Callable[[], Any], within_s: float | None = ANSWER_WITHIN_S + 1, *, at_once: bool = False) -> Any:
         task = asyncio.current_task()
         cancelled_before = task.cancelling() if task else 0
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hlsrelay import redis_registry, tracking
 from hlsrelay.embedded import EmbeddedRedis
 from hlsrelay.errors import ConfigError, RegistryUnavailable, UnknownStream
 from hlsrelay.fields import Registered
@@ -206,6 +207,28 @@ def test_who_hears_of_changes_is_told_when_redis_goes(tmp_path: Path) -> None:
         finally:
             await registry.aclose()
             await children.aclose()
+
+    asyncio.run(body())
+
+
+def test_a_redis_that_has_nothing_to_tell_is_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_registry, "ANSWER_WITHIN_S", 0.2)
+    monkeypatch.setattr(tracking, "SIGN_OF_LIFE_S", 0.02)
+
+    async def body() -> None:
+        async with real(tmp_path) as registry, aclosing(registry.heard()) as hearing:
+            assert isinstance(registry, RedisRegistry)
+            assert await anext(hearing) is None
+            hears = asyncio.ensure_future(anext(hearing))
+
+            async def well_after_its_time() -> bool:
+                told = await registry._redis.info("commandstats")
+                return hears.done() or told.get("cmdstat_ping", {}).get("calls", 0) >= 50
+
+            await becomes_true(well_after_its_time)
+            assert not hears.done(), "silence was taken for the end"
+            await registry.register("news", FIELDS)
+            assert await hears == Heard(frozenset(("news",)))
 
     asyncio.run(body())
 
