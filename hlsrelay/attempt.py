@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hlsrelay.codecs import VideoEncoder
@@ -21,6 +21,7 @@ from hlsrelay.offers import Offers
 from hlsrelay.processes import Children, Finished, Limits
 from hlsrelay.recipe import EncodeJob, audio_kbps, before, command, verified
 from hlsrelay.sound import probed_previous, sound_command, sound_cut, sounds, with_sounds
+from hlsrelay.values import replace
 
 
 @dataclass(frozen=True, slots=True)

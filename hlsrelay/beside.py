@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hlsrelay.desk import Desk
 from hlsrelay.errors import SegmentLost
@@ -12,6 +12,7 @@ from hlsrelay.hls.window import FEWEST_ENTRIES
 from hlsrelay.media.decrypt import can_decrypt, decrypted
 from hlsrelay.media.probe import MediaError
 from hlsrelay.model import InitSection, Key, KeyPolicy, MediaFile, Numbered, Sink
+from hlsrelay.values import replace
 
 KEY_BYTES = {"AES-128": 16, "AES-256": 32}
 """The methods that encrypt files as a whole, and how long their keys are."""

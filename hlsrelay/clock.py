@@ -6,13 +6,13 @@ import asyncio
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 
 from hlsrelay.bell import Bell
 from hlsrelay.model import EAGER, Polling
 from hlsrelay.phase import Phase, asked, found_new, found_nothing
+from hlsrelay.values import replace
 
 
 class Clock:

@@ -16,7 +16,7 @@ import os
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,7 @@ from hlsrelay.offers import Offers
 from hlsrelay.processes import MEMORY, OVERLOADED, Children
 from hlsrelay.recipe import EncodeJob, frame_rate, impossible, width_for
 from hlsrelay.scheduling import Schedule, Work
+from hlsrelay.values import replace
 
 OVERLOAD = "overload: left out, it can't be made in time; fewer rungs, more cores or more HLSRELAY_TRANSCODE_SLOTS help"
 SHED = "memory is short: left out"

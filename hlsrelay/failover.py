@@ -10,9 +10,10 @@ Laws:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hlsrelay.model import Stream
+from hlsrelay.values import replace
 
 STALL_TARGET_DURATIONS = 3.0
 SHORTEST_STALL_S = 5.0

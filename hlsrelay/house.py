@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from itertools import takewhile
 
@@ -18,6 +17,7 @@ from hlsrelay.ledger import LocalLedger
 from hlsrelay.model import SOURCE, Entry, Made, Presentation, Stream, Track
 from hlsrelay.stages import publish, swept
 from hlsrelay.storage import MULTIVARIANT, LocalStorage
+from hlsrelay.values import replace
 
 WAIT_FOR_ALL_TARGET_DURATIONS = 3
 """A track that has nothing to show after this long is left out of the multivariant playlist until it has."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
@@ -21,6 +21,7 @@ from hlsrelay.errors import HlsRelayError, RegistryUnavailable, Superseded
 from hlsrelay.fields import FIGURES, RELAY_FIELDS, Registered
 from hlsrelay.registry import Registry, apart
 from hlsrelay.roster import Roster
+from hlsrelay.values import replace
 
 log = structlog.get_logger()
 

@@ -12,9 +12,9 @@ import asyncio
 import math
 import random
 from collections.abc import Callable
-from dataclasses import replace
 
 from hlsrelay.registry import Leases, Registry, Session
+from hlsrelay.values import replace
 
 SHORTEST_ROUND_S, ROUND_PER_SESSION_S = 10.0, 0.3
 """All is read again no sooner than this after the last time: all nodes together ask for a few sessions for each node, a second."""

@@ -266,7 +266,7 @@ class Candidate:
     length: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Position:
     """Where numbering stands: all that a successor needs to give the next segment the right number.
 
@@ -320,7 +320,7 @@ class Position:
         return self.last_sequence - self.given_up
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Numbered:
     """A source's segment under our number; *position* is where numbering stands once that is published.
 
@@ -389,7 +389,7 @@ class Entry:
     gaps: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Made:
     """An entry ready to be published, what it was made from, why there is no media, which rungs failed why, which were *dropped* why.
 

@@ -14,7 +14,7 @@ import asyncio
 import hashlib
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,6 +27,7 @@ from hlsrelay.offers import Offers
 from hlsrelay.processes import Children
 from hlsrelay.recipe import EncodeJob, impossible, needs_previous
 from hlsrelay.sound import sounds
+from hlsrelay.values import replace
 
 RESOURCE = "ffmpeg"
 """What Dask's workers are started with: `--resources ffmpeg=N`, N jobs at once."""

@@ -19,8 +19,10 @@ load that did was answered.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median, median_low
+
+from hlsrelay.values import replace
 
 CLOSEST_S = 0.1
 """Between two loads of one playlist there is at least this, or what the operator says."""
@@ -69,7 +71,7 @@ WATCHED_BEATS = 3
 """Every so many beats a steady source is asked earlier as well."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Phase:
     """What is known of a source's beat. *expected_s*: when it publishes next; None as long as that is not known.
 

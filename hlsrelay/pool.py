@@ -21,7 +21,7 @@ import asyncio
 import functools
 import random
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
@@ -38,6 +38,7 @@ from hlsrelay.parcel import Answer, packed
 from hlsrelay.recipe import EncodeJob, impossible
 from hlsrelay.scheduling import ALLOWANCE, FORGOTTEN_S, LONGEST_ALLOWANCE, SAFE
 from hlsrelay.statuses import ChildStatus
+from hlsrelay.values import replace
 
 POOL, SECOND, LOCAL, NOWHERE = "pool", "second", "local", "nowhere"
 """Where a job's pictures were made: by the pool at the first or at the second time of asking, here, or not in time."""

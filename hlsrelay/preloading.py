@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 
 from hlsrelay.caches import Caches, Pull
 from hlsrelay.desk import Desk
 from hlsrelay.downloading import Clip
 from hlsrelay.model import Made, MediaFile, Stream
 from hlsrelay.urls import redacted
+from hlsrelay.values import replace
 
 
 class Preloading:

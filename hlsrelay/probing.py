@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 
 from hlsrelay import checking
 from hlsrelay.clock import Clock
@@ -20,6 +19,7 @@ from hlsrelay.places import ANYWHERE
 from hlsrelay.portrait import TICKS, Facts, Found, Portrait, Sample, length_s
 from hlsrelay.upstream import PLAYLIST_DEADLINE_S, SEGMENT_LIMIT_BYTES, TransportFactory, Upstream, http_transport
 from hlsrelay.urls import redacted
+from hlsrelay.values import replace
 
 SAMPLES = 3
 """Segments of a playlist that are looked into, the newest ones, one after the other: two distances between their beginnings."""

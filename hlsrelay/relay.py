@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hlsrelay.clock import Pacer
 from hlsrelay.desk import Desk, Tools
@@ -20,6 +20,7 @@ from hlsrelay.model import SOURCE, Desired, Made, Presentation, Stream, Turn
 from hlsrelay.preloading import Preloading
 from hlsrelay.stages import Settling, caught_up, in_step, loaded, looked, numbered, published, swept, to_be_had, watched_primary
 from hlsrelay.transcoding import Transcoding
+from hlsrelay.values import replace
 
 DOWNLOADS_AHEAD = 3
 """Segments of a track fetched at once: more would only share the same line."""
@@ -27,7 +28,7 @@ ENCODES_AHEAD = 16
 """Segments and turns of a track with the encoder at once. It decides what runs when: nobody waits longer for queueing here."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tick:
     """One step of the story, told to whoever watches: a number published (*made*) or a load dealt with (*turn*), of the track *track*.
 

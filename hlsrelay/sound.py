@@ -11,7 +11,6 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from hlsrelay.media.grid import SAMPLES, Cut, cut_of, first_sample, kept, near
 from hlsrelay.media.info import PTS_MODULUS, AudioInfo, MediaError, MediaInfo
 from hlsrelay.media.probe import probe
 from hlsrelay.recipe import EncodeJob, Sound, audio_kbps, impossible, needs_previous
+from hlsrelay.values import replace
 
 LONGEST_SPAN = 2
 """Sound whose time stamps span more than so many durations of its segment is not encoded: it would be hours of silence."""

@@ -12,7 +12,6 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from hlsrelay.clock import Pacer
@@ -36,6 +35,7 @@ from hlsrelay.model import (
     Turn,
 )
 from hlsrelay.sampling import newest_had
+from hlsrelay.values import replace
 
 END_HOLD_TARGET_DURATIONS = 3
 """An encoder that restarts may write ENDLIST and go on: players wait this long before they give up, so ours is held back as long."""

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from hlsrelay.desk import Desk
@@ -31,6 +30,7 @@ from hlsrelay.model import (
 )
 from hlsrelay.recipe import EncodeJob, container_of
 from hlsrelay.scheduling import AT_ONCE
+from hlsrelay.values import replace
 
 LARGEST_TIME_STAMP_STEP_S = 1.0
 """A larger step between two segments is no encoder's rounding: the time stamps begin anew."""

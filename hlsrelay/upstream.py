@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
@@ -26,6 +26,7 @@ from hlsrelay.ranges import Enough, cut_out, is_part, is_whole
 from hlsrelay.settings import Network
 from hlsrelay.transport import TransportFactory, door_of, http_transport
 from hlsrelay.urls import redacted
+from hlsrelay.values import replace
 
 __all__ = ["PLAYLIST_DEADLINE_S", "SEGMENT_LIMIT_BYTES", "Answer", "TransportFactory", "Upstream", "http_transport", "wires"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -27,6 +27,7 @@ from hlsrelay.relay import Tick, relay
 from hlsrelay.reporter import Reporter
 from hlsrelay.storage import MULTIVARIANT, LocalStorage
 from hlsrelay.urls import redacted
+from hlsrelay.values import replace
 
 LAST_WORDS_S = 2.0
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0

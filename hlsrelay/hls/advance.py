@@ -22,7 +22,6 @@ segment's content.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from hlsrelay.hls.doubt import (
@@ -73,6 +72,7 @@ from hlsrelay.hls.signs import (
     too_soon,
 )
 from hlsrelay.model import Position, Seen, Segment, Slice, Snapshot, Stream
+from hlsrelay.values import replace
 
 NAMES_USED_AGAIN = 2
 """So many digests that differ are proof enough that names are used again, as each costs a fetch."""

@@ -13,11 +13,11 @@ A range without an end is taken to last for a day, or ten minutes longer than pl
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from hlsrelay.hls.variables import attributes
 from hlsrelay.model import Entry, Numbered, Snapshot
+from hlsrelay.values import replace
 
 MOST_DATERANGES = 100
 """Listed of one playlist, and read of one."""

@@ -7,13 +7,13 @@ generation was silent; where it lists what went by unrelayed, so that no digest 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from datetime import timedelta
 
 from hlsrelay.hls.likeness import another_time, file_name, is_alike, looks_like, telling
 from hlsrelay.hls.numbering import REMEMBERED, Load, Step, begun, undoubted
 from hlsrelay.hls.parse import identity
 from hlsrelay.model import Candidate, Position, Seen, Segment
+from hlsrelay.values import replace
 
 SILENT_TARGET_DURATIONS = 1.5
 """A playlist unchanged for this long is suspect (RFC 8216 6.3.4)."""

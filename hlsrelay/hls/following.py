@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any
@@ -26,6 +26,7 @@ from hlsrelay.hls.reader import InForce, Reader, guess_s, suffix
 from hlsrelay.hls.run import Run
 from hlsrelay.hls.spelling import respelt
 from hlsrelay.model import ByteRange, Presentation, Segment, Snapshot
+from hlsrelay.values import replace
 
 FEWEST_SEGMENTS = 4
 """What is read each time, head and last block, is no less than a shorter playlist."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from urllib.parse import parse_qsl
 
 from hlsrelay.model import ByteRange, Segment
+from hlsrelay.values import replace
 
 DIGITS_OF_A_COUNT = 20
 """A longer number counts nothing."""

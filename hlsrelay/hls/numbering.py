@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
 from hlsrelay.hls.parse import identity
 from hlsrelay.model import Numbered, Position, Seen, Segment, Slice, Snapshot, Stream
+from hlsrelay.values import replace
 
 REMEMBERED = 64
 """How many of the source's last segments are kept to recognise a playlist by."""
@@ -45,7 +46,7 @@ class Agreed:
 NOTHING_AGREED = Agreed()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Step:
     """What one snapshot brought: the new position, the new segments oldest first, and named repairs to count.
 
@@ -60,7 +61,7 @@ class Step:
     begins_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Load:
     """One look at the source: what it lists, what the operator wants and the other tracks have come to, and when that was."""
 

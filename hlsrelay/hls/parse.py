@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +21,7 @@ from hlsrelay.hls.reader import LONGEST_EXTINF_S, LONGEST_TARGET_DURATION_S, MOS
 from hlsrelay.hls.spelling import respelt
 from hlsrelay.hls.variables import CONTROL, substituted
 from hlsrelay.model import ByteRange, Presentation, Segment, Snapshot
+from hlsrelay.values import replace
 
 __all__ = ["LONGEST_EXTINF_S", "LONGEST_TARGET_DURATION_S", "MOST_TAG_CHARACTERS", "identity", "parse"]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from hlsrelay.hls.variables import attributes
 from hlsrelay.hls.window import Progress, as_listed
 from hlsrelay.model import Entry, Key, KeyPolicy, Kind, MediaFile, Presentation, Rendition, Track
+from hlsrelay.values import replace
 
 _MUST_EXIST = ("AUDIO", "VIDEO", "SUBTITLES")
 _OF_THE_BYTES = ("#EXT-X-BITRATE",)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 from hlsrelay.errors import ConfigError
 from hlsrelay.model import SOURCE, Kind, Presentation, Track
+from hlsrelay.values import replace
 
 Found = tuple[Kind, str, tuple[tuple[str, str], ...]]
 _NOT_IDENTITY = {"PATHWAY-ID", "STABLE-VARIANT-ID", "STABLE-RENDITION-ID", "PROGRAM-ID"}

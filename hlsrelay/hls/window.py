@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice, takewhile
 
 from hlsrelay.hls import dateranges
 from hlsrelay.model import SOURCE, Entry, Kind, MediaFile, Position, Rendition, Traits
+from hlsrelay.values import replace
 
 FEWEST_ENTRIES = 6
 """Apple's HLS Authoring Specification 8.11."""
@@ -40,7 +41,7 @@ class Retired:
     until: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Progress:
     """All that has been published of a stream: what the ledger records, and a successor resumes from."""
 

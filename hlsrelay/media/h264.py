@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 from hlsrelay.media.bits import Bits
 from hlsrelay.media.info import MediaError
+from hlsrelay.values import replace
 
 H264 = "h264"
 HEVC = "hevc"
