@@ -30,6 +30,7 @@ FIRST_BYTES = 16 << 10
 WAKE_BYTES = 256 << 10
 LOOKED_EVERY_S = 0.2
 LONGEST_LINE = 8190
+_TOO_LONG = f"a line of more than {LONGEST_LINE} bytes"
 MOST_HEADERS = 128
 MOST_HEAD_BYTES = 256 << 10
 _TLS_RECORD = (16 << 10) + 256
@@ -107,12 +108,14 @@ class Line:
     async def ask(self, request: bytes, answered: Answered) -> None:
         """Send *request* and return once its answer is whole. Raises HttpError, and whatever *answered* and its sink raise."""
         self.usable = False
-        self._answer, self._ended = _Answer(answered), self._loop.create_future()
+        answer = self._answer = _Answer(answered)
+        self._ended = self._loop.create_future()
         try:
             await self._send(request)
             await self._ended
-            self.usable = self._answer.keeps
+            self.usable = answer.keeps
         finally:
+            answer.close()
             self._answer = self._ended = None
             if self._look is not None:
                 self._look.cancel()
@@ -289,6 +292,10 @@ class _Answer:
         assert self._sink is not None
         self._sink(piece)
 
+    def close(self) -> None:
+        """Let go of the parser, which knows who reads it: a circle that all of the request would stay in until a collection."""
+        del self._parser
+
     def _begin(self) -> None:
         self.begun = True
         coding = self._headers.get("transfer-encoding", "").strip().lower()
@@ -309,12 +316,14 @@ class _Answer:
             raise ValueError
 
     def on_status(self, reason: bytes) -> None:
-        self._bounded(reason)
+        if len(reason) > LONGEST_LINE:
+            self._refuse(_TOO_LONG)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._headed:  # a trailer
             return
-        self._bounded(name + value)
+        if len(name) + len(value) > LONGEST_LINE:
+            self._refuse(_TOO_LONG)
         self._count += 1
         if self._count > MOST_HEADERS:
             self._refuse(f"more than {MOST_HEADERS} headers")
@@ -341,10 +350,6 @@ class _Answer:
             self.over = True
         else:
             self._headers, self._cookies, self._count = {}, [], 0
-
-    def _bounded(self, line: bytes) -> None:
-        if len(line) > LONGEST_LINE:
-            self._refuse(f"a line of more than {LONGEST_LINE} bytes")
 
     def _refuse(self, why: str) -> None:
         self._wrong = why

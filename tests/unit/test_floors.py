@@ -9,7 +9,8 @@ import hlsrelay
 
 PACKAGE = Path(hlsrelay.__file__).parent
 HOUSE = """
-values model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
+values
+/ model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
 codecs phase
 / aside bell clock metrics settings log addresses notify proc memory
 / declared board bucket_texts orphans pidfile pipes processes embedded http1 connections asking
@@ -96,7 +97,6 @@ def _beside_allowed(here: str, there: str) -> bool:
     """Rooms of one floor stand in one order, so that no circle can close."""
     order = [
         "errors",
-        "values",
         "expanding",
         "model",
         "codecs",
