@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
 import sys
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -104,6 +106,25 @@ def test_a_connection_is_used_again_after_a_whole_answer() -> None:
             assert server.taken == 1
 
     asyncio.run(run())
+
+
+def test_what_an_answer_went_to_is_let_go_of_without_a_collection() -> None:
+    class Body(bytearray):
+        """One that can be asked whether anybody has it still."""
+
+    async def run() -> None:
+        async with asking(says(kept(b"one"))) as (made, _, target):
+            body = Body()
+            seen = weakref.ref(body)
+            await made.get(target, {}, lambda _, sink=body.extend: sink)  # type: ignore[misc]
+            del body
+            assert seen() is None
+
+    gc.disable()
+    try:
+        asyncio.run(run())
+    finally:
+        gc.enable()
 
 
 def test_one_that_was_closed_meanwhile_costs_no_answer() -> None:
