@@ -41,6 +41,7 @@ class House:
         """Since when ENDLIST stands in those that nobody follows any more."""
         self._printed: tuple[object, ...] = ()
         """What the multivariant playlist was last printed from."""
+        self._told: dict[str, tuple[Progress, tuple[object, ...]]] = {}
         self.choice = Choice(tools)
         for name in tools.storage.ledgers():
             if progress := LocalLedger(tools.storage, name).resume():
@@ -158,11 +159,18 @@ class House:
         patience_s = WAIT_FOR_ALL_TARGET_DURATIONS * max((progress.target_duration_s for progress in here.values()), default=1)
         if len(here) == len(names) or (SOURCE in here and now_s - self._first_shown_s >= patience_s):
             keys = self.choice.stream.keys
-            says = (self._presentation, keys, *map(told_apart, here.values()))
+            says = (self._presentation, keys, *(self._told_of(name, progress) for name, progress in here.items()))
             if says != self._printed or MULTIVARIANT not in self._tools.storage.playlists:  # it may have been taken back
                 self._tools.storage.publish(MULTIVARIANT, multivariant_playlist(self._presentation, here, keys))
                 self._printed = says
             self._tools.storage.due.clear()  # what is not here by now may never be
+
+    def _told_of(self, name: str, progress: Progress) -> tuple[object, ...]:
+        """Return what `told_apart` says of a track's progress; of loads that brought nothing it is the one of before."""
+        known = self._told.get(name)
+        if known is None or known[0] is not progress:
+            known = self._told[name] = progress, told_apart(progress)
+        return known[1]
 
 
 def withdraw(storage: LocalStorage, clock: Clock) -> None:

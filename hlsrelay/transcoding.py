@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
+from zlib import crc32
 
 from hlsrelay.desk import Desk
 from hlsrelay.downloading import Clip
@@ -51,6 +52,7 @@ class Transcoding:
         self._tools = desk.tools
         self._name = desk.track.name
         self._alone = desk.alone
+        self._turn = crc32(f"{desk.stream.id}/{self._name}".encode())  # streams that count alike are not all read through at once
         self._traits = Traits()
         self._before: list[tuple[int, Path, bool]] = []
         """Number and file of the last segments, and whether decoding can begin in them; the last one in which it can comes first."""
@@ -80,7 +82,7 @@ class Transcoding:
             return Made(entry, made, lost=item.lost)
         wanted = made.stream.ladder if self._name == SOURCE else ()
         source, info, times = Path(), None, None
-        through = bool(wanted) or made.discontinuity or self._traits.codecs is None or made.number % READ_THROUGH_EVERY == 0
+        through = bool(wanted) or made.discontinuity or self._traits.codecs is None or (made.number + self._turn) % READ_THROUGH_EVERY == 0
         if self._alone and not through:
             times = self._glimpsed(item)
             through = times is None and self._traits.width is not None  # sound alone has no times that are looked at

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-
-from hlsrelay.values import replace
 
 RULES = {
     "A1": "text: UTF-8, no BOM, no control characters, tags well formed, the right type [RFC 8216 4, 4.1]",

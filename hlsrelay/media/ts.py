@@ -7,7 +7,7 @@ begin a PES are looked at one by one, and whatever hostile bytes could make long
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from hlsrelay.media import h264
 from hlsrelay.media.adts import adts_codecs, hertz, last_frame, mpeg_audio, samples
@@ -90,16 +90,19 @@ class Packets:
     def _tracks(self) -> _Tracks:
         return _tracks_of(self._data, self._runs, self._starts, self._tables)
 
+    @cached_property
+    def _stamped(self) -> list[tuple[int, int]]:
+        """Where what has a PTS begins, and that."""
+        return [(at, pts) for at in self._starts if (pts := _pes_pts(payload_at(self._data, at))) is not None]
+
     def stamps(self) -> list[int]:
         """Return the PTS of whatever begins in them."""
-        found = (_pes_pts(payload_at(self._data, at)) for at in self._starts)
-        return [pts for pts in found if pts is not None]
+        return [pts for _, pts in self._stamped]
 
     def picture_stamps(self) -> tuple[int, ...]:
         """Return the PTS of the pictures that begin in them, in presentation order."""
         data, video = self._data, self._tracks[0]
-        found = (_pes_pts(payload_at(data, at)) for at in self._starts if video and pid_at(data, at) == video.pid)
-        return in_presentation_order([pts for pts in found if pts is not None])
+        return in_presentation_order([pts for at, pts in self._stamped if video and pid_at(data, at) == video.pid])
 
     def coded_as(self) -> tuple[h264.Picture | None, str | None]:
         """Return what the first picture and the first sound say of themselves."""
@@ -225,7 +228,9 @@ def _access(data: bytes, runs: list[Run], at: int, codec: str, head: bytes) -> h
     return access
 
 
+@lru_cache(maxsize=256)
 def _tracks(section: bytes) -> _Tracks:
+    """Return what a PMT names; a stream says the same in each of its segments."""
     video: _Track | None = None
     sounds: list[_Track] = []
     at = 4 + (int.from_bytes(section[2:4]) & 0xFFF)

@@ -56,7 +56,7 @@ def relayed(segments: list[Path], folder: Path, first: int = 0) -> list[Made]:
         try:
             with LocalStorage(folder, "news") as storage:
                 tools = SimpleNamespace(storage=storage, encoder=LocalEncoder(ffmpeg_path(), children, 2))
-                desk: Any = SimpleNamespace(tools=tools, track=SimpleNamespace(name=SOURCE), alone=True, progress=None)
+                desk: Any = SimpleNamespace(tools=tools, track=SimpleNamespace(name=SOURCE), stream=stream(), alone=True, progress=None)
                 transcoding = Transcoding(cast("Desk", desk))
                 for one, file in zip(listed, segments, strict=True):
                     storage.write(f"{SOURCE}/{one.sequence}.ts", file.read_bytes())
