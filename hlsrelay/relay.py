@@ -56,8 +56,10 @@ async def relay(tools: Tools, encodes_ahead: int = ENCODES_AHEAD) -> AsyncGenera
                 continue
             desks = house.furnished(presentation, stream)
             await looked(desks)
-            tracks = [relay_track(desk, encodes_ahead) for desk in desks]
-            async with aclosing(merged([*tracks, watched_primary(house.choice, tools)])) as ticks:
+            sources: list[AsyncGenerator[Tick | None, None]] = [relay_track(desk, encodes_ahead) for desk in desks]
+            if house.choice.standing.index and tools.spare:
+                sources.append(watched_primary(house.choice, tools))
+            async with aclosing(merged(sources) if len(sources) > 1 else sources[0]) as ticks:
                 async for tick in ticks:
                     if tick is not None:
                         failure = house.shown(tick.track, tick.progress, tick.made, tick.error)

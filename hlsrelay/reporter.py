@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import collections
+from collections import deque
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
+from typing import TypeVar, cast
 
 import structlog
+from prometheus_client import Counter, Gauge
 
 from hlsrelay.hls.window import Progress
 from hlsrelay.ledger import LocalLedger, packed
@@ -27,6 +30,8 @@ STATES = ("registered", "starting", "running", "stalled", "idle", "ended", "stop
 
 log = structlog.get_logger()
 
+M = TypeVar("M", Counter, Gauge)
+
 
 class Reporter:
     """Turns ticks into what others see: the hash in Redis, metrics, one log line per event."""
@@ -46,7 +51,15 @@ class Reporter:
         self._tracks: dict[str, Progress] = {}
         self._served_at: Callable[[], str] = lambda: "" if node.objects else node.url  # in a bucket all have all
         self._is_taken_up = False
+        self._own: dict[tuple[Counter | Gauge, tuple[str, ...]], Counter | Gauge] = {}
         self.target_duration_s = 0.0
+
+    def _of(self, metric: M, *labels: str) -> M:
+        """Return this stream's own of a metric; to ask the metric costs ten times as much."""
+        own = self._own.get((metric, labels))
+        if own is None:
+            own = self._own[metric, labels] = metric.labels(self._id, *labels)
+        return cast("M", own)
 
     def state(self, state: str, **fields: str) -> None:
         """Report a state, once."""
@@ -117,8 +130,8 @@ class Reporter:
         self._made_s = self._clock.monotonic_s()
         self.target_duration_s = made.numbered.target_duration_s
         lag_s = (self._clock.utc_now() - made.numbered.position.advanced_at).total_seconds()
-        self._metrics.lag_s.labels(self._id).set(lag_s)
-        self._metrics.last_number.labels(self._id).set(made.entry.number)
+        self._of(self._metrics.lag_s).set(lag_s)
+        self._of(self._metrics.last_number).set(made.entry.number)
         self._missing(made)
         if not tick.error:
             self.state("running", attempt="", retry_at="")
@@ -143,15 +156,15 @@ class Reporter:
         missing = {f"rung {rung}" for rung in made.failed} | {f"ladder {rung}" for rung in lately}
         for event in [one for one in self._faults if one.startswith(("rung ", "ladder ")) and one not in missing]:
             self.well(event)
-        self._metrics.ladder_paused.labels(self._id).set(made.ladder_paused)
+        self._of(self._metrics.ladder_paused).set(made.ladder_paused)
         trouble = _ladder_trouble(self._dropped, made) if lately or made.ladder_paused else ""
         if trouble != self._trouble:
             self._trouble = trouble
             self._link.report(ladder_trouble=trouble)
 
     def _counted(self, made: Made, track: str) -> None:
-        self._metrics.segments.labels(self._id, "gap" if made.lost else "whole").inc()
-        self._metrics.bytes_in.labels(self._id).inc(made.received_bytes)
+        self._of(self._metrics.segments, "gap" if made.lost else "whole").inc()
+        self._of(self._metrics.bytes_in).inc(made.received_bytes)
         had_been_there = bool(made.lost) and not made.numbered.segment.gap
         self._repaired((*made.repairs, "segment_lost") if had_been_there else made.repairs)
         if made.lost:
@@ -167,7 +180,7 @@ class Reporter:
 
     def _turned(self, turn: Turn, track: str) -> None:
         event = f"load {track}".removesuffix(f" {SOURCE}").strip()
-        self._metrics.loads.labels(self._id, "failed" if turn.error else "good").inc()
+        self._of(self._metrics.loads, "failed" if turn.error else "good").inc()
         self._repaired((*turn.repairs, "load_failed") if turn.error else turn.repairs)
         if turn.error:
             self.fault(event, turn.error)
@@ -185,7 +198,7 @@ def _ladder_trouble(dropped: Collection[frozenset[str]], made: Made) -> str:
     """Return in one line what the ladder lacks at present."""
     if made.ladder_paused:
         return f"paused: {next(iter(made.failed.values()), '')}"
-    counts = Counter(rung for rungs in dropped for rung in rungs)
+    counts = collections.Counter(rung for rungs in dropped for rung in rungs)
     return "overloaded: " + ", ".join(f"{rung} dropped {count} of the last {len(dropped)}" for rung, count in counts.most_common())
 
 

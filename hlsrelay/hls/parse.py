@@ -10,6 +10,7 @@ import math
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -86,9 +87,14 @@ def identity(segment: Segment) -> str:
 
     Of the query it keeps what tells the segment from others of its playlist, where nothing else does (hls.naming).
     """
-    path = urlsplit(segment.uri).path
+    path = _path(segment.uri)
     at = f"@{segment.byterange.offset}+{segment.byterange.length}" if segment.byterange else ""
     return path + (f"?{segment.query}" if segment.query else "") + at
+
+
+@lru_cache(maxsize=8192)
+def _path(uri: str) -> str:
+    return urlsplit(uri).path  # which is asked for a dozen times of each segment
 
 
 def _newest_dateranges(lines: Iterable[str], reader: Reader) -> Iterator[str]:

@@ -56,10 +56,13 @@ class Run(Sequence[Segment]):
                 return tuple(self)[index]
             behind = self._behind[self._start + max(0, begin - 1) : max(self._start, self._start + end - 1)]
             return (self._first, *behind) if begin == 0 < end else tuple(behind)
-        at = index if index >= 0 else index + len(self)
-        if not 0 <= at < len(self):
-            raise IndexError(index)
-        return self._first if at == 0 else self._behind[self._start + at - 1]
+        count = self._stop - self._start
+        at = index if index >= 0 else index + count + 1
+        if 0 < at <= count:
+            return self._behind[self._start + at - 1]
+        if at == 0:
+            return self._first
+        raise IndexError(index)
 
     def __iter__(self) -> Iterator[Segment]:
         yield self._first

@@ -5,7 +5,6 @@ None of this decides: where it leaves a doubt, `advance` asks for a digest, or w
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -62,7 +61,8 @@ def thrown_away(position: Position, load: Load) -> bool:
     since_s = (load.now - (position.advanced_at if stale else position.listed_at or position.advanced_at)).total_seconds()
     gone = position.listed - max(0, position.seen_sequence + 1 - segments[0].sequence)
     came = segments[-1].sequence - position.seen_sequence if segments[0].sequence <= position.seen_sequence + 1 else gone
-    mean_s = statistics.fmean(one.duration_s for one in segments[:REMEMBERED])
+    some = segments[:REMEMBERED]
+    mean_s = sum([one.duration_s for one in some]) / len(some)
     return gone > 2 + min(came, since_s / min(load.snapshot.target_duration_s, mean_s))
 
 
