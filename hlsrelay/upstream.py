@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Self
 
 from hlsrelay.addresses import AddressPolicy
@@ -25,6 +26,7 @@ from hlsrelay.model import SOURCE, ByteRange, Presentation, Restart, Sink, Snaps
 from hlsrelay.ranges import Enough, cut_out, is_part, is_whole
 from hlsrelay.settings import Network
 from hlsrelay.transport import TransportFactory, door_of, http_transport
+from hlsrelay.unchanged import Unchanged
 from hlsrelay.urls import redacted
 from hlsrelay.values import replace
 
@@ -41,7 +43,9 @@ AGAIN_WITHIN_S = (0.25, 0.5, 1.0, 2.0)
 """After a failed attempt the next is begun within so long, at random; the last one is for all that follow."""
 STALE_CHILD_STATUS = (401, 403, 404, 410)
 """A child playlist that answers so may have moved: ask the multivariant playlist again (hls-rules B29)."""
+NOT_MODIFIED = 304
 SURVEYED_AGAIN = "source_surveyed_again"
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _NO_COMPRESSION = {"", "identity", "none", "binary", "utf-8", "aws-chunked"}
 """What servers, object stores most of all, say in Content-Encoding where the body is as it is; browsers pass over it."""
 
@@ -71,6 +75,7 @@ class Upstream:
         self._turns: dict[str, int] = {}
         self._last: dict[str, tuple[bytes, str, Snapshot]] = {}
         self._following: dict[str, Following] = {}
+        self._unchanged: dict[str, Unchanged] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -92,7 +97,7 @@ class Upstream:
     async def _surveyed(self, stream: Stream, deadline_s: float) -> Presentation:
         self._stream = stream
         source = stream.source
-        body, url = await self._body(source, deadline_s)
+        _, body, url = await self._whole_body(source, deadline_s)
         playlist = await self._read(SOURCE, body, url, {})
         if isinstance(playlist, Snapshot):
             found = media_playlist_alone(source)
@@ -195,7 +200,8 @@ class Upstream:
         """Close all connections and forget what was learnt; the next load starts anew."""
         asking, self._asking = self._asking, None
         self._stream = None
-        self._variables, self._known, self._tracks, self._turns, self._last, self._following = {}, {}, {}, {}, {}, {}
+        self._variables, self._known, self._tracks, self._turns = {}, {}, {}, {}
+        self._last, self._following, self._unchanged = {}, {}, {}
         if asking is not None:
             await asking.aclose()
 
@@ -210,14 +216,23 @@ class Upstream:
         return self._asking
 
     async def _media(self, name: str, url: str, deadline_s: float) -> Snapshot:
-        body, final_url = await self._body(url, deadline_s, child=self._stream is not None and url != self._stream.source)
-        last = self._last.get(name)
+        last, since = self._last.get(name), self._unchanged.setdefault(name, Unchanged())
+        child = self._stream is not None and url != self._stream.source
+        head, body, final_url = await self._whole_body(url, deadline_s, child=child, asks=since.asks(url) if last else {})
+        if head.status == NOT_MODIFIED and last and last[1] == final_url:
+            since.said_so()
+            return last[2]
+        if head.status == NOT_MODIFIED:  # it leads elsewhere now
+            since.forget()
+            head, body, final_url = await self._whole_body(url, deadline_s, child=child)
         if last and last[0] == body and last[1] == final_url:
+            since.came(url, head.headers, new=False)
             return last[2]
         playlist = await self._read(name, body, final_url, self._variables)
         if isinstance(playlist, Presentation):
             raise PlaylistError(f"{redacted(url)} is a multivariant playlist where a media playlist should be")
         self._last[name] = (body, final_url, playlist)
+        since.came(url, head.headers, new=True)
         return playlist
 
     async def _read(self, name: str, body: bytes, url: str, variables: Mapping[str, str]) -> Snapshot | Presentation:
@@ -231,16 +246,27 @@ class Upstream:
             self._following[name] = following
         return playlist
 
-    async def _body(self, url: str, deadline_s: float, *, child: bool = False) -> tuple[bytes, str]:
-        """Return a playlist's bytes, decompressed, and the URL they came from."""
-        body = bytearray()
-        headers = {"accept-encoding": "gzip, deflate"}
+    async def _whole_body(
+        self, url: str, deadline_s: float, *, child: bool = False, asks: Mapping[str, str] = _NOTHING
+    ) -> tuple[Head, bytes, str]:
+        """Return the head of a playlist's answer, its bytes, decompressed, and the URL they came from.
+
+        *asks* are headers that may be answered with NOT_MODIFIED, and no bytes.
+        """
+        body, heads = bytearray(), list[Head]()
+
+        def heard(head: Head) -> bool:
+            heads.append(head)
+            return head.status == NOT_MODIFIED and bool(asks)
+
+        headers = {"accept-encoding": "gzip, deflate", **asks}
         try:
             async with asyncio.timeout(deadline_s):
-                final_url = await self._get(url, headers, _limited(body, PLAYLIST_LIMIT_BYTES), PLAYLIST_LIMIT_BYTES, child=child)
+                write = _limited(body, PLAYLIST_LIMIT_BYTES)
+                final_url = await self._get(url, headers, write, PLAYLIST_LIMIT_BYTES, child=child, heard=heard)
         except TimeoutError:
             raise UpstreamError(f"{redacted(url)}: no whole answer within {deadline_s:.0f} s") from None
-        return bytes(body), final_url
+        return heads[-1], bytes(body), final_url
 
     async def _once(self, uri: str, byterange: ByteRange | None, write: Sink, pace: _Pace, most_bytes: int) -> int:
         length = 0
@@ -274,10 +300,12 @@ class Upstream:
         child: bool = False,
         span: ByteRange | None = None,
         begun: Callable[[int | None], object] = lambda _: None,
+        heard: Callable[[Head], bool] = lambda _: False,
     ) -> str:
         """Write the body of *url*'s answer and return the URL it came from. Raises UpstreamError for all but a whole one.
 
-        *begun* hears the length that the answer declares, before its body comes.
+        *begun* hears the length that the answer declares, before its body comes. *heard* hears its head, and says whether that is as it
+        should be all the same.
         """
         if span:
             headers = {**headers, "range": f"bytes={span.offset}-{span.offset + span.length - 1}"}
@@ -285,6 +313,8 @@ class Upstream:
 
         def answered(head: Head) -> None:
             status, said = head.status, head.headers
+            if heard(head):
+                return
             if child and status in STALE_CHILD_STATUS:
                 raise _StaleChild(f"{redacted(url)}: HTTP {status}")
             whole = is_whole(status, said)
@@ -403,7 +433,7 @@ class _Body:
 
     def begin(self, head: Head) -> Sink:
         """Return what the answer's bytes go to."""
-        if not (said := head.headers.get("content-encoding")):
+        if head.status == NOT_MODIFIED or not (said := head.headers.get("content-encoding")):
             return self._write
         named = (one.strip() for one in said.lower().split(","))
         encoding = ", ".join(one for one in named if one not in _NO_COMPRESSION)

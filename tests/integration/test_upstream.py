@@ -31,6 +31,45 @@ def test_the_same_bytes_give_the_same_snapshot_unparsed() -> None:
     asyncio.run(run())
 
 
+def test_a_playlist_is_asked_for_only_if_it_has_changed() -> None:
+    asked: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        known = request.headers.get("if-none-match")
+        asked.append(known)
+        newest = 2 if len(asked) < 4 else 3
+        etag = f'"{newest}"'
+        return httpx.Response(304) if known == etag else httpx.Response(200, headers={"etag": etag}, text=live(newest - 1, newest).text())
+
+    async def run() -> None:
+        routes = router()
+        routes.get(URL).mock(side_effect=answer)
+        async with upstream(routes) as source:
+            first = await loaded(source, URL)
+            assert await source.load(SOURCE) is first
+            assert [one.sequence for one in (await source.load(SOURCE)).segments] == [2, 3]
+            assert asked == [None, None, '"2"', '"2"'], "a survey asks for the whole, and so does the first load"
+
+    asyncio.run(run())
+
+
+def test_a_server_that_says_for_ever_that_nothing_has_changed_is_not_believed_for_ever() -> None:
+    async def run() -> None:
+        newest = 2
+        routes = router()
+        routes.get(URL, headers={"if-none-match": '"x"'}).respond(304)
+        routes.get(URL).mock(side_effect=lambda _: httpx.Response(200, headers={"etag": '"x"'}, text=live(newest).text()))
+        async with upstream(routes) as source:
+            assert (await loaded(source, URL)).segments[-1].sequence == 2
+            newest = 3
+            seen = [(await source.load(SOURCE)).segments[-1].sequence for _ in range(6)]
+            assert seen == [2, 2, 2, 3, 3, 3]
+            newest = 4
+            assert (await source.load(SOURCE)).segments[-1].sequence == 4, "it had said the same of two that differ"
+
+    asyncio.run(run())
+
+
 def test_a_long_playlist_is_read_once_where_it_holds_nobody_up_and_read_on_from_then(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[threading.Thread] = []
 
@@ -105,7 +144,7 @@ def test_a_copy_that_fails_is_followed_by_the_next_one() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("status", [204, 301, 400, 401, 404, 429, 500, 503])
+@pytest.mark.parametrize("status", [204, 301, 304, 400, 401, 404, 429, 500, 503])
 def test_anything_but_200_is_a_failed_load(status: int) -> None:
     async def run() -> None:
         routes = router()

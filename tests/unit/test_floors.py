@@ -11,7 +11,7 @@ PACKAGE = Path(hlsrelay.__file__).parent
 HOUSE = """
 values
 / model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
-codecs phase
+codecs phase unchanged
 / aside bell clock metrics settings log addresses notify proc memory
 / declared board bucket_texts orphans pidfile pipes processes embedded http1 connections asking
 transport recipe sound offers attempt parcel tracking
