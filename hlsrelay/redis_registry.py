@@ -293,7 +293,7 @@ class RedisRegistry:
 class Together:
     """Has what many streams report in a moment written in one go: a request of its own costs each ten times as much."""
 
-    GATHERED_S = 0.2
+    GATHERED_S = 0.5
     MOST = 200
 
     def __init__(self, write: Callable[[list[Words]], Awaitable[list[Any]]]) -> None:
