@@ -29,6 +29,7 @@ from hlsrelay.model import (
     Track,
 )
 from hlsrelay.storage import LocalStorage
+from hlsrelay.turns import Turns
 from hlsrelay.values import replace
 
 
@@ -256,6 +257,8 @@ class Tools:
     """What pulls new files through the caches in front of us."""
     sure: Callable[[], Awaitable[object]] = at_once
     """Returns once the stream may be written: a process that stood still may have lost it (awake)."""
+    turns: Turns = field(default_factory=Turns)
+    """When downloads may begin; one for all of a process."""
 
 
 def surveyed_for(stream: Stream) -> tuple[object, ...]:

@@ -61,6 +61,8 @@ class Downloading:
 
     DEADLINE_TARGET_DURATIONS = 1.5
     SHORTEST_DEADLINE_S = 2.25
+    PATIENCE_TARGET_DURATIONS = 0.25
+    PATIENCE_AT_FIRST_S = 30.0
 
     def __init__(self, desk: Desk) -> None:
         self._tools = desk.tools
@@ -70,6 +72,10 @@ class Downloading:
         self._digests = desk.digests
         self._lengths = _Lengths(desk.tools.clock)
         self._since = 0
+        self._begun = 0
+        self._had = False
+        """Whether any was had, so that players may be there."""
+        self._resumed = desk.progress is not None and not desk.progress.position.withdrawn
 
     @classmethod
     def deadline_s(cls, target_duration_s: float) -> float:
@@ -84,6 +90,26 @@ class Downloading:
             return Clip(item, lost="a gap of the source")
         if item.slice and not item.slice.path:
             return Clip(item, lost="too long, and it could not be had to be cut")
+        self._begun += 1
+        try:
+            await self._tools.turns.begin(0 if self._had else self._begun, self._patience_s(item))
+            try:
+                clip = await self._fetched(item)
+            finally:
+                self._tools.turns.end()
+        finally:
+            self._begun -= 1
+        self._had = self._had or not clip.lost
+        return clip
+
+    def _patience_s(self, item: Numbered) -> float:
+        """Return for how long a segment may wait for its turn: players hold three target durations, and where none are nobody waits."""
+        if self._had:
+            return self.PATIENCE_TARGET_DURATIONS * item.target_duration_s
+        return item.target_duration_s if self._resumed else self.PATIENCE_AT_FIRST_S
+
+    async def _fetched(self, item: Numbered) -> Clip:
+        segment = item.segment
         until_s = self._tools.clock.monotonic_s() + self.deadline_s(item.target_duration_s)
         need = Need(item, self._since, until_s)
         try:

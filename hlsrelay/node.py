@@ -30,6 +30,7 @@ from hlsrelay.registry import Registry
 from hlsrelay.roster import Roster
 from hlsrelay.settings import Settings
 from hlsrelay.storage import LocalStorage
+from hlsrelay.turns import Turns
 from hlsrelay.upstream import Upstream
 
 
@@ -64,6 +65,8 @@ class Node:
     """Says whether Redis has answered lately."""
     lives: Callable[[], Awaitable[str]] | None = None
     """Asks Redis which life it is in (session.Member.lives)."""
+    turns: Turns = field(default_factory=Turns)
+    """When the relays' downloads may begin."""
     draining: bool = False
     """Whether it is about to leave: what balances load is to send viewers elsewhere."""
     told: Callable[[str], None] = lambda _: None

@@ -203,7 +203,7 @@ class _Keeper:
                 demand.idle = False
                 reporter.state("starting")
             async with node.connect() as upstream, node.connect() as spare:
-                tools = Tools(upstream, storage, node.encoder, wishes, node.clock, self.nudges, spare, node.caches, sure)
+                tools = Tools(upstream, storage, node.encoder, wishes, node.clock, self.nudges, spare, node.caches, sure, node.turns)
                 if not await _first_of(_relay(tools, reporter, demand), demand.left()):
                     return
             demand.closed()

@@ -12,7 +12,7 @@ HOUSE = """
 values
 / model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
 codecs phase unchanged
-/ aside bell clock metrics settings log addresses notify proc memory
+/ aside bell clock turns metrics settings log addresses notify proc memory
 / declared board bucket_texts orphans pidfile pipes processes embedded http1 connections asking
 transport recipe sound offers attempt parcel tracking
 / objects
