@@ -26,7 +26,7 @@ UP_AFTER_SEGMENTS = 2
 WARM_UP_S, WARM_UP_SEGMENTS, WARM_UP_S_PER_STREAM = 20.0, 6.0, 0.4
 """How long that may take."""
 SETTLED_WINDOWS, SETTLED_SEGMENTS = 2, 3
-"""Counting begins no sooner than so many windows and segments after the start. By then a relay removes as much as it writes, as it will for
+"""Counting begins so many windows and segments after all are up. By then a relay removes as much as it writes, as it will for
 weeks (what leaves a playlist stays for as long again, RFC 8216 6.2.2). Before, all that it writes goes to fresh memory, which in a virtual
 machine costs the host's page faults too: three times as much as the copy."""
 LOG_FLUSHED_S = 0.5
@@ -59,13 +59,13 @@ def warm_up_s(streams: int, segment_s: float) -> float:
 
 
 def settled_s(setting: Setting) -> float:
-    """Return how long after its start a relay removes as much as it writes."""
+    """Return how long after all its streams are up a relay removes as much as it writes."""
     return (SETTLED_WINDOWS * setting.listed + SETTLED_SEGMENTS) * setting.segment_s
 
 
 def disk_bytes(streams: int, setting: Setting) -> float:
     """Return what a run writes at most, where nothing is removed before its end."""
-    lasts_s = max(min(warm_up_s(streams, setting.segment_s), 15 * setting.segment_s), settled_s(setting)) + setting.window_s
+    lasts_s = min(warm_up_s(streams, setting.segment_s), 15 * setting.segment_s) + settled_s(setting) + setting.window_s
     return streams * (setting.listed + lasts_s / setting.segment_s) * setting.segment_s * MEDIA_KBPS * 1000 / 8
 
 
@@ -125,7 +125,6 @@ async def _up(
     seen: Callable[[], list[Seen]], origin: Origin, streams: int, setting: Setting, roots: tuple[Child, ...], say: Callable[[str], None]
 ) -> int:
     """Wait until all streams are up and have settled, and return how many are up. Raises NotMeasured where none is."""
-    settles_s = time.monotonic() + settled_s(setting)
     until_s = time.monotonic() + warm_up_s(streams, setting.segment_s)
     told_s = 0.0
     while True:
@@ -140,7 +139,7 @@ async def _up(
         await asyncio.sleep(LOOK_S)
     if up == 0:
         raise NotMeasured(f"no stream was up after {warm_up_s(streams, setting.segment_s):.0f} s: {_last_words(roots)}")
-    await asyncio.sleep(max(0.0, settles_s - time.monotonic()))
+    await asyncio.sleep(settled_s(setting))
     return up
 
 

@@ -61,8 +61,7 @@ class Downloading:
 
     DEADLINE_TARGET_DURATIONS = 1.5
     SHORTEST_DEADLINE_S = 2.25
-    PATIENCE_TARGET_DURATIONS = 0.25
-    PATIENCE_AT_FIRST_S = 30.0
+    PATIENCE_TARGET_DURATIONS = 1.0
 
     def __init__(self, desk: Desk) -> None:
         self._tools = desk.tools
@@ -75,7 +74,6 @@ class Downloading:
         self._begun = 0
         self._had = False
         """Whether any was had, so that players may be there."""
-        self._resumed = desk.progress is not None and not desk.progress.position.withdrawn
 
     @classmethod
     def deadline_s(cls, target_duration_s: float) -> float:
@@ -92,7 +90,7 @@ class Downloading:
             return Clip(item, lost="too long, and it could not be had to be cut")
         self._begun += 1
         try:
-            await self._tools.turns.begin(0 if self._had else self._begun, self._patience_s(item))
+            await self._tools.turns.begin(0 if self._had else self._begun, self.PATIENCE_TARGET_DURATIONS * item.target_duration_s)
             try:
                 clip = await self._fetched(item)
             finally:
@@ -101,12 +99,6 @@ class Downloading:
             self._begun -= 1
         self._had = self._had or not clip.lost
         return clip
-
-    def _patience_s(self, item: Numbered) -> float:
-        """Return for how long a segment may wait for its turn: players hold three target durations, and where none are nobody waits."""
-        if self._had:
-            return self.PATIENCE_TARGET_DURATIONS * item.target_duration_s
-        return item.target_duration_s if self._resumed else self.PATIENCE_AT_FIRST_S
 
     async def _fetched(self, item: Numbered) -> Clip:
         segment = item.segment

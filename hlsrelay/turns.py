@@ -3,7 +3,8 @@
 Laws:
 - As long as the loop is on time, nothing waits here: a source that is slow holds up nobody but its own stream.
 - Where it is late, this process is the bottleneck: then another download begins once it has caught up, and those under way end in time.
-- Whoever has players goes before whoever has none yet, and of those a stream that has nothing under way before one that has.
+- Whoever has players goes before whoever has none yet, and of those a stream that has nothing under way before one that has. A stream that
+  nobody plays yet does not even start before those that have are through: what it would list first might be gone when its turn comes.
 - Nobody waits for longer than its patience: a loop may be late for other reasons, and always.
 """
 
@@ -12,14 +13,15 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from contextlib import suppress
 
-AT_ONCE = 16
+AT_ONCE = 64
 """So many may be under way however late the loop is."""
 TICK_S = 0.01
 EACH_TICK = 16
 """So many may begin in a tick: how much they are is not seen before the next one."""
-LATE_S = 0.03
+LATE_S = 0.05
+_START = 1 << 10
+"""A rank behind all others."""
 
 
 class Turns:
@@ -40,14 +42,20 @@ class Turns:
 
     async def begin(self, rank: int, patience_s: float) -> None:
         """Return once a download may begin, after *patience_s* at the latest; the lower *rank*, the sooner. `end` has to follow."""
-        if self._under_way >= AT_ONCE:
-            loop = asyncio.get_running_loop()
-            if self._timer is None:
-                self._next(loop)
-            if self._waiting or self._room <= 0:
-                await self._turn(loop, rank, patience_s)
+        await self._came(rank, patience_s)
         self._room -= 1
         self._under_way += 1
+
+    async def start(self, patience_s: float) -> bool:
+        """Return whether a stream that nobody plays may start, behind all that wait to download; False after *patience_s*.
+
+        If it may, `end` has to follow.
+        """
+        if not await self._came(_START, patience_s):
+            return False
+        self._room -= 1
+        self._under_way += 1
+        return True
 
     def end(self) -> None:
         """A download that had begun is over."""
@@ -55,12 +63,23 @@ class Turns:
         if self._waiting and self._under_way < AT_ONCE:
             self._let(1)
 
-    async def _turn(self, loop: asyncio.AbstractEventLoop, rank: int, patience_s: float) -> None:
+    async def _came(self, rank: int, patience_s: float) -> bool:
+        """Wait for a turn; returns whether it came."""
+        if self._under_way < AT_ONCE:
+            return True
+        loop = asyncio.get_running_loop()
+        if self._timer is None:
+            self._next(loop)
+        if not self._waiting and self._room > 0:
+            return True
         turn = loop.create_future()
         heapq.heappush(self._waiting, (rank, next(self._order), turn))
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(patience_s):
                 await turn
+        except TimeoutError:
+            return False
+        return True
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         self._due_s = loop.time() + TICK_S

@@ -32,6 +32,9 @@ from hlsrelay.values import replace
 LAST_WORDS_S = 2.0
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 LONGEST_WAIT_FOR_STORAGE_S = 4.0
+STARTS_WITHIN_S = 120.0
+"""A stream that is new waits for those that this process has already; if they leave it no room for so long, it starts all the same."""
+LOOKS_UP_EVERY_S = 1.0
 LET_GO = {"node": "", "session": "", "wanted": "", "ladder_trouble": ""}
 HANDED_ON = {name: value for name, value in LET_GO.items() if name != "wanted"}
 """Who has asked for the stream is still to be seen: it is left to that one."""
@@ -235,11 +238,14 @@ async def _beside(work: Coroutine[Any, Any, None], awaited: Coroutine[Any, Any, 
 
 async def _relay(tools: Tools, reporter: Reporter, demand: Demand) -> None:
     """Run the relay to its end. What nobody foresaw does not take the stream down for good: it is taken up from its record again."""
-    pause_s = SHORTEST_PAUSE_S
+    pause_s, starts = SHORTEST_PAUSE_S, await _may_start(tools)
     while True:
         try:
             async with aclosing(relay(tools)) as ticks:
                 async for tick in ticks:
+                    if starts and (tick.made or tick.turn):
+                        starts = False
+                        tools.turns.end()
                     reporter.tick(tick)
                     _tell(demand, tick, tools)
                     pause_s = SHORTEST_PAUSE_S if tick.made else pause_s
@@ -251,6 +257,24 @@ async def _relay(tools: Tools, reporter: Reporter, demand: Demand) -> None:
             reporter.fault("relay", f"{type(error).__name__}, a fault of hlsrelay: see its log; taken up again in {pause_s:.0f} s")
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        finally:
+            if starts:
+                starts = False
+                tools.turns.end()
+
+
+async def _may_start(tools: Tools) -> bool:
+    """Wait until a stream that nobody can be playing may start, where this process has all hands full; returns whether it has a turn.
+
+    It waits for no longer than STARTS_WITHIN_S, and not at all where it is to stop, or somebody waits for it.
+    """
+    until_s = tools.clock.monotonic_s() + STARTS_WITHIN_S
+    while tools.control.stream.desired is Desired.RUN and not tools.control.stream.on_demand and not tools.storage.ledgers():
+        if await tools.turns.start(LOOKS_UP_EVERY_S):
+            return True
+        if tools.clock.monotonic_s() >= until_s:
+            break
+    return False
 
 
 def _tell(demand: Demand, tick: Tick, tools: Tools) -> None:

@@ -107,3 +107,30 @@ def test_one_that_is_cancelled_while_it_waits_takes_nobody_s_turn() -> None:
         assert asyncio.get_running_loop().time() <= 2 * TICK_S
 
     run_virtually(run())
+
+
+def test_a_stream_starts_behind_all_that_wait_to_download_and_gives_up_its_place_where_none_comes() -> None:
+    order: list[str] = []
+
+    async def start(turns: Turns) -> None:
+        assert await turns.start(30.0)
+        order.append("start")
+        turns.end()
+
+    async def take(turns: Turns) -> None:
+        await turns.begin(3, 30.0)
+        order.append("download")
+        turns.end()
+
+    async def run() -> None:
+        turns = Turns()
+        for _ in range(max(AT_ONCE, EACH_TICK)):
+            await turns.begin(0, 30.0)
+        await asyncio.gather(start(turns), take(turns), take(turns))
+        assert order == ["download", "download", "start"]
+        others = [asyncio.ensure_future(turns.begin(0, 30.0)) for _ in range(2 * EACH_TICK)]
+        await elapse(0.0)
+        assert not await turns.start(TICK_S / 2)
+        await asyncio.gather(*others)
+
+    run_virtually(run())
