@@ -1,7 +1,8 @@
 """Whether anything grows: `python -m bench.soak churn [--streams 1000 --times 10]`, `… restarts [--streams 200 --minutes 30]`.
 
 churn: streams are registered with a real `hlsrelay worker`, relayed, and removed, again and again.
-restarts: streams are relayed while their origin is ended and begun anew, with numbers that begin anew, again and again.
+restarts: streams are relayed while their origin is ended and begun anew, with numbers that begin anew and media that nobody has seen, again
+and again.
 
 Each time what the worker holds is told: memory (PSS), descriptors, threads, children. Streams are light, of 250 kbit/s: what is looked for
 is what grows with streams and segments, not with their bytes. The last line says how far the last half is from the first, leaving the
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import shutil
 import sys
@@ -178,13 +180,17 @@ async def restarts(data: Path, streams: int, minutes: float, each_s: float) -> N
     children = Children()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(children.aclose)
-        files = await media(default_cache(), SEGMENT_S, 40, children, KBPS)
+        lives = math.ceil(60 * minutes / each_s)
+        fresh = math.ceil(each_s / SEGMENT_S) + LISTED + 1
+        files = await media(default_cache(), SEGMENT_S, lives * fresh, children, KBPS)
         port = free_port()
         bench = await stack.enter_async_context(working(data, streams, port, children))
         found, until_s, number = list[Held](), time.monotonic() + 60 * minutes, 0
         while time.monotonic() < until_s:
             folder = data / f"origin{number}"
-            async with serving(folder, files, children, streams=streams, segment_s=SEGMENT_S, listed=LISTED, port=port):
+            # What was shown before would pass for an edge that is behind.
+            anew = linked(files[number * fresh % len(files) :][:fresh], data / f"media{number}")
+            async with serving(folder, anew, children, streams=streams, segment_s=SEGMENT_S, listed=LISTED, port=port):
                 if not number:
                     await bench.add(streams)
                 await asyncio.sleep(each_s)
@@ -195,6 +201,15 @@ async def restarts(data: Path, streams: int, minutes: float, each_s: float) -> N
             print(f"origin {number}: {running} of {streams} running; {found[-1]}", flush=True)
             shutil.rmtree(folder, ignore_errors=True)
         print(told(found))
+
+
+def linked(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Return *files* under the names that an origin gives them."""
+    folder.mkdir()
+    links = [folder / f"{index}.ts" for index in range(len(files))]
+    for link, file in zip(links, files, strict=True):
+        link.symlink_to(file)
+    return links
 
 
 def main() -> None:

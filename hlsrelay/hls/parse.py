@@ -92,7 +92,7 @@ def identity(segment: Segment) -> str:
     return path + (f"?{segment.query}" if segment.query else "") + at
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=4096)
 def _path(uri: str) -> str:
     return urlsplit(uri).path  # which is asked for a dozen times of each segment
 
