@@ -54,6 +54,8 @@ class Node:
     storages: dict[str, LocalStorage] = field(default_factory=dict)
     coming: set[str] = field(default_factory=set)
     """Streams that are in our hands, and of which our folder may yet show what is of before."""
+    ended: int = 0
+    """How many streams have ended here since what they held was given back (vitals)."""
     demands: dict[str, Demand] = field(default_factory=dict)
     elsewhere: Callable[[str], str] = lambda _: ""
     """Tells at which URL a stream is served that another node relays, into a folder that is not ours; empty for all others."""
@@ -98,6 +100,11 @@ class Node:
     def name(self) -> str:
         """This node's name in Redis."""
         return self.settings.node or f"{socket.gethostname()}:{os.getpid()}"
+
+    def left(self, stream_id: str) -> None:
+        """A relay here is over."""
+        self.metrics.ended(stream_id)
+        self.ended += 1
 
     def place(self) -> dict[str, str]:
         """Return where we serve what, as our session tells it (session)."""

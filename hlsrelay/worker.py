@@ -135,7 +135,7 @@ async def relay_stream(stream: Stream, node: Node, leaving: asyncio.Event, claim
             demand.closed()
             demand.failed("it is being stopped")
             await _last_words(link)
-            node.metrics.ended(stream.id)
+            node.left(stream.id)
     return 0.0 if demand.idle else reporter.target_duration_s
 
 

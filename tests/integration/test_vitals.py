@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -202,3 +204,30 @@ def test_a_loop_that_is_held_up_is_told(tmp_path: Path) -> None:
             await comes_true(lambda: looks() > late())
 
     asyncio.run(main())
+
+
+class Circle:
+    """Something that only a collection finds."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_ended_streams_held_is_given_back_once_they_are_many_and_no_sooner(tmp_path: Path) -> None:
+    async def play() -> None:
+        node, _ = node_of(tmp_path)
+        held = weakref.ref(Circle())
+        async with attended(node, lambda: 50.0):
+            for number in range(vitals.FEWEST_ENDED):
+                await elapse(2.0)
+                assert held() is not None
+                node.left(f"s{number}")
+            await elapse(2.0)
+        assert held() is None
+        assert node.ended == 0
+
+    gc.disable()
+    try:
+        run_virtually(play())
+    finally:
+        gc.enable()
