@@ -141,7 +141,7 @@ http {{
     types {{ application/vnd.apple.mpegurl m3u8; video/mp2t ts; }}
     server {{
         listen 127.0.0.1:{port} {"ssl" if certificate else ""} backlog=4096; {secure}
-        location ~ ^/s[0-9]+/index\\.m3u8$ {{ root {playlists}; add_header Cache-Control no-cache; }}
+        location ~ ^/s[0-9]+(/index)?\\.m3u8$ {{ root {playlists}; add_header Cache-Control no-cache; }}
         location ~ ^/s[0-9]+/[0-9]+-([0-9]+)\\.ts$ {{
             alias {media_dir}/$1.ts; add_header Cache-Control "max-age=60";
             {f"limit_rate {PACED_BYTES_PER_S};" if paced else ""}
