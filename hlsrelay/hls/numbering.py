@@ -301,7 +301,7 @@ def length_of(segments: Iterable[Segment]) -> timedelta:
 
 def noted(position: Position, digests: Mapping[int, str]) -> Position:
     """Return *position* with the digests of what was downloaded meanwhile, told by our numbers."""
-    if not any(seen.number in digests and not seen.digest for seen in position.recent):
+    if not [seen for seen in position.recent if not seen.digest and seen.number in digests]:
         return position
     recent = tuple(seen if seen.digest else replace(seen, digest=digests.get(seen.number, "")) for seen in position.recent)
     return replace(position, recent=recent)
