@@ -43,7 +43,6 @@ class Turns:
     async def begin(self, rank: int, patience_s: float) -> None:
         """Return once a download may begin, after *patience_s* at the latest; the lower *rank*, the sooner. `end` has to follow."""
         await self._came(rank, patience_s)
-        self._room -= 1
         self._under_way += 1
 
     async def start(self, patience_s: float) -> bool:
@@ -53,7 +52,6 @@ class Turns:
         """
         if not await self._came(_START, patience_s):
             return False
-        self._room -= 1
         self._under_way += 1
         return True
 
@@ -71,6 +69,7 @@ class Turns:
         if self._timer is None:
             self._next(loop)
         if not self._waiting and self._room > 0:
+            self._room -= 1
             return True
         turn = loop.create_future()
         heapq.heappush(self._waiting, (rank, next(self._order), turn))
@@ -79,6 +78,7 @@ class Turns:
                 await turn
         except TimeoutError:
             return False
+        self._room -= 1
         return True
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
