@@ -40,6 +40,11 @@ class Turns:
         """How many wait for their turn."""
         return len(self._waiting)
 
+    @property
+    def under_way(self) -> int:
+        """How many have begun and are not over."""
+        return self._under_way
+
     async def begin(self, rank: int, patience_s: float) -> None:
         """Return once a download may begin, after *patience_s* at the latest; the lower *rank*, the sooner. `end` has to follow."""
         await self._came(rank, patience_s)
