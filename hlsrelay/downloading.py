@@ -55,13 +55,14 @@ class Clip:
 class Downloading:
     """Fetches segments (and their init sections, once each) to where they will be served from.
 
-    A segment, with all that it needs, has DEADLINE_TARGET_DURATIONS: what is finished behind it waits for that long, and players hold
-    no more than three.
+    A segment, with all that it needs, has DEADLINE_TARGET_DURATIONS once it has its turn (turns): what is finished behind it waits for
+    that long, and players hold no more than three.
     """
 
     DEADLINE_TARGET_DURATIONS = 1.5
     SHORTEST_DEADLINE_S = 2.25
     PATIENCE_TARGET_DURATIONS = 1.0
+    """So long a segment waits for its turn before that, where the process has all hands full."""
 
     def __init__(self, desk: Desk) -> None:
         self._tools = desk.tools

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import pytest
+
 from hlsrelay.unchanged import MOST_IN_A_ROW, Unchanged
 
 URL = "https://origin.example/live.m3u8"
+DATE = "Sat, 28 Nov 2026 07:00:00 GMT"
 
 
 def test_what_the_server_said_last_is_asked_about_an_etag_before_a_date() -> None:
     seen = Unchanged()
     assert not seen.asks(URL)
-    seen.came(URL, {"etag": '"a"', "last-modified": "then"}, new=True)
+    seen.came(URL, {"etag": '"a"', "last-modified": DATE}, new=True)
     assert seen.asks(URL) == {"if-none-match": '"a"'}
-    seen.came(URL, {"last-modified": "later"}, new=True)
-    assert seen.asks(URL) == {"if-modified-since": "later"}
+    seen.came(URL, {"last-modified": DATE}, new=True)
+    assert seen.asks(URL) == {"if-modified-since": DATE}
     seen.came(URL, {}, new=True)
+    assert not seen.asks(URL)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"etag": "bare"},
+        {"etag": '"a"\rx-forwarded-for: 10.0.0.1'},
+        {"etag": f'"{257 * "a"}"'},
+        {"etag": '"\xe9"'},
+        {"last-modified": "yesterday"},
+        {"last-modified": DATE + "\rx: y"},
+    ],
+)
+def test_what_is_no_etag_and_no_date_is_not_repeated(said: dict[str, str]) -> None:
+    seen = Unchanged()
+    seen.came(URL, said, new=True)
     assert not seen.asks(URL)
 
 
