@@ -16,14 +16,16 @@ from typing import Self
 from hlsrelay.addresses import AddressPolicy
 from hlsrelay.aside import aside
 from hlsrelay.asking import Asking, Came, host_of
+from hlsrelay.bodies import NOT_MODIFIED, Body, declared, limited
 from hlsrelay.errors import AddressRefused, ConfigError, PlaylistError, SegmentLost, TrackGone, UpstreamError
-from hlsrelay.expanding import BadEncoding, Expander
+from hlsrelay.expanding import BadEncoding
 from hlsrelay.hls.following import Following, is_long
 from hlsrelay.hls.tracks import chosen, media_playlist_alone
 from hlsrelay.hls.variables import variables_of
 from hlsrelay.http1 import Head, HttpError
 from hlsrelay.model import SOURCE, ByteRange, Presentation, Restart, Sink, Snapshot, Stream, Track
-from hlsrelay.ranges import Enough, cut_out, is_part, is_whole
+from hlsrelay.pace import Pace
+from hlsrelay.ranges import Enough, is_part, is_whole
 from hlsrelay.settings import Network
 from hlsrelay.transport import TransportFactory, door_of, http_transport
 from hlsrelay.unchanged import Unchanged
@@ -43,11 +45,8 @@ AGAIN_WITHIN_S = (0.25, 0.5, 1.0, 2.0)
 """After a failed attempt the next is begun within so long, at random; the last one is for all that follow."""
 STALE_CHILD_STATUS = (401, 403, 404, 410)
 """A child playlist that answers so may have moved: ask the multivariant playlist again (hls-rules B29)."""
-NOT_MODIFIED = 304
 SURVEYED_AGAIN = "source_surveyed_again"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-_NO_COMPRESSION = {"", "identity", "none", "binary", "utf-8", "aws-chunked"}
-"""What servers, object stores most of all, say in Content-Encoding where the body is as it is; browsers pass over it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +161,7 @@ class Upstream:
         until_s, failures = loop.time() + deadline_s, 0
         while True:
             try:
-                length = await self._once(uri, byterange, restart(), _Pace(deadline_s, until_s, again=bool(failures)), most_bytes)
+                length = await self._once(uri, byterange, restart(), Pace(deadline_s, until_s, again=bool(failures)), most_bytes)
                 if not (missing := whole()):
                     return length
                 said = f"{redacted(uri)}: {missing}"
@@ -191,7 +190,7 @@ class Upstream:
 
         try:
             async with asyncio.timeout(deadline_s):
-                came = await self._asked(url, headers, _Body(write, most_bytes), heads.append)
+                came = await self._asked(url, headers, Body(write, most_bytes), heads.append)
         except TimeoutError:
             raise UpstreamError(f"{redacted(url)}: no whole answer within {deadline_s:.0f} s") from None
         return Answer(heads[0].status, _all_said(heads[0]), bytes(body), came.url, came.redirected)
@@ -262,13 +261,13 @@ class Upstream:
         headers = {"accept-encoding": "gzip, deflate", **asks}
         try:
             async with asyncio.timeout(deadline_s):
-                write = _limited(body, PLAYLIST_LIMIT_BYTES)
+                write = limited(body, PLAYLIST_LIMIT_BYTES)
                 final_url = await self._get(url, headers, write, PLAYLIST_LIMIT_BYTES, child=child, heard=heard)
         except TimeoutError:
             raise UpstreamError(f"{redacted(url)}: no whole answer within {deadline_s:.0f} s") from None
         return heads[-1], bytes(body), final_url
 
-    async def _once(self, uri: str, byterange: ByteRange | None, write: Sink, pace: _Pace, most_bytes: int) -> int:
+    async def _once(self, uri: str, byterange: ByteRange | None, write: Sink, pace: Pace, most_bytes: int) -> int:
         length = 0
 
         def counted(piece: bytes | memoryview) -> None:
@@ -309,7 +308,7 @@ class Upstream:
         """
         if span:
             headers = {**headers, "range": f"bytes={span.offset}-{span.offset + span.length - 1}"}
-        body = _Body(write, most_bytes)
+        body = Body(write, most_bytes)
 
         def answered(head: Head) -> None:
             status, said = head.status, head.headers
@@ -324,14 +323,14 @@ class Upstream:
                 if span.offset > most_bytes:
                     raise UpstreamError(f"{redacted(url)}: the whole file, where a range was asked for")
                 body.cut(span)
-            begun(None if span and whole else _declared(head))
+            begun(None if span and whole else declared(head))
 
         try:
             return (await self._asked(url, headers, body, answered)).url
         except Enough:
             return url
 
-    async def _asked(self, url: str, headers: Mapping[str, str], body: _Body, answered: Callable[[Head], object]) -> Came:
+    async def _asked(self, url: str, headers: Mapping[str, str], body: Body, answered: Callable[[Head], object]) -> Came:
         """Ask for *url* as the stream does, for an answer that goes into *body*; *answered* hears its head before that.
 
         Raises UpstreamError, with a text that says of which URL, and what *answered* and *body* raise.
@@ -367,105 +366,9 @@ class _TooLarge(UpstreamError):
 _FINAL = (AddressRefused, _TooLarge)
 
 
-class _Pace:
-    """Ends an attempt that eats the deadline for nothing: asking again may give the same at once.
-
-    A body that would be whole by the deadline at the rate that it comes at goes on, and so does one that declares no length and keeps
-    to LEAST_BYTES_PER_S; else it gets BODY_SHARE of the deadline. Servers may think for long before they answer: that ends only in
-    time for another attempt, the first time.
-    """
-
-    ANSWER_SHARE, BODY_SHARE = 0.8, 1 / 3
-    SHORTEST_S = 1.5
-    LEAST_BYTES_PER_S = 1024.0
-
-    def __init__(self, deadline_s: float, until_s: float, *, again: bool) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._until_s = until_s
-        self._grace_s = max(self.SHORTEST_S, deadline_s * self.BODY_SHARE)
-        self._declared: int | None = None
-        self._first: tuple[float, int] | None = None
-        self._ends_s = until_s if again else min(until_s, self._loop.time() + deadline_s * self.ANSWER_SHARE)
-        self.limit = asyncio.timeout_at(self._ends_s)
-
-    def answered(self, declared: int | None) -> None:
-        """The answer has begun, and declares that many bytes."""
-        self._declared = declared
-        self._ends(self._loop.time() + self._grace_s)
-
-    def has(self, length: int) -> None:
-        """So many bytes have come."""
-        now_s = self._loop.time()
-        if self._first is None:
-            self._first = now_s, length
-            self._go_on(now_s, self._grace_s / 2)
-            return
-        began_s, begun_with = self._first
-        came, took_s = length - begun_with, now_s - began_s
-        if self._declared is None:
-            well = came >= self.LEAST_BYTES_PER_S * took_s
-        else:
-            well = (self._declared - length) * took_s <= came * (self._until_s - now_s)
-        if well:
-            self._go_on(now_s, self._grace_s)
-        if took_s >= self._grace_s:
-            self._first = now_s, length  # what went well before says nothing of now
-
-    def _go_on(self, now_s: float, for_s: float) -> None:
-        if now_s + 0.75 * for_s > self._ends_s < self._until_s:  # not for each chunk: timers cost
-            self._ends(now_s + for_s)
-
-    def _ends(self, at_s: float) -> None:
-        self._ends_s = min(at_s, self._until_s)
-        self.limit.reschedule(self._ends_s)
-
-
-class _Body:
-    """Writes an answer's body, expanded where it is compressed. Raises BadEncoding."""
-
-    def __init__(self, write: Sink, most_bytes: int) -> None:
-        self._write, self._most_bytes = write, most_bytes
-        self._expander: Expander | None = None
-
-    def cut(self, span: ByteRange) -> None:
-        """Write the *span* of it only, and raise Enough behind that."""
-        self._write = cut_out(self._write, span)
-
-    def begin(self, head: Head) -> Sink:
-        """Return what the answer's bytes go to."""
-        if head.status == NOT_MODIFIED or not (said := head.headers.get("content-encoding")):
-            return self._write
-        named = (one.strip() for one in said.lower().split(","))
-        encoding = ", ".join(one for one in named if one not in _NO_COMPRESSION)
-        if not encoding:
-            return self._write
-        expander = self._expander = Expander(encoding, self._most_bytes)
-        return lambda piece: expander.feed(bytes(piece), self._write)
-
-    def finish(self) -> None:
-        """All of it has come."""
-        if self._expander is not None:
-            self._expander.finish()
-
-
-def _declared(head: Head) -> int | None:
-    """Return the length of an answer's body as its header says, None where that says nothing."""
-    text = head.headers.get("content-length", "")
-    return int(text) if text.isdecimal() and len(text) <= 18 else None
-
-
 def _all_said(head: Head) -> dict[str, str]:
     return dict(head.headers) | ({"set-cookie": ", ".join(head.cookies)} if head.cookies else {})
 
 
 def _size(limit: int) -> str:
     return f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
-
-
-def _limited(body: bytearray, limit: int) -> Sink:
-    def write(piece: bytes | memoryview) -> None:
-        body.extend(piece)
-        if len(body) > limit:
-            raise PlaylistError(f"the playlist is larger than {limit >> 10} KiB")
-
-    return write

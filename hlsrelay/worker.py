@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import aclosing, suppress
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,29 +238,27 @@ async def _beside(work: Coroutine[Any, Any, None], awaited: Coroutine[Any, Any, 
 
 async def _relay(tools: Tools, reporter: Reporter, demand: Demand) -> None:
     """Run the relay to its end. What nobody foresaw does not take the stream down for good: it is taken up from its record again."""
-    pause_s, starts = SHORTEST_PAUSE_S, await _may_start(tools)
-    while True:
-        try:
-            async with aclosing(relay(tools)) as ticks:
-                async for tick in ticks:
-                    if starts and (tick.made or tick.turn):
-                        starts = False
-                        tools.turns.end()
-                    reporter.tick(tick)
-                    _tell(demand, tick, tools)
-                    pause_s = SHORTEST_PAUSE_S if tick.made else pause_s
-            return
-        except Superseded:
-            raise
-        except Exception as error:
-            log.exception("relay.failed", again_in_s=pause_s)
-            reporter.fault("relay", f"{type(error).__name__}, a fault of hlsrelay: see its log; taken up again in {pause_s:.0f} s")
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        finally:
-            if starts:
-                starts = False
-                tools.turns.end()
+    pause_s = SHORTEST_PAUSE_S
+    with ExitStack() as starting:
+        if await _may_start(tools):
+            starting.callback(tools.turns.end)
+        while True:
+            try:
+                async with aclosing(relay(tools)) as ticks:
+                    async for tick in ticks:
+                        starting.close()  # it has, or can't
+                        reporter.tick(tick)
+                        _tell(demand, tick, tools)
+                        pause_s = SHORTEST_PAUSE_S if tick.made else pause_s
+                return
+            except Superseded:
+                raise
+            except Exception as error:
+                starting.close()
+                log.exception("relay.failed", again_in_s=pause_s)
+                reporter.fault("relay", f"{type(error).__name__}, a fault of hlsrelay: see its log; taken up again in {pause_s:.0f} s")
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 async def _may_start(tools: Tools) -> bool:

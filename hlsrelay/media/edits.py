@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hlsrelay.media.fmp4 import Box, Fields, Walk, after_dates, signed
+from hlsrelay.media.boxes import Box, Fields, Walk, after_dates, signed
 from hlsrelay.media.info import MediaError, MediaInfo
 
 _MOST_EDITS = 64  # of a track: encoders write one or two

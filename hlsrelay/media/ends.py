@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from hlsrelay.media.fmp4 import FIRST_BOXES, probe_fmp4
+from hlsrelay.media.boxes import FIRST_BOXES
+from hlsrelay.media.fmp4 import probe_fmp4
 from hlsrelay.media.info import PTS_MODULUS, MediaError, MediaInfo, in_presentation_order
 from hlsrelay.media.packets import PACKET, first_packet, looks_like_ts
 from hlsrelay.media.ts import Packets

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hlsrelay.media.fmp4 import Fields, Walk, after_dates, signed
+from hlsrelay.media.boxes import Fields, Walk, after_dates, signed
 from hlsrelay.media.info import PTS_MODULUS, MediaError
 
 _BEFORE_FRAGMENTS = (b"ftyp", b"moov")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hlsrelay.media.adts import ac3_codecs, adts_codecs, adts_length, mpeg_audio, skip_id3
-from hlsrelay.media.fmp4 import FIRST_BOXES, probe_fmp4
+from hlsrelay.media.boxes import FIRST_BOXES
+from hlsrelay.media.fmp4 import probe_fmp4
 from hlsrelay.media.info import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, VideoInfo
 from hlsrelay.media.packets import looks_like_ts
 from hlsrelay.media.ts import probe_ts

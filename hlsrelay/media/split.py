@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from hlsrelay.media.fmp4 import FIRST_BOXES, fragments
+from hlsrelay.media.boxes import FIRST_BOXES
+from hlsrelay.media.fmp4 import fragments
 from hlsrelay.media.h264 import Access
 from hlsrelay.media.info import PTS_MODULUS, MediaError
 from hlsrelay.media.packets import looks_like_ts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from hlsrelay.media.fmp4 import FIRST_BOXES
+from hlsrelay.media.boxes import FIRST_BOXES
 from hlsrelay.media.packets import PACKET, first_packet, looks_like_ts
 
 Read = Callable[[int, int], bytes]

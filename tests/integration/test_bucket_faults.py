@@ -11,11 +11,20 @@ import pytest
 from hlsrelay.bucket import BucketStorage, forgotten
 from hlsrelay.errors import StorageAway, Superseded
 from hlsrelay.objects import Headers
-from hlsrelay.storage import MULTIVARIANT
+from hlsrelay.storage import MULTIVARIANT, LocalStorage
 from tests.integration.bucket_place import PLAYLIST, Place, Play, grown, memory, playlist, within, without_epoch
 from tests.memory_objects import Watched
 
 pytestmark = pytest.mark.xdist_group("bucket")  # one server for all of a module
+
+
+async def begun(owner: LocalStorage) -> str:
+    """Publish a first segment, and return its name."""
+    first = grown(owner, 1)
+    owner.write(".ledger.json", b'{"at": 1}')
+    owner.publish(PLAYLIST, playlist(first))
+    await owner.settled()
+    return first
 
 
 # Fencing ----------------------------------------------------------------------------------------------------------------------------------
@@ -24,10 +33,7 @@ pytestmark = pytest.mark.xdist_group("bucket")  # one server for all of a module
 def test_an_owner_that_was_taken_over_writes_nothing_more(bucket: Play) -> None:
     async def test(place: Place) -> None:
         async with place.owned(7, "old") as old:
-            first = grown(old, 1)
-            old.write(".ledger.json", b'{"at": 1}')
-            old.publish(PLAYLIST, playlist(first))
-            await old.settled()
+            first = await begun(old)
             async with place.owned(8, "new") as new:
                 before = await place.seen(PLAYLIST)
                 stale = grown(old, 2)
@@ -95,10 +101,7 @@ def test_whoever_is_taken_over_in_the_middle_of_publishing_leaves_what_the_next_
 
     async def test(place: Place) -> None:
         async with place.owned(7, "old") as old:
-            first = grown(old, 1)
-            old.write(".ledger.json", b'{"at": 1}')
-            old.publish(PLAYLIST, playlist(first))
-            await old.settled()
+            first = await begun(old)
             began = asyncio.Event()
             goes_on = asyncio.Event()
 

@@ -22,8 +22,8 @@ from hlsrelay.model import Snapshot
 from hlsrelay.relay import Tick, relay
 from hlsrelay.storage import LocalStorage
 from hlsrelay.upstream import TransportFactory, Upstream
-from tests.integration.relaying import NoEncoder, Operator, working
-from tests.origin import Origin, Streaming
+from tests.integration.relaying import NoEncoder, Operator, later, working
+from tests.origin import Origin, Streaming, ts_packets
 from tests.playlists import URL, stream
 from tests.virtual import VirtualClock, run_virtually
 
@@ -122,6 +122,25 @@ def test_bandwidth_counts_the_renditions_that_play_along(tmp_path: Path) -> None
     text = show(tmp_path, lambda show: show.relayed(60)).text()
     peaks = [int(found) for found in re.findall(r"STREAM-INF:BANDWIDTH=(\d+)", text)]
     assert peaks == [2 * 752 * 8 // 4, 2 * 752 * 8 // 4]
+
+
+def test_bandwidth_is_told_anew_where_segments_come_to_be_larger(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    async def play(show: Show) -> None:
+        high = show.origins["high"]
+
+        def grow() -> None:
+            said.append(show.text())
+            high.content = lambda path: 4 * ts_packets(path)
+
+        later(30, grow)
+        await show.relayed(60)
+        said.append(show.text())
+
+    show(tmp_path, play)
+    before, after = (max(map(int, re.findall(r"STREAM-INF:BANDWIDTH=(\d+)", text))) for text in said)
+    assert after > before
 
 
 def test_a_reset_that_one_track_notices_first_is_one_discontinuity_in_all(tmp_path: Path) -> None:

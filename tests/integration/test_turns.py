@@ -19,6 +19,7 @@ from hlsrelay.storage import LocalStorage
 from hlsrelay.turns import AT_ONCE, EACH_TICK, LATE_S, Turns
 from hlsrelay.upstream import Upstream
 from hlsrelay.worker import STARTS_WITHIN_S, _may_start
+from tests.integration.cluster import Cluster, played
 from tests.integration.relaying import NoEncoder, Operator, working
 from tests.origin import Origin
 from tests.playlists import stream
@@ -66,6 +67,18 @@ def test_each_download_has_a_turn_and_gives_it_back_whatever_becomes_of_it(tmp_p
     assert 40 <= made <= len(turns.ranks) <= made + 4
     assert turns.ranks[0] == 1
     assert not any(turns.ranks[3:]), "players may be there"
+
+
+def test_all_streams_of_a_node_take_turns_with_one_another(tmp_path: Path) -> None:
+    async def play(whole: Cluster) -> None:
+        turns = whole.places["a"].node.turns = Counting()
+        await whole.takes("a")
+        await elapse(60.0)
+        assert len(turns.ranks) >= 15
+        await whole.lets_go()
+        assert turns.under_way == 0
+
+    played(tmp_path, play, names="a")
 
 
 def test_a_stream_that_nobody_can_be_playing_waits_until_there_is_room_and_no_other_does(tmp_path: Path) -> None:

@@ -70,6 +70,21 @@ def test_a_server_that_says_for_ever_that_nothing_has_changed_is_not_believed_fo
     asyncio.run(run())
 
 
+def test_another_place_that_says_that_nothing_has_changed_is_asked_for_the_whole() -> None:
+    async def run() -> None:
+        routes = router()
+        lead = [f"{BASE}/a.m3u8"] * 2 + [f"{BASE}/b.m3u8"] * 2
+        routes.get(URL).mock(side_effect=[httpx.Response(302, headers={"location": one}) for one in lead])
+        routes.get(f"{BASE}/a.m3u8").respond(headers={"etag": '"x"'}, text=live(1, 2).text())
+        routes.get(f"{BASE}/b.m3u8", headers={"if-none-match": '"x"'}).respond(304)
+        routes.get(f"{BASE}/b.m3u8").respond(headers={"etag": '"x"'}, text=live(5, 6).text())
+        async with upstream(routes) as source:
+            assert (await loaded(source, URL)).segments[-1].sequence == 2
+            assert (await source.load(SOURCE)).segments[-1].sequence == 6
+
+    asyncio.run(run())
+
+
 def test_a_long_playlist_is_read_once_where_it_holds_nobody_up_and_read_on_from_then(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[threading.Thread] = []
 

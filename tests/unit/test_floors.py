@@ -14,8 +14,8 @@ values
 codecs phase unchanged
 / aside bell clock turns metrics settings log addresses notify proc memory
 / declared board bucket_texts orphans pidfile pipes processes embedded http1 connections asking
-transport recipe sound offers attempt parcel tracking
-/ objects
+transport recipe sound offers attempt parcel tracking pace
+/ objects bodies
 / upstream encoder pool dask_worker dask_pool storage bucket ledger registry demand edge caches
 / roster membership redis_registry memory_registry backfill
 / link session
