@@ -75,6 +75,7 @@ def test_all_streams_of_a_node_take_turns_with_one_another(tmp_path: Path) -> No
         await whole.takes("a")
         await elapse(60.0)
         assert len(turns.ranks) >= 15
+        assert turns.under_way == 0, "that of the start was given back as soon as there was something"
         await whole.lets_go()
         assert turns.under_way == 0
 
