@@ -22,7 +22,7 @@ from typing import Any
 from hlsrelay.errors import PlaylistError
 from hlsrelay.hls.dateranges import MOST_DATERANGES
 from hlsrelay.hls.parse import MOST_LINES, MOST_SEGMENTS, built, cleaned, counted_back, ends_twice, finished, read, rounded, told_times
-from hlsrelay.hls.reader import InForce, Reader, guess_s, suffix
+from hlsrelay.hls.reader import InForce, Reader, guess_s
 from hlsrelay.hls.run import Run
 from hlsrelay.hls.spelling import respelt
 from hlsrelay.model import ByteRange, Presentation, Segment, Snapshot
@@ -30,7 +30,7 @@ from hlsrelay.values import replace
 
 FEWEST_SEGMENTS = 4
 """What is read each time, head and last block, is no less than a shorter playlist."""
-READ_AGAIN = (1, 9)
+READ_AGAIN = (0, 1, 9)
 """Blocks at the end that are read again: the last may have been cut off, and those with parts lose them."""
 LARGEST_PIECE_BYTES = 64 << 10
 """Head and rest may be this long; reading a longer one would hold up all other streams (`is_long`)."""
@@ -105,7 +105,7 @@ class _Blocks:
             return None
         reader, head = Reader(self.url), _lines(body[:cut])
         reader.guess_s = guess_s(head)
-        listed = reader.listed(head, whole=True)
+        listed = reader.listed_on(head, whole=True)
         drop = reader.media_sequence - self.segments[0].sequence
         if len(listed) != 1 or not 0 <= drop < len(self.segments) - 2 or reader.in_force() != self.in_force[drop]:
             return None
@@ -113,43 +113,43 @@ class _Blocks:
         rest = body[cut + self.ends[last] - self.ends[drop] :]
         if last == drop or len(rest) > LARGEST_PIECE_BYTES:
             return None
-        reader.pass_over(last - drop, self.in_force[last], self._suffix(last))
+        whole = body.endswith(b"\n")
+        reader.pass_over(last - drop, self.in_force[last], None if whole else self._uri_line(last))
         lines = _lines(rest)
-        added = reader.listed(lines, whole=body.endswith(b"\n"))
+        added = reader.listed_on(lines, whole=whole)
         if any(line.startswith("#EXT-X-STREAM-INF") for line in (*head, *lines)):
             return None
         if reader.once or len(head) + self.lines[last] - self.lines[drop] + len(lines) - 2 > MOST_LINES:
             return None
         fresh = built(added, reader, self.segments[last])
-        opens = built(listed, reader, None)[0]
-        opens = replace(opens, era=reader.discontinuity_sequence + opens.discontinuity)
-        was = self.segments[drop]
-        if (opens.uri, opens.byterange, opens.duration_s, opens.era) != (was.uri, was.byterange, was.duration_s, was.era):
+        opens, was = built(listed, reader, None)[0], self.segments[drop]
+        era = reader.discontinuity_sequence + opens.discontinuity
+        if (opens.uri, opens.byterange, opens.duration_s, era) != (was.uri, was.byterange, was.duration_s, was.era):
             return None
         if not self._forgot(drop, last, fresh):
             return None
-        told = self._told(opens, drop, last, fresh)
+        told = self._told(opens, era, drop, last, fresh)
         if told is None or ends_twice(told[-2:]) or len(told) > MOST_SEGMENTS or 0 <= reader.ended_at < len(told):
             return None
         self._learnt(fresh, [raw["in_force"] for raw in added], rest)
         self.began, self.body, self.segments = self.ends[0] - cut, body, told
         if len(self.ends) != len(told) or any(block >= len(told) for block, _ in reader.repairs):
             return None
-        return self._finished(opens, reader)
+        return self._finished(told[0], reader)
 
     def _same_up_to(self, body: bytes, cut: int, drop: int) -> int:
         """Return up to which block *body* says the same behind *cut* as was said behind the block *drop*; that one where nothing."""
         begin, before = self.ends[drop] - self.began, memoryview(self.body)  # which copies nothing
-        for again in READ_AGAIN:
+        for again in READ_AGAIN if self.body.endswith(b"\n") else READ_AGAIN[1:]:
             last = len(self.segments) - 1 - again
             if last > drop and body.startswith(before[begin : self.ends[last] - self.began], cut):
                 return last
         return drop
 
-    def _suffix(self, block: int) -> str:
-        """Return the suffix that the URI line of a block has."""
+    def _uri_line(self, block: int) -> str:
+        """Return the URI line of a block."""
         end = self.ends[block] - self.began - 1
-        return suffix(_lines(self.body[self.body.rfind(b"\n", 0, end) + 1 : end])[0])
+        return _lines(self.body[self.body.rfind(b"\n", 0, end) + 1 : end])[0]
 
     def _forgot(self, drop: int, last: int, fresh: list[Segment]) -> bool:
         """Forget the *drop* blocks that have left and those behind *last*, and know *fresh*; False where the latter are not told apart."""
@@ -179,8 +179,8 @@ class _Blocks:
         self.dateranges = [one for one in self.dateranges if first < one[0] <= end]
         return True
 
-    def _told(self, opens: Segment, drop: int, last: int, fresh: list[Segment]) -> Run | None:
-        """Return all segments with their times, *opens* the first one; None where too many have other times now."""
+    def _told(self, opens: Segment, era: int, drop: int, last: int, fresh: list[Segment]) -> Run | None:
+        """Return all segments with their times, *opens* the first one, of *era*; None where too many have other times now."""
         was, when = self.segments[drop], opens.program_date_time
         if when is None and self.dated:
             before = drop + self.dated[0] - opens.sequence
@@ -191,7 +191,7 @@ class _Blocks:
             told = fresh[new].program_date_time
             assert told is not None
             when = counted_back(told, (opens, *self.segments[drop + 1 : last + 1], *fresh[:new]))
-        opens = replace(opens, time=when)
+        opens = replace(opens, time=when, era=era)
         if when == was.time:
             end = self.segments[last]
             return self.segments.moved_on(opens, drop, last - drop, tuple(told_times(fresh, _end(end), end.era)))
@@ -275,6 +275,8 @@ def _uri_lines(piece: bytes, most: int) -> list[tuple[int, int]]:
 
 
 def _is_uri(line: bytes) -> bool:
+    if line[:1].isalnum():  # most are told by that
+        return True
     return bool(line) and line[:1] != b"#" and not _lines(line)[0].startswith("#") and bool(_lines(line)[0])
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -78,7 +79,8 @@ class Reader:
     block: int = 0
     counted: int = 0
     """Blocks that are read, or passed over."""
-    last_suffix: str | None = None
+    last_uri: str | None = None
+    """The URI line before what comes next."""
     once: bool = False
     """Something says of all segments what the next load need not repeat: this one can't be gone on from."""
     ended_at: int = -1
@@ -93,7 +95,6 @@ class Reader:
     part: Part | None = None
     dateranges: list[tuple[int, str]] = field(default_factory=list)
     """Each with its block."""
-    folder: str | None = None
     _in_force: InForce | None = None
 
     @property
@@ -118,17 +119,29 @@ class Reader:
         self.counted += len(found)
         return found
 
+    def listed_on(self, lines: list[str], *, whole: bool) -> list[dict[str, Any]]:
+        """Do what `listed` does of a media playlist's lines, without m3u8: it costs more than a few lines do, and leaves them all to `tag`."""
+        self.block = self.counted
+        mended = list(_mended(lines, self, whole=whole))
+        self.block = self.counted
+        data: dict[str, Any] = {"segments": []}
+        state: dict[str, Any] = {}
+        for line in mended:
+            if line:
+                self.tag(line, 0, data, state)
+        found: list[dict[str, Any]] = data["segments"]
+        self.counted += len(found)
+        return found
+
     def absolute(self, uri: str) -> str:
         """Return what *uri*, as the playlist says it, stands for."""
-        if self.folder is None:
-            self.folder = urljoin(self.url, "x")[:-1]
-        return self.folder + uri if _PLAIN.fullmatch(uri) else urljoin(self.url, uri)
+        return _folder(self.url) + uri if _PLAIN.fullmatch(uri) else urljoin(self.url, uri)
 
-    def pass_over(self, count: int, in_force: InForce, last_suffix: str | None) -> None:
+    def pass_over(self, count: int, in_force: InForce, last_uri: str | None) -> None:
         """Go on behind *count* blocks that are known, after the last of which *in_force* is."""
         keys, self.init, self.part = in_force
         self.keys, self._in_force = {key.keyformat: key for key in keys}, None
-        self.counted, self.last_suffix = self.counted + count, last_suffix
+        self.counted, self.last_uri = self.counted + count, last_uri
         self.block = self.counted
 
     def in_force(self) -> InForce:
@@ -294,6 +307,11 @@ def guess_s(lines: list[str]) -> float:
     return target if 1 <= target <= LONGEST_TARGET_DURATION_S else 1.0
 
 
+@lru_cache(maxsize=1024)
+def _folder(url: str) -> str:
+    return urljoin(url, "x")[:-1]
+
+
 def suffix(line: str) -> str:
     """Return what stands after the last dot of a URI line's path."""
     path = urlsplit(line).path if ":" in line or line.startswith("//") else line.partition("#")[0].partition("?")[0]
@@ -316,15 +334,15 @@ def _mended(lines: list[str], reader: Reader, *, whole: bool) -> Iterator[str]:
             awaited = True
             yield f"#EXTINF:{length!r},{title}"
         elif line and not line.startswith("#"):
-            ends = suffix(line)
-            cut_off = not whole and index == len(lines) - 1 and reader.last_suffix is not None and ends != reader.last_suffix
-            if cut_off and not multivariant:
+            before, reader.last_uri = reader.last_uri, line
+            is_last = not whole and index == len(lines) - 1 and not multivariant
+            if is_last and before is not None and suffix(line) != suffix(before):
                 reader.repaired("last_line_cut_off")
                 return
             if not awaited and not multivariant:
                 reader.repaired("extinf_missing")
                 yield f"#EXTINF:{guess!r},"
-            awaited, reader.last_suffix = False, ends
+            awaited = False
             yield line if multivariant else _HERE + line
             reader.block += 1
         elif not line.startswith(_HERE):  # which no source has to say
