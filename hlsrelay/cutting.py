@@ -18,6 +18,7 @@ from hlsrelay.media.whole import cut_off
 from hlsrelay.model import InitSection, Position, Segment, Sink, Slice, Snapshot, Stream
 
 LOOKED_AT_BYTES = 64 << 10
+TOLD_APART_BYTES = 16 << 10
 SEARCHED_PACKETS = 400
 AT_THE_BEGINNING = 8
 """PAT and PMT among so many packets of a transport stream begin it."""
@@ -27,28 +28,25 @@ class Digest:
     """Tells contents apart by their first bytes and their length: time stamps are among the first."""
 
     def __init__(self) -> None:
-        self._head = bytearray()
+        self.head = b""
+        """The first LOOKED_AT_BYTES."""
         self._length = 0
         self._told: tuple[int, str] = 0, ""
 
     def update(self, piece: bytes | memoryview) -> None:
         """Take the next bytes in."""
         self._length += len(piece)
-        if len(self._head) < LOOKED_AT_BYTES:
-            self._head += piece[: LOOKED_AT_BYTES - len(self._head)]
-
-    @property
-    def head(self) -> bytes:
-        """The first bytes."""
-        return bytes(self._head)
+        if (left := LOOKED_AT_BYTES - len(self.head)) > 0:
+            self.head += piece[:left]
 
     @property
     def text(self) -> str:
         """The digest of what was taken in."""
         if self._told[0] == self._length and self._told[1]:
             return self._told[1]
-        alike = ALIKE if self._length == len(self._head) and _is_webvtt(self._head) and b"-->" not in self._head else ""
-        self._told = self._length, f"{alike}{self._length:x}-{hashlib.blake2b(self._head, digest_size=12).hexdigest()}"
+        alike = ALIKE if self._length == len(self.head) and _is_webvtt(self.head) and b"-->" not in self.head else ""
+        begins = hashlib.blake2b(memoryview(self.head)[:TOLD_APART_BYTES], digest_size=12).hexdigest()
+        self._told = self._length, f"{alike}{self._length:x}-{begins}"
         return self._told[1]
 
 

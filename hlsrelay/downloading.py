@@ -110,8 +110,7 @@ class Downloading:
             init_keys = await self._beside.keys(segment.init.keys, need, "initkey") if segment.init else ()
             init = await self._beside.init(segment.init, need) if segment.init else None
             plain_init = in_the_clear(init, init_keys) if init else None
-            temp = self._tools.storage.temp(f"{self._name}-{item.number}")
-            with Growing(self._tools.storage, temp) as file:
+            with Growing(self._tools.storage, f"{self._name}-{item.number}") as file:
                 if item.slice:
                     size = self._sliced(item.slice, file, last=not item.more)
                 else:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from pathlib import Path
-from typing import BinaryIO
 
 from hlsrelay.cutting import Digest
 from hlsrelay.media.ends import Glimpse
 from hlsrelay.model import Sink
-from hlsrelay.storage import LocalStorage
+from hlsrelay.storage import LocalStorage, write_all
 
 
 class Growing:
@@ -19,29 +17,29 @@ class Growing:
     A context manager: what was not moved away by its end is removed.
     """
 
-    def __init__(self, storage: LocalStorage, path: Path) -> None:
-        self._storage, self._path = storage, path
-        self._file: BinaryIO = storage.open_temp(path)
+    def __init__(self, storage: LocalStorage, name: str) -> None:
+        self._storage, self._path = storage, storage.temp_name(name)
+        self._file = storage.open_temp(self._path)
         self._aside: tuple[Digest, int] | None = None
         self.digest, self.size = Digest(), 0
         self.attempts = 0
         self.glimpse: Glimpse | None = None
         """What it is, as far as that was seen on the way: who needs it looks again where it is None."""
-        self._left = [path]
+        self._left = [self._path]
         """What is to be removed at the end."""
 
     def __enter__(self) -> Growing:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        os.close(self._file)
         for path in self._left:
             with suppress(OSError):
-                path.unlink(missing_ok=True)
+                os.unlink(path)
 
     @property
-    def _second(self) -> Path:
-        return self._path.with_name(f"{self._path.name}-aside")
+    def _second(self) -> str:
+        return f"{self._path}-aside"
 
     @property
     def head(self) -> bytes:
@@ -50,30 +48,30 @@ class Growing:
 
     def read(self, at: int, length: int) -> bytes:
         """Return what is in it."""
-        return os.pread(self._file.fileno(), length, at)
+        return os.pread(self._file, length, at)
 
     def restart(self) -> Sink:
         """Begin anew, empty; returns what the bytes of the next attempt go to."""
         self.attempts += 1
         if self.size:
-            self._file.seek(0)
-            self._file.truncate()
+            os.lseek(self._file, 0, os.SEEK_SET)
+            os.ftruncate(self._file, 0)
         self.digest, self.size = Digest(), 0
         return self._write
 
     def set_aside(self) -> None:
         """Keep what it is now, should nothing better come."""
-        self._file.close()
         self._left.append(self._second)
-        self._path.replace(self._second)
+        os.replace(self._path, self._second)
         self._aside = self.digest, self.size
-        self._file = self._storage.open_temp(self._path)
+        file, self._file = self._file, self._storage.open_temp(self._path)
+        os.close(file)
 
     def take_back(self) -> bool:
         """Be what was set aside; returns whether there is anything."""
         if self._aside is None:
             return False
-        self._second.replace(self._path)
+        os.replace(self._second, self._path)
         self.digest, self.size = self._aside
         return True
 
@@ -85,5 +83,4 @@ class Growing:
     def _write(self, piece: bytes | memoryview) -> None:
         self.digest.update(piece)
         self.size += len(piece)
-        while len(piece) > (written := self._file.write(piece)):  # a disk that is full says so at the next turn
-            piece = piece[written:]
+        write_all(self._file, piece)

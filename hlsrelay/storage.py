@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Protocol, Self
+from typing import Protocol, Self
 
 from hlsrelay.errors import ResourceBusy
 from hlsrelay.fields import checked_id
@@ -59,6 +59,13 @@ def live_dir(data: Path) -> Path:
     except OSError as error:
         raise ResourceBusy(f"data directory {data} can't be used: {error.strerror}; set HLSRELAY_DATA to one that can") from None
     return folder
+
+
+def write_all(file: int, piece: bytes | memoryview) -> None:
+    """Write all of *piece* to a descriptor. Raises OSError."""
+    left = piece
+    while len(left) > (written := os.write(file, left)):  # a disk that is full says so at the next turn
+        left = left[written:]
 
 
 def lock_holder(folder: Path) -> str:
@@ -164,11 +171,15 @@ class LocalStorage:
 
     def temp(self, name: str) -> Path:
         """Return where a file may grow before it is published; *name* must be one of our own making."""
-        return Path(f"{self._root}{_TEMP}/{name}")
+        return Path(self.temp_name(name))
 
-    def open_temp(self, path: Path) -> BinaryIO:
-        """Open a file under `temp`, empty, unbuffered, to be written and looked into."""
-        return open(path, "w+b", buffering=0)
+    def temp_name(self, name: str) -> str:
+        """Return `temp` as the system takes it."""
+        return f"{self._root}{_TEMP}/{name}"
+
+    def open_temp(self, path: str) -> int:
+        """Open a file under `temp`, empty, to be written and looked into; returns its descriptor, which is the caller's."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
 
     def commit(self, temp: Path | str, path: str) -> None:
         """Publish the whole file *temp* as *path*, relative to the stream's folder."""
@@ -188,11 +199,12 @@ class LocalStorage:
 
     def write(self, path: str, body: bytes) -> None:
         """Replace the file at *path* in one step."""
-        temp = f"{self._root}{_TEMP}/{path.replace('/', '-')}"
-        with open(temp, "wb", buffering=0) as file:
-            left = memoryview(body)
-            while left:  # a disk that is full says so at the next turn
-                left = left[file.write(left) :]
+        temp = self.temp_name(path.replace("/", "-"))
+        file = self.open_temp(temp)
+        try:
+            write_all(file, body)
+        finally:
+            os.close(file)
         self.commit(temp, path)
 
     def keep(self, files: Mapping[str, bytes]) -> None:

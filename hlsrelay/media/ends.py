@@ -78,7 +78,7 @@ class Ends:
         if length not in self._tails:
             begin = first_packet(self._head)
             at = begin + max(0, self._size - begin - length) // PACKET * PACKET
-            self._tails[length] = Packets(self._read(at, length + PACKET), self._head)
+            self._tails[length] = Packets(self._read(at, length + PACKET), self._packets)
         return self._tails[length]
 
     @cached_property

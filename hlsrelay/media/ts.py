@@ -77,17 +77,19 @@ def probe_ts(data: bytes, init: bytes | None = None) -> MediaInfo:
 class Packets:
     """Packets from anywhere in a transport stream, taken apart once for all that is asked of them.
 
-    *tables*: what may carry the stream's tables where these don't (RFC 8216 3.2). Making one raises MediaError, and so does asking for
-    what needs tables that are nowhere.
+    *tables*: what may carry the stream's tables where these don't (RFC 8216 3.2), be it packets before these. Making one raises
+    MediaError, and so does asking for what needs tables that are nowhere.
     """
 
-    def __init__(self, data: bytes, tables: bytes | None = None) -> None:
+    def __init__(self, data: bytes, tables: bytes | Packets | None = None) -> None:
         self._data, self._tables = data, tables
         self._runs = runs_in(data)
         self._starts = starts_in(data, self._runs)
 
     @cached_property
     def _tracks(self) -> _Tracks:
+        if isinstance(self._tables, Packets):
+            return _program(self._data, self._runs, self._starts) or self._tables._tracks
         return _tracks_of(self._data, self._runs, self._starts, self._tables)
 
     @cached_property
