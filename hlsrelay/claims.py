@@ -48,6 +48,8 @@ JUST_AFTER_S = 0.02
 ROOM_PER_CORE = 50
 LOOKED_AGAIN_AFTER_S = 0.15
 """What changes meanwhile is looked at together."""
+LOOKED_ALONE_EVERY_S = 2.0
+"""Where nobody else takes part and nothing waits for a node: who comes is heard of at once."""
 CLAIMED_AT_ONCE = 16
 FORMER_SESSIONS = 1000
 """So many sessions that are over are remembered, and where they served."""
@@ -94,7 +96,8 @@ class Claims:
         self._unreadable: set[str] = set()
         self._board = Board(lambda registered: possible(registered, serves=node.serves))
         self._membership = Membership(node.registry, lambda: self.roster.is_told)
-        self.roster = node.roster = Roster(node.registry, self._heard, sessions=self._membership.heard)
+        self.roster = node.roster = Roster(node.registry, self._heard, sessions=self._heard_of_sessions)
+        self._live = str(node.live.resolve())
         self._moved = self.roster.moved.listen()
         self._sessions: list[Session] = []
         self._sessions_s = -math.inf
@@ -162,7 +165,8 @@ class Claims:
     async def _next_due(self, gone: asyncio.Task[bool], cut_off: asyncio.Task[bool]) -> None:
         """Wait until it is time to look again: after a while, or a little after something changed."""
         loop = asyncio.get_running_loop()
-        until_s = min(loop.time() + LOOKED_EVERY_S * random.uniform(0.8, 1.2), self._membership.next_s + JUST_AFTER_S)
+        every_s = LOOKED_ALONE_EVERY_S if self._is_alone and not self._free_since_s else LOOKED_EVERY_S
+        until_s = min(loop.time() + every_s * random.uniform(0.8, 1.2), self._membership.next_s + JUST_AFTER_S)
         at_once_s = max(0.0, min(LOOKED_AGAIN_AFTER_S, until_s - loop.time()))
         await asyncio.wait((gone, cut_off), timeout=at_once_s, return_when=asyncio.FIRST_COMPLETED)
         if gone.done() or cut_off.done():
@@ -222,16 +226,26 @@ class Claims:
                 self._unreadable.add(stream_id)
                 log.exception("stream.unreadable", stream=stream_id)
 
+    def _heard_of_sessions(self, sessions: frozenset[str] | None) -> None:
+        self._membership.heard(sessions)
+        if self._is_alone:
+            self._moved.set()
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether no other process has a session, and we would hear of one."""
+        return self.roster.is_told and all(one.id == self.member.id for one in self._sessions)
+
     async def _asked_sessions(self) -> None:
         """See who takes part, and where they serve. Raises RegistryUnavailable."""
-        ours, loop = str(self._node.live.resolve()), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         self._membership.next_s = math.inf
         self._sessions = sessions = await self._membership.asked()
         self._sessions_s = loop.time()
         self.roster.nodes = sum(one.lives for one in sessions)
         others = [one for one in sessions if one.id != self.member.id and one.fields.get("url")]
         self.member.peers = tuple(one.fields["url"] for one in others if one.lives)
-        there = {one.id: one.fields["url"] for one in others if not (is_here(one.id) and one.fields.get("live") == ours)}
+        there = {one.id: one.fields["url"] for one in others if not (is_here(one.id) and one.fields.get("live") == self._live)}
         for session in self._urls.keys() & there.keys():
             del self._urls[session]  # the newest come last
         self._urls |= there
@@ -242,9 +256,9 @@ class Claims:
         self._moved.clear()
         # Where something is free it counts who is there just now: a node that has just come has its part too.
         is_free = next(self._board.free({one.id for one in self._sessions if one.lives}), None) is not None
-        kept_s = LOOKED_AGAIN_AFTER_S if is_free else 0.8 * LOOKED_EVERY_S
+        kept_s = LOOKED_AGAIN_AFTER_S if is_free else 0.8 * (LOOKED_ALONE_EVERY_S if self._is_alone else LOOKED_EVERY_S)
         due = asyncio.get_running_loop().time() >= min(self._sessions_s + kept_s, self._membership.next_s)
-        if due or (is_free and self._membership.is_stale):
+        if due or ((is_free or self._is_alone) and self._membership.is_stale):
             await self._asked_sessions()
         sessions = self._sessions
         for stream_id in await self._deletions.upheld():

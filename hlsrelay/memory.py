@@ -10,14 +10,17 @@ Laws:
 
 from __future__ import annotations
 
+import os
 import re
-from contextlib import suppress
 from pathlib import Path
 
 EASES_PERCENT = 5.0
 
 _UNLIMITED_BYTES = 1 << 60
 """cgroup v1 says 2^63 less a page for no limit."""
+_LONGEST_BYTES = 64 << 10
+_TOTAL, _AVAILABLE = (re.compile(rf"(?m)^{name}: +(\d+) kB") for name in ("MemTotal", "MemAvailable"))
+_FILES_V1, _FILES_V2 = (re.compile(rf"(?m)^{of}(?:in)?active_file (\d+)$") for of in ("total_", ""))
 
 
 class Pressure:
@@ -38,51 +41,60 @@ class Pressure:
 
 def used_percent(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> float | None:
     """Return how much of the scarcest memory is in use, in percent; None where nothing tells. It reads a few small files."""
-    found = [one for one in (_machine(proc), *_cgroups(proc, cgroups)) if one is not None]
+    found = [one for one in (_machine(str(proc)), *_cgroups(str(proc), str(cgroups))) if one is not None]
     return max(found, default=None)
 
 
-def _machine(proc: Path) -> float | None:
-    total, available = (_number(proc / "meminfo", rf"(?m)^{name}: +(\d+) kB") for name in ("MemTotal", "MemAvailable"))
-    return None if not total or available is None else 100.0 * (total - available) / total
+def _machine(proc: str) -> float | None:
+    text = _text(f"{proc}/meminfo")
+    total, available = _TOTAL.search(text), _AVAILABLE.search(text)
+    if not total or not available or not int(total[1]):
+        return None
+    return 100.0 * (int(total[1]) - int(available[1])) / int(total[1])
 
 
-def _cgroups(proc: Path, root: Path) -> list[float | None]:
+def _cgroups(proc: str, root: str) -> list[float | None]:
     """Return what is in use of our cgroup and of those around it (cgroups(7)): a line is id:controllers:path, v2 has no controllers."""
     found = []
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
+    for line in _text(f"{proc}/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            base, current, files = root, "memory.current", ("active_file", "inactive_file")
+            base, current, files = root, "memory.current", _FILES_V2
             limits = ["memory.high", "memory.max"]
         elif "memory" in controllers.split(","):
-            base, current, files = root / "memory", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")
+            base, current, files = f"{root}/memory", "memory.usage_in_bytes", _FILES_V1
             limits = ["memory.limit_in_bytes"]
         else:
             continue
-        folder = base / path.strip("/")  # in a container the mount may begin at our own cgroup: then only what is around it is there
-        while folder.is_relative_to(base):
-            found.append(_cgroup(folder, current, limits, files))
-            folder = folder.parent
+        names = [name for name in path.split("/") if name]
+        for depth in range(len(names), -1, -1):  # in a container the mount may begin at our own cgroup: then only what is around it is there
+            found.append(_cgroup("/".join((base, *names[:depth])), current, limits, files))
     return found
 
 
-def _cgroup(folder: Path, current: str, limits: list[str], of_files: tuple[str, ...]) -> float | None:
-    used = _number(folder / current)
-    limit = min((most for name in limits if (most := _number(folder / name)) and most < _UNLIMITED_BYTES), default=None)
-    if used is None or limit is None:
+def _cgroup(folder: str, current: str, limits: list[str], of_files: re.Pattern[str]) -> float | None:
+    limit = min((most for name in limits if (most := _number(f"{folder}/{name}")) and most < _UNLIMITED_BYTES), default=None)
+    if limit is None or (used := _number(f"{folder}/{current}")) is None:
         return None
-    files = sum(_number(folder / "memory.stat", rf"(?m)^{name} (\d+)$") or 0 for name in of_files)
+    files = sum(map(int, of_files.findall(_text(f"{folder}/memory.stat"))))
     return 100.0 * max(0, used - files) / limit
 
 
-def _number(path: Path, pattern: str = r"(\d+)\s*$") -> int | None:
+def _number(path: str) -> int | None:
     """Return the number in a file; None where there is none, such as "max"."""
-    with suppress(OSError):
-        if match := re.search(pattern, path.read_text()):
-            return int(match[1])
-    return None
+    text = _text(path).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _text(path: str) -> str:
+    """Return what a file of the kernel's says; empty where there is none. It is looked into each second: a Path costs more than the read."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(file, _LONGEST_BYTES).decode("ascii", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(file)

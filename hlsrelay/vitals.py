@@ -30,6 +30,8 @@ LOOKED_S = 0.2
 FEWEST_ENDED = 16
 KEPT_S = 3
 """A node that has told nothing for so long is dead, or has no children any more."""
+STEADY_AFTER, STEADY_PERIODS = 10, 4
+"""Whose children are the same for so many periods (a Redis of its own, as a rule) tells of them that much more seldom."""
 
 log = structlog.get_logger()
 
@@ -60,11 +62,16 @@ def status_of(node: Node) -> NodeStatus:
 
 
 async def _tell(node: Node) -> None:
+    before, same = frozenset[int](), 0
     while True:
-        if node.children.running() or node.pressed or (node.pool and node.pool.jobs):
+        children = frozenset(child.pid for child in node.children.running())
+        moves = children != before or node.pressed or bool(node.pool and node.pool.jobs)
+        before, same = children, 0 if moves else same + 1
+        periods = STEADY_PERIODS if same > STEADY_AFTER else 1
+        if children or moves:
             with suppress(RegistryUnavailable):
-                await node.registry.tell(incarnation(), written(status_of(node)), KEPT_S)
-        await asyncio.sleep(PERIOD_S)
+                await node.registry.tell(incarnation(), written(status_of(node)), KEPT_S * periods)
+        await asyncio.sleep(PERIOD_S * periods)
 
 
 async def _relieve(node: Node, used: Callable[[], float | None]) -> None:
