@@ -7,9 +7,10 @@ a task that others share, would end a feeder without a word, and its consumer wo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import aclosing
-from typing import TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from hlsrelay.bell import Bell
 
@@ -22,6 +23,19 @@ class Stray(Exception):
     """A cancellation came from behind a joint, not from before it."""
 
 
+class Done(Awaitable[B]):
+    """Work that is done already: awaiting it gives *value* at once, and no task is made for it."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: B) -> None:
+        self.value = value
+
+    def __await__(self) -> Generator[Any, None, B]:
+        return self.value
+        yield  # what makes it a generator
+
+
 async def in_order(
     items: AsyncGenerator[A | C, None], work: Callable[[A], Awaitable[B]], ahead: int, passing: type[C] | tuple[()] = ()
 ) -> AsyncGenerator[B | C, None]:
@@ -30,49 +44,93 @@ async def in_order(
     What is *passing* comes out as it is, in its turn. Closing it cancels what is under way and closes *items*; an exception of either
     comes out here, in its turn.
     """
-    queue: asyncio.Queue[asyncio.Future[B] | tuple[C] | None] = asyncio.Queue(ahead)
-    under_way: set[asyncio.Future[B]] = set()
-    closing = False
+    joint: _Joint[A, B, C] = _Joint(items, work, ahead, passing)
+    feeder = asyncio.create_task(joint.feed())
+    try:
+        while (found := await joint.taken()) is not None:
+            if isinstance(found, tuple):
+                yield found[0]
+                continue
+            await joint.ended(found)
+            if found.cancelled():
+                raise Stray("a task behind a joint was cancelled")
+            result = found.result()
+            joint.under_way.discard(found)
+            yield result
+    finally:
+        joint.closing = True
+        feeder.cancel()
+        for one in joint.under_way:
+            one.cancel()
+        await asyncio.gather(feeder, *joint.under_way, return_exceptions=True)
+        await items.aclose()
 
-    async def feed() -> None:
+
+class _Joint(Generic[A, B, C]):
+    """What waits between a feeder and a consumer, in its order: work under way, and by itself in a tuple what is there already.
+
+    Each waits for its bell, and no queue and no wait makes an object for each item: every segment passes two of these.
+    """
+
+    def __init__(
+        self, items: AsyncGenerator[A | C, None], work: Callable[[A], Awaitable[B]], ahead: int, passing: type[C] | tuple[()]
+    ) -> None:
+        self._items, self._work, self._ahead, self._passing = items, work, ahead, passing
+        self._waiting: deque[asyncio.Future[B] | tuple[B | C]] = deque()
+        self._came, self._room = Bell(), Bell()
+        self._over = False
+        self.under_way: set[asyncio.Future[B]] = set()
+        self.closing = False
+
+    async def feed(self) -> None:
+        """Take the items, and begin with each, as long as there is room."""
         try:
-            async for item in items:
-                if isinstance(item, passing):
-                    await queue.put((item,))
-                    continue
-                task = asyncio.ensure_future(work(cast("A", item)))
-                under_way.add(task)
-                await queue.put(task)
+            async for item in self._items:
+                found = self._begun(item)
+                while len(self._waiting) >= self._ahead:
+                    self._room.clear()
+                    await self._room.wait()
+                self._waiting.append(found)
+                self._came.set()
         except (Exception, asyncio.CancelledError) as error:  # it comes out of the generator, in its turn
-            if closing:
+            if self.closing:
                 raise
             failed: asyncio.Future[B] = asyncio.get_running_loop().create_future()
             failed.set_exception(_told(error))
-            under_way.add(failed)
-            await queue.put(failed)
-        else:
-            await queue.put(None)
+            self.under_way.add(failed)
+            self._waiting.append(failed)
+        self._over = True
+        self._came.set()
 
-    feeder = asyncio.create_task(feed())
-    try:
-        while (task := await queue.get()) is not None:
-            if isinstance(task, tuple):
-                yield task[0]
-                continue
-            if not task.done():
-                await _ended(task)
-            if task.cancelled():
-                raise Stray("a task behind a joint was cancelled")
-            result = task.result()
-            under_way.discard(task)
-            yield result
-    finally:
-        closing = True
-        feeder.cancel()
-        for one in under_way:
-            one.cancel()
-        await asyncio.gather(feeder, *under_way, return_exceptions=True)
-        await items.aclose()
+    def _begun(self, item: A | C) -> asyncio.Future[B] | tuple[B | C]:
+        if isinstance(item, self._passing):
+            return (item,)
+        doing = self._work(cast("A", item))
+        if isinstance(doing, Done):
+            return (doing.value,)
+        task = asyncio.ensure_future(doing)
+        self.under_way.add(task)
+        task.add_done_callback(self._rung)
+        return task
+
+    def _rung(self, _: object) -> None:
+        self._came.set()
+
+    async def taken(self) -> asyncio.Future[B] | tuple[B | C] | None:
+        """Take out what comes next; None where nothing does any more."""
+        while not self._waiting:
+            if self._over:
+                return None
+            self._came.clear()
+            await self._came.wait()
+        self._room.set()
+        return self._waiting.popleft()
+
+    async def ended(self, work: asyncio.Future[B]) -> None:
+        """Wait until *work*, which was taken out, is done, however it ends."""
+        while not work.done():
+            self._came.clear()
+            await self._came.wait()
 
 
 async def merged(sources: list[AsyncGenerator[A, None]]) -> AsyncGenerator[A, None]:
@@ -108,20 +166,6 @@ async def merged(sources: list[AsyncGenerator[A, None]]) -> AsyncGenerator[A, No
         for feeder in feeders:
             feeder.cancel()
         await asyncio.gather(*feeders, return_exceptions=True)
-
-
-async def _ended(task: asyncio.Future[B]) -> None:
-    """Wait until *task* is done, however it ends: `asyncio.wait` for one, which each segment passes twice."""
-    bell = Bell()
-
-    def ring(_: object) -> None:
-        bell.set()
-
-    task.add_done_callback(ring)
-    try:
-        await bell.wait()
-    finally:
-        task.remove_done_callback(ring)
 
 
 def _told(error: Exception | asyncio.CancelledError) -> Exception:

@@ -67,7 +67,8 @@ def _cgroups(proc: str, root: str) -> list[float | None]:
         else:
             continue
         names = [name for name in path.split("/") if name]
-        for depth in range(len(names), -1, -1):  # in a container the mount may begin at our own cgroup: then only what is around it is there
+        # In a container the mount may begin at our own cgroup: then only what is around it is there.
+        for depth in range(len(names), -1, -1):
             found.append(_cgroup("/".join((base, *names[:depth])), current, limits, files))
     return found
 
@@ -87,7 +88,7 @@ def _number(path: str) -> int | None:
 
 
 def _text(path: str) -> str:
-    """Return what a file of the kernel's says; empty where there is none. It is looked into each second: a Path costs more than the read."""
+    """Return what a file of the kernel's says; empty where there is none. Each second: a Path would cost more than the read."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

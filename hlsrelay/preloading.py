@@ -26,10 +26,11 @@ class Preloading:
         self._under_way: list[Pull] = []
         self._trouble: dict[str, str] = {}
 
-    async def __call__(self, item: Clip) -> Made:
+    def __call__(self, item: Clip) -> Awaitable[Made]:
         caches = self._desk.tools.caches
-        if caches is None:
-            return await self._work(item)
+        return self._work(item) if caches is None else self._pulled(item, caches)
+
+    async def _pulled(self, item: Clip, caches: Caches) -> Made:
         stream = item.numbered.stream
         bases = tuple(dict.fromkeys((*caches.everywhere, *stream.preload)))
         begun: dict[tuple[str, str], Pull] = {}

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 from zlib import crc32
 
 from hlsrelay.desk import Desk
 from hlsrelay.downloading import Clip
 from hlsrelay.encoder import Encoded
 from hlsrelay.errors import EncodeError
+from hlsrelay.joints import Done
 from hlsrelay.ladder import fitting
 from hlsrelay.media.decrypt import can_decrypt, decrypted
 from hlsrelay.media.edits import with_edits
@@ -45,8 +49,12 @@ MOST_BEFORE = 12
 """Segments before one, back to where decoding can begin: a GOP that is longer is not made rungs of."""
 
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_Rungs = tuple[Mapping[str, MediaFile], Encoded, Mapping[str, bytes]]
+
+
 class Transcoding:
-    """Makes the ladder's rungs of a clip, and reads from the media what the multivariant playlist says."""
+    """Makes the ladder's rungs of a clip, and reads from the media what the multivariant playlist says: at once where it makes none."""
 
     def __init__(self, desk: Desk) -> None:
         self._tools = desk.tools
@@ -66,7 +74,7 @@ class Transcoding:
         for left in self._tools.storage.temp("").glob(f"plain@{self._name}@*"):  # by the pipeline before, which is closed
             left.unlink(missing_ok=True)
 
-    async def __call__(self, item: Clip) -> Made:
+    def __call__(self, item: Clip) -> Awaitable[Made]:
         made, segment = item.numbered, item.numbered.segment
         entry = Entry(
             number=made.number,
@@ -79,7 +87,7 @@ class Transcoding:
             keys=item.keys,
         )
         if item.file is None:
-            return Made(entry, made, lost=item.lost)
+            return Done(Made(entry, made, lost=item.lost))
         wanted = made.stream.ladder if self._name == SOURCE else ()
         source, info, times = Path(), None, None
         through = bool(wanted) or made.discontinuity or self._traits.codecs is None or (made.number + self._turn) % READ_THROUGH_EVERY == 0
@@ -95,36 +103,20 @@ class Transcoding:
             made, entry = replace(made, discontinuity=True), replace(entry, discontinuity=True)
             repairs = (*repairs, "time_stamps_jumped")
         files = {self._name: replace(item.file, traits=self._traits)}
-        rungs: tuple[Rung, ...] = ()
-        failed: Mapping[str, str] = {}
-        inits: Mapping[str, bytes] = {}
-        encoded = Encoded({}, {})
+        done = partial(_made, entry, made, files, item.file.size_bytes, repairs)
         if wanted and info and info.container in (Container.TS, Container.FMP4):
             rungs = self._fitting = fitting(wanted, info.video.height if info.video else None)
-            # Calls begin in the segments' order, and nothing above waits: what was noted last is the segment before.
+            # Calls come in the segments' order, and nothing above waits: what was noted last is the segment before.
             before = self._to_decode_before(made, source, info.video)
             sample = self._first_sample(info.audio, anew=made.discontinuity)
-            if before is None:
-                failed = {rung.name: "it begins within a GOP whose beginning is not to be had" for rung in rungs}
-            else:
-                ready, encoded, inits = await self._rungs(made, rungs, source, before, info, item.init, sample)
-                files |= ready
-                failed = encoded.failed
-        elif wanted and info is None and self._fitting:  # one segment that can't be read: a GAP in each rung, the ladder stays
-            rungs, failed = self._fitting, {rung.name: "the segment can't be read" for rung in self._fitting}
-        elif wanted:
-            failed = {"ladder": "a ladder is made of MPEG-TS and fMP4 only, in the clear or with AES-128 and keys=proxy"}
-        entry = replace(entry, files=files, rungs=tuple(rung.name for rung in rungs))
-        return Made(
-            entry,
-            made,
-            failed=failed,
-            dropped=encoded.dropped,
-            ladder_paused=encoded.paused,
-            inits=inits,
-            received_bytes=item.file.size_bytes,
-            repairs=repairs,
-        )
+            if before is not None:
+                return _laddered(done, rungs, partial(self._rungs, made, rungs, source, before, info, item.init, sample))
+            return Done(done(rungs, {rung.name: "it begins within a GOP whose beginning is not to be had" for rung in rungs}))
+        if wanted and info is None and self._fitting:  # one segment that can't be read: a GAP in each rung, the ladder stays
+            return Done(done(self._fitting, {rung.name: "the segment can't be read" for rung in self._fitting}))
+        if wanted:
+            return Done(done((), {"ladder": "a ladder is made of MPEG-TS and fMP4 only, in the clear or with AES-128 and keys=proxy"}))
+        return Done(done())
 
     def _jumps(self, number: int, times: tuple[int, int] | None) -> bool:
         """Return whether the media's time does not go on from the segment before: a break that the source did not tell (A10).
@@ -247,7 +239,7 @@ class Transcoding:
         info: MediaInfo,
         init: bytes | None,
         sample: int,
-    ) -> tuple[Mapping[str, MediaFile], Encoded, Mapping[str, bytes]]:
+    ) -> _Rungs:
         """Return the rungs' files, published names and all, what came of the others (a GAP each, when the job is due at the latest), and
         the init sections of those that have one.
         """
@@ -296,6 +288,35 @@ class Transcoding:
         except OSError as error:
             reason = f"can't be stored: {error.strerror}"
         return files, Encoded({}, {rung.name: reason for rung in rungs if rung.name not in files}), inits
+
+
+async def _laddered(done: Callable[..., Made], rungs: tuple[Rung, ...], make: Callable[[], Awaitable[_Rungs]]) -> Made:
+    ready, encoded, inits = await make()
+    return done(rungs, encoded.failed, ready, encoded, inits)
+
+
+def _made(
+    entry: Entry,
+    made: Numbered,
+    files: Mapping[str, MediaFile],
+    received_bytes: int,
+    repairs: tuple[str, ...],
+    rungs: tuple[Rung, ...] = (),
+    failed: Mapping[str, str] = _NOTHING,
+    ready: Mapping[str, MediaFile] = _NOTHING,
+    encoded: Encoded | None = None,
+    inits: Mapping[str, bytes] = _NOTHING,
+) -> Made:
+    return Made(
+        replace(entry, files={**files, **ready}, rungs=tuple(rung.name for rung in rungs)),
+        made,
+        failed=failed,
+        dropped=encoded.dropped if encoded else _NOTHING,
+        ladder_paused=encoded.paused if encoded else False,
+        inits=inits,
+        received_bytes=received_bytes,
+        repairs=repairs,
+    )
 
 
 def _times(info: MediaInfo | None) -> tuple[int, int] | None:

@@ -120,7 +120,7 @@ class Reader:
         return found
 
     def listed_on(self, lines: list[str], *, whole: bool) -> list[dict[str, Any]]:
-        """Do what `listed` does of a media playlist's lines, without m3u8: it costs more than a few lines do, and leaves them all to `tag`."""
+        """Do what `listed` does of a media playlist's lines, without m3u8: that costs more than a few lines, and leaves all to `tag`."""
         self.block = self.counted
         mended = list(_mended(lines, self, whole=whole))
         self.block = self.counted

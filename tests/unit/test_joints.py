@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 
 import pytest
 
-from hlsrelay.joints import Stray, in_order, merged
+from hlsrelay.joints import Done, Stray, in_order, merged
 from tests.virtual import elapse, run_virtually
 
 
@@ -74,6 +74,30 @@ def test_work_goes_on_side_by_side_but_never_further_ahead_than_asked() -> None:
 
     assert run_virtually(run()) <= 10
     assert 2 <= most <= 4
+
+
+def test_what_is_done_at_once_waits_for_its_turn_and_no_task_is_made_for_it() -> None:
+    tasks: list[int] = []
+
+    async def slow(number: int) -> int:
+        await elapse(1)
+        return number
+
+    def work(number: int) -> Awaitable[int]:
+        tasks.append(len(asyncio.all_tasks()))
+        return slow(number) if number % 4 == 1 else Done(number)
+
+    async def run() -> list[int]:
+        async with aclosing(in_order(count(8), work, ahead=3)) as results:
+            return [number async for number in results]
+
+    assert run_virtually(run()) == list(range(8))
+    assert max(tasks) <= min(tasks) + 2
+    assert asyncio.run(_awaited(Done(7))) == 7
+
+
+async def _awaited(work: Awaitable[int]) -> int:
+    return await work
 
 
 def test_an_error_of_the_work_comes_out_in_its_turn() -> None:
