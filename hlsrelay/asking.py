@@ -128,6 +128,7 @@ def host_of(url: str) -> str:
         raise HttpError(_told(error)) from error
 
 
+@lru_cache(maxsize=2048)
 def _target(url: str) -> Target:
     """Return *url* taken apart. Raises HttpError.
 

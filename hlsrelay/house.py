@@ -42,6 +42,8 @@ class House:
         self._printed: tuple[object, ...] = ()
         """What the multivariant playlist was last printed from."""
         self._told: dict[str, tuple[Progress, tuple[object, ...]]] = {}
+        self._shown_for: Stream | None = None
+        """The wishes under which all tracks were shown last, as they are in `_published`; None where that is another matter."""
         self.choice = Choice(tools)
         for name in tools.storage.ledgers():
             if progress := LocalLedger(tools.storage, name).resume():
@@ -67,7 +69,7 @@ class House:
         for track in presentation.tracks:
             if track.name in self._published:
                 self._published[track.name] = replace(self._published[track.name], attributes=telling(track))
-        self._first_shown_s = None
+        self._first_shown_s = self._shown_for = None
         last = main.entries[-1].number if main and main.entries else -1
         self._followed = {name: self._followed.get(name, last) for name in self._published if name not in names}
         self._ended_s = {name: since_s for name, since_s in self._ended_s.items() if name not in names}
@@ -97,9 +99,9 @@ class House:
             if made and not made.lost:
                 self.choice.progressed()
             self.choice.considered()
-        if progress is None:
+        if progress is None or (made is None and not error and progress is self._published.get(name) and self._is_whole()):
             return error
-        self._published[name] = progress
+        self._published[name], self._shown_for = progress, None
         if error:
             return error
         try:
@@ -109,6 +111,10 @@ class House:
         except OSError as failure:
             return f"can't publish: {failure.strerror}"
         return ""
+
+    def _is_whole(self) -> bool:
+        """Return whether what was shown last has all tracks, and is there still: a load that brought nothing changes nothing of it."""
+        return self._shown_for is self.choice.stream and MULTIVARIANT in self._tools.storage.playlists
 
     def held_up(self) -> None:
         """What held the stream up was not its source."""
@@ -164,6 +170,7 @@ class House:
                 self._tools.storage.publish(MULTIVARIANT, multivariant_playlist(self._presentation, here, keys))
                 self._printed = says
             self._tools.storage.due.clear()  # what is not here by now may never be
+            self._shown_for = self.choice.stream if len(here) == len(names) else None
 
     def _told_of(self, name: str, progress: Progress) -> tuple[object, ...]:
         """Return what `told_apart` says of a track's progress; of loads that brought nothing it is the one of before."""

@@ -33,6 +33,14 @@ LONGEST_LINE = 8190
 _TOO_LONG = f"a line of more than {LONGEST_LINE} bytes"
 MOST_HEADERS = 128
 MOST_HEAD_BYTES = 256 << 10
+_KNOWN = {
+    name.encode(): name.lower()
+    for name in (
+        "Accept-Ranges", "Age", "Cache-Control", "Connection", "Content-Length", "Content-Type", "Date", "ETag", "Expires", "Last-Modified",
+        "Server", "Vary", "Via", "X-Cache", "Access-Control-Allow-Origin", "Transfer-Encoding", "Content-Encoding",
+    )
+}  # fmt: skip
+"""Names of headers that most servers say, as they write them."""
 _TLS_RECORD = (16 << 10) + 256
 _TLS_WAKE_BYTES = WAKE_BYTES - 2 * _TLS_RECORD
 
@@ -111,7 +119,8 @@ class Line:
         answer = self._answer = _Answer(answered)
         self._ended = self._loop.create_future()
         try:
-            await self._send(request)
+            if (sent := self._sent(request)) < len(request):
+                await self._send(request[sent:])
             await self._ended
             self.usable = answer.keeps
         finally:
@@ -122,12 +131,17 @@ class Line:
                 self._look = None
 
     async def _send(self, request: bytes) -> None:
+        """Send what could not be at once."""
+        while request:
+            await ready(self._loop.add_writer, self._loop.remove_writer, self._socket)
+            request = request[self._sent(request) :]
+
+    def _sent(self, request: bytes) -> int:
+        """Send as much as can be now; returns how many bytes that was."""
         try:
-            while request:
-                try:
-                    request = request[self._socket.send(request) :]
-                except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                    await ready(self._loop.add_writer, self._loop.remove_writer, self._socket)
+            return self._socket.send(request)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return 0
         except OSError as error:
             raise Unheard(_said(error)) from error
 
@@ -327,7 +341,10 @@ class _Answer:
         self._count += 1
         if self._count > MOST_HEADERS:
             self._refuse(f"more than {MOST_HEADERS} headers")
-        key, text = _text(name).lower(), _text(value)
+        try:
+            key, text = _KNOWN.get(name) or name.decode().lower(), value.decode()
+        except UnicodeDecodeError:
+            key, text = _text(name).lower(), _text(value)
         if key == "set-cookie":
             self._cookies.append(text)
         else:

@@ -20,7 +20,7 @@ load that did was answered.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import median, median_low
+from statistics import median
 
 from hlsrelay.values import replace
 
@@ -254,7 +254,8 @@ def _followed(phase: Phase, missed_s: float | None, found_s: float, longer_s: fl
 
 
 def _together(phase: Phase) -> int:
-    return median_low(phase.brought) if phase.brought else 1
+    """How many segments come together: the median, the lower one of two."""
+    return sorted(phase.brought)[(len(phase.brought) - 1) // 2] if phase.brought else 1
 
 
 def _spread_s(phase: Phase) -> float:

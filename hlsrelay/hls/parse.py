@@ -90,6 +90,8 @@ def identity(segment: Segment) -> str:
     Of the query it keeps what tells the segment from others of its playlist, where nothing else does (hls.naming).
     """
     path = _path(segment.uri)
+    if segment.byterange is None and not segment.query:  # as of most
+        return path
     at = f"@{segment.byterange.offset}+{segment.byterange.length}" if segment.byterange else ""
     return path + (f"?{segment.query}" if segment.query else "") + at
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from hlsrelay.hls.variables import attributes
 from hlsrelay.hls.window import Progress, as_listed
@@ -238,5 +239,6 @@ def decimal(value: float) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.1f}"
 
 
+@lru_cache(maxsize=4096)
 def _date_time(when: datetime) -> str:
     return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -251,7 +251,10 @@ def shortened(progress: Progress, until: datetime, now: datetime) -> Progress:
 
 def expired(progress: Progress, now: datetime) -> tuple[Progress, tuple[str, ...]]:
     """Return *progress* without the files that nobody may ask for any more (A7), and these files."""
-    if not any(one.until <= now for one in progress.retired):
+    for one in progress.retired:  # each load comes by here
+        if one.until <= now:
+            break
+    else:
         return progress, ()
     again = {path for entry in progress.entries for path in _paths(entry)}
     gone = tuple(path for one in progress.retired if one.until <= now for path in one.paths if path not in again)
@@ -309,7 +312,8 @@ def _without_head(progress: Progress, leaving: int, now: datetime) -> Progress:
     longest_us = sum(map(_length_us, progress.entries)) if progress.listed_us is None else progress.listed_us
     left, stay = progress.entries[:leaving], progress.entries[leaving:]
     # An init section outlives its first entry. What the next few don't use is used no more: see downloading.
-    still_used = {path for entry in stay[:FEWEST_ENTRIES] for path in _paths(entry)}
+    shares = any(_beside(file) for entry in left for file in entry.files.values())
+    still_used = {path for entry in stay[:FEWEST_ENTRIES] for path in _paths(entry)} if shares else ()
     retired = tuple(
         Retired(
             tuple(path for path in _paths(entry) if path not in still_used),
@@ -333,9 +337,18 @@ def _length_us(entry: Entry) -> int:
 
 def _paths(entry: Entry) -> tuple[str, ...]:
     """The files of an entry, relative to the stream's folder. One that stands in for another (`../`) counts where it is at home."""
-    own = [(name, file) for name, file in entry.files.items() if not _stands_in(file)]
-    paths = [f"{name}/{uri}" for name, file in own for uri in (file.uri, file.init_uri, *file.key_uris) if uri]
-    return tuple(dict.fromkeys(paths))
+    paths: dict[str, None] = {}
+    for name, file in entry.files.items():
+        if not _stands_in(file):
+            paths[f"{name}/{file.uri}"] = None
+            for uri in _beside(file):
+                paths[f"{name}/{uri}"] = None
+    return tuple(paths)
+
+
+def _beside(file: MediaFile) -> tuple[str, ...]:
+    """What a file is listed with, which others may be listed with too: its init section and its keys."""
+    return (file.init_uri, *file.key_uris) if file.init_uri else file.key_uris
 
 
 def _settled(progress: Progress, entry: Entry) -> tuple[Entry, tuple[Entry, ...], tuple[Rendition, ...]]:
