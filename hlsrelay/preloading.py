@@ -27,24 +27,25 @@ class Preloading:
         self._trouble: dict[str, str] = {}
 
     def __call__(self, item: Clip) -> Awaitable[Made]:
-        caches = self._desk.tools.caches
-        return self._work(item) if caches is None else self._pulled(item, caches)
+        caches, stream = self._desk.tools.caches, item.numbered.stream
+        bases = tuple(dict.fromkeys((*caches.everywhere, *stream.preload))) if caches else ()
+        if caches is None or not bases:
+            return self._work(item)
+        return self._pulled(item, caches, bases)
 
-    async def _pulled(self, item: Clip, caches: Caches) -> Made:
+    async def _pulled(self, item: Clip, caches: Caches, bases: tuple[str, ...]) -> Made:
         stream = item.numbered.stream
-        bases = tuple(dict.fromkeys((*caches.everywhere, *stream.preload)))
         begun: dict[tuple[str, str], Pull] = {}
         if item.file:
             self._begin(caches, bases, begun, stream, self._desk.track.name, item.file)
         made = await self._work(item)  # called before anything is waited for: clips are looked into in their order
-        if bases:
-            with suppress(OSError):  # who publishes tells of it
-                self._desk.tools.storage.keep(made.inits)  # a sweep may have taken one since
-            for name, file in made.entry.files.items():
-                self._begin(caches, bases, begun, stream, name, file)
-            self._note(bases)
-            await caches.waited(begun.values(), [base for base, text in self._trouble.items() if text])
-            self._note(bases)
+        with suppress(OSError):  # who publishes tells of it
+            self._desk.tools.storage.keep(made.inits)  # a sweep may have taken one since
+        for name, file in made.entry.files.items():
+            self._begin(caches, bases, begun, stream, name, file)
+        self._note(bases)
+        await caches.waited(begun.values(), [base for base, text in self._trouble.items() if text])
+        self._note(bases)
         cold = self._told(caches, bases)
         return replace(made, cold=cold) if cold else made
 
