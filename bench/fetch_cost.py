@@ -44,7 +44,7 @@ async def into_nothing(upstream: Upstream, uri: str, _: LocalStorage) -> None:
 
 async def into_file(upstream: Upstream, uri: str, storage: LocalStorage) -> None:
     """Fetch a segment into a file."""
-    with Growing(storage, storage.temp("segment")) as file:
+    with Growing(storage, "segment") as file:
         await upstream.fetch(uri, None, file.restart, 60.0)
 
 

@@ -2,7 +2,7 @@
 
 It is `hlsrelay worker`: the same registry (the embedded Redis unless HLSRELAY_REDIS_URL says otherwise), web server and claims, settings
 from the environment. But it registers the streams itself, has room for all of them, may trust a certificate of the bench's own, and
-`--lag FILE` has it write there, every second, how often its loop was how late. It ends on TERM.
+`--lag FILE` has it write there, every four seconds, how often its loop was how late. It ends on TERM.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hlsrelay.settings import Settings, load_settings
 from hlsrelay.site import RelaySite
 from hlsrelay.web import create_app, serve
 
-LAG_TOLD_S = 1.0
+LAG_TOLD_S = 4.0
 
 
 async def tell_lag(node: Node, told: Path) -> None:

@@ -48,8 +48,8 @@ JUST_AFTER_S = 0.02
 ROOM_PER_CORE = 50
 LOOKED_AGAIN_AFTER_S = 0.15
 """What changes meanwhile is looked at together."""
-LOOKED_ALONE_EVERY_S = 2.0
-"""Where nobody else takes part and nothing waits for a node: who comes is heard of at once."""
+LOOKED_ALONE_EVERY_S = 5.0
+"""Where nobody else takes part and nothing waits for a node: who comes is heard of at once, and no lease is over but one's own."""
 CLAIMED_AT_ONCE = 16
 FORMER_SESSIONS = 1000
 """So many sessions that are over are remembered, and where they served."""
@@ -165,8 +165,9 @@ class Claims:
     async def _next_due(self, gone: asyncio.Task[bool], cut_off: asyncio.Task[bool]) -> None:
         """Wait until it is time to look again: after a while, or a little after something changed."""
         loop = asyncio.get_running_loop()
-        every_s = LOOKED_ALONE_EVERY_S if self._is_alone and not self._free_since_s else LOOKED_EVERY_S
-        until_s = min(loop.time() + every_s * random.uniform(0.8, 1.2), self._membership.next_s + JUST_AFTER_S)
+        alone = self._is_alone and not self._free_since_s
+        every_s = (LOOKED_ALONE_EVERY_S if alone else LOOKED_EVERY_S) * random.uniform(0.8, 1.2)
+        until_s = loop.time() + every_s if alone else min(loop.time() + every_s, self._membership.next_s + JUST_AFTER_S)
         at_once_s = max(0.0, min(LOOKED_AGAIN_AFTER_S, until_s - loop.time()))
         await asyncio.wait((gone, cut_off), timeout=at_once_s, return_when=asyncio.FIRST_COMPLETED)
         if gone.done() or cut_off.done():
@@ -257,7 +258,8 @@ class Claims:
         # Where something is free it counts who is there just now: a node that has just come has its part too.
         is_free = next(self._board.free({one.id for one in self._sessions if one.lives}), None) is not None
         kept_s = LOOKED_AGAIN_AFTER_S if is_free else 0.8 * (LOOKED_ALONE_EVERY_S if self._is_alone else LOOKED_EVERY_S)
-        due = asyncio.get_running_loop().time() >= min(self._sessions_s + kept_s, self._membership.next_s)
+        next_s = math.inf if self._is_alone else self._membership.next_s
+        due = asyncio.get_running_loop().time() >= min(self._sessions_s + kept_s, next_s)
         if due or ((is_free or self._is_alone) and self._membership.is_stale):
             await self._asked_sessions()
         sessions = self._sessions

@@ -186,6 +186,7 @@ class EmbeddedRedis:
             "--dir", str(self._folder),
             "--appendonly", "yes", "--appendfsync", "everysec",
             "--save", "",  # the append-only file is all there is
+            "--hz", "3",  # idle, it wakes for its housekeeping only: a second is synced a third of a second later at most
             "--daemonize", "no",
             "--loglevel", "warning", "--logfile", str(self._log),
         ]

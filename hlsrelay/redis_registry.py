@@ -41,13 +41,14 @@ class RedisRegistry:
     def __init__(self, url: str, prefix: str = "hlsrelay:") -> None:
         self._keys = Keys(prefix)
         try:
-            # Both set explicitly: defaults change between versions of the library, and a frozen Redis must not hold us for long.
+            # Both set explicitly: defaults change between versions of the library, and a frozen Redis must not hold us for long. How long
+            # an answer may take `_asked` watches: the library would make a task for each command that it sends.
             self._redis = redis.asyncio.Redis.from_url(
                 url,
                 decode_responses=True,
                 encoding_errors="replace",
                 protocol=2,
-                socket_timeout=ANSWER_WITHIN_S,
+                socket_timeout=None,
                 socket_connect_timeout=ANSWER_WITHIN_S,
             )
         except (ValueError, redis.exceptions.RedisError) as error:
@@ -273,7 +274,7 @@ class RedisRegistry:
 
         return await self._asked(run, at_once=at_once)
 
-    async def _asked(self, ask: Callable[[], Any], within_s: float | None = ANSWER_WITHIN_S + 1, *, at_once: bool = False) -> Any:
+    async def _asked(self, ask: Callable[[], Any], within_s: float | None = ANSWER_WITHIN_S, *, at_once: bool = False) -> Any:
         task = asyncio.current_task()
         cancelled_before = task.cancelling() if task else 0
         try:

@@ -18,6 +18,7 @@ from hlsrelay.errors import HlsRelayError
 
 INVALIDATED = "__redis__:invalidate"
 SIGN_OF_LIFE_S = 1.0
+SILENT_FOR_S = 3.0
 
 
 class Untracked(HlsRelayError):
@@ -27,9 +28,10 @@ class Untracked(HlsRelayError):
 async def invalidated(client: redis.asyncio.Redis, *prefixes: str) -> AsyncGenerator[list[str] | None, None]:
     """Yield the keys that begin with one of *prefixes* and changed; None where any may have, as at first. Raises Untracked.
 
-    A connection of its own is asked for a sign of life each second: one that says nothing for as long as its time-out may be dead.
+    A connection of its own is asked for a sign of life each second: one that says nothing for SILENT_FOR_S may be dead.
     """
     connection: Any = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+    connection.socket_timeout = SILENT_FOR_S
     asking: asyncio.Task[None] | None = None
     try:
         await connection.connect()

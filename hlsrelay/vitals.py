@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -27,10 +28,12 @@ from hlsrelay.statuses import NodeStatus, written
 PERIOD_S = 1.0
 LOOKED_S = 0.2
 """Between two looks at the loop; what blocks it for long is seen by each of them."""
+FAR_SHARE, FAR_PERIODS = 0.7, 4
+"""With less than this part of the threshold in use, memory is looked at that much more seldom; not while anything is encoded."""
 FEWEST_ENDED = 16
 KEPT_S = 3
 """A node that has told nothing for so long is dead, or has no children any more."""
-STEADY_AFTER, STEADY_PERIODS = 10, 4
+STEADY_AFTER, STEADY_PERIODS = 10, 8
 """Whose children are the same for so many periods (a Redis of its own, as a rule) tells of them that much more seldom."""
 
 log = structlog.get_logger()
@@ -75,19 +78,33 @@ async def _tell(node: Node) -> None:
 
 
 async def _relieve(node: Node, used: Callable[[], float | None]) -> None:
+    periods = itertools.count()
     while True:
-        changed = node.pressure.note(used())
-        percent = node.pressure.percent or 0.0
-        node.metrics.memory_pressure.set(node.pressed)
-        if changed and node.pressed:
-            log.warning("memory.short", used_percent=round(percent, 1), threshold_percent=node.settings.memory_pressure)
-        elif changed:
-            log.info("memory.eased", used_percent=round(percent, 1))
-        if node.pressed:
-            node.encoder.shed()
+        if next(periods) % FAR_PERIODS == 0 or not _is_far(node):
+            _look_at_memory(node, used())
         node.awake.stops()
         _tidy(node)
         await asyncio.sleep(PERIOD_S)
+
+
+def _is_far(node: Node) -> bool:
+    """Return whether memory can't be short within the next few seconds: nothing is encoded, and much of it is free."""
+    percent = node.pressure.percent
+    return percent is not None and percent < FAR_SHARE * node.settings.memory_pressure and len(node.children.running()) <= 1
+
+
+def _look_at_memory(node: Node, used_percent: float | None) -> None:
+    """Tell whether memory is short, and shed a ladder job if it is."""
+    changed = node.pressure.note(used_percent)
+    percent = node.pressure.percent or 0.0
+    if changed:
+        node.metrics.memory_pressure.set(node.pressed)
+    if changed and node.pressed:
+        log.warning("memory.short", used_percent=round(percent, 1), threshold_percent=node.settings.memory_pressure)
+    elif changed:
+        log.info("memory.eased", used_percent=round(percent, 1))
+    if node.pressed:
+        node.encoder.shed()
 
 
 def _tidy(node: Node) -> None:

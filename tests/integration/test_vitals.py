@@ -9,6 +9,8 @@ import weakref
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -63,7 +65,7 @@ def test_while_memory_is_short_no_ladder_job_starts_and_pass_through_lives(tmp_p
         node, _ = node_of(tmp_path)
 
         def used() -> float:
-            return 95.0 if SHORT_FROM_S <= loop.time() < SHORT_UNTIL_S else 50.0
+            return 95.0 if SHORT_FROM_S <= loop.time() < SHORT_UNTIL_S else 80.0
 
         origin, wishes = Origin(content=media), Operator(replace(stream(), ladder=LADDER))
         node.encoder = encoder = LocalEncoder(Path("/no/such/ffmpeg"), node.children, 1, VirtualClock())
@@ -113,11 +115,33 @@ def test_ladder_jobs_are_shed_one_a_second_until_it_eases(tmp_path: Path) -> Non
         node, _ = node_of(tmp_path)
         node.encoder = encoder = Shedding()
         loop = asyncio.get_running_loop()
-        async with attended(node, lambda: 95.0 if 10 <= loop.time() < 14 else 50.0):
+        async with attended(node, lambda: 95.0 if 10 <= loop.time() < 14 else 80.0):
             await elapse(30)
         return encoder.asked
 
     assert run_virtually(play()) == 4
+
+
+@pytest.mark.parametrize(("percent", "children", "looks"), [(50.0, 1, 8), (50.0, 2, 30), (80.0, 1, 30), (None, 0, 30)])
+def test_memory_is_looked_at_seldom_where_much_is_free_and_nothing_is_encoded(
+    percent: float | None, children: int, looks: int, tmp_path: Path
+) -> None:
+    seen: list[float | None] = []
+
+    def used() -> float | None:
+        seen.append(percent)
+        return percent
+
+    async def play() -> None:
+        node, _ = node_of(tmp_path)
+        node.children = cast("Children", SimpleNamespace(running=lambda: [SimpleNamespace(pid=pid) for pid in range(children)]))
+        async with attended(node, used):
+            await elapse(29.5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vitals, "status_of", lambda node: NodeStatus(node.name, "x"))
+        run_virtually(play())
+    assert len(seen) == looks
 
 
 class Tried(MemoryRegistry):
