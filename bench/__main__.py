@@ -15,6 +15,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -62,6 +63,9 @@ def options() -> argparse.ArgumentParser:
     found.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as the docs have it")
     found.add_argument(
         "--data", type=Path, help="where relays write (default: shared memory where it is large enough, else the temp folder)"
+    )
+    found.add_argument(
+        "--large-pages", action="store_true", help="relays write into a tmpfs of their own whose pages may be large (Linux, as root)"
     )
     found.add_argument("--cache", type=Path, default=default_cache(), help="where media and peers are kept (%(default)s)")
     return found
@@ -169,8 +173,31 @@ def data_folder(wanted: argparse.Namespace, streams: list[int]) -> Path:
         for left in place.glob(f"{FOLDER}*"):
             pid = left.name.removeprefix(FOLDER).partition("-")[0]
             if pid.isdigit() and not Path(f"/proc/{pid}").exists() and left.stat().st_uid == os.getuid():
-                shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=wanted.data or parent))
+                removed(left)
+    found = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=wanted.data or parent))
+    if wanted.large_pages:
+        mounted(found, probe.available_bytes())
+    return found
+
+
+def mounted(folder: Path, available_bytes: int) -> None:
+    """Mount a tmpfs on *folder* whose pages may be large: its files grow by many pages at a time. Raises ConfigError."""
+    how = f"huge=within_size,size={int(0.8 * available_bytes)}"
+    try:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", how, "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+        said = "" if done.returncode == 0 else done.stderr.strip()
+    except OSError as error:
+        said = str(error)
+    if said:
+        removed(folder)
+        raise ConfigError(f"--large-pages needs root, and a Linux that has them for tmpfs: {said}")
+
+
+def removed(folder: Path) -> None:
+    """Remove a folder that relays wrote into, and what is mounted there."""
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, check=False)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 async def bench(wanted: argparse.Namespace) -> Bench:
@@ -188,7 +215,7 @@ async def bench(wanted: argparse.Namespace) -> Bench:
         await found.run(data)
         found.say(f"done; load {os.getloadavg()[0]:.1f}")
     finally:
-        shutil.rmtree(data, ignore_errors=True)
+        removed(data)
     return found
 
 
