@@ -14,11 +14,15 @@ from pydantic import TypeAdapter, ValidationError
 from hlsrelay.errors import PlaylistError
 from hlsrelay.hls.parse import parse
 from hlsrelay.hls.window import FEWEST_ENTRIES, Listing, Progress, carried, joined, listing
-from hlsrelay.model import SOURCE, Snapshot
+from hlsrelay.model import SOURCE, Seen, Snapshot
 from hlsrelay.storage import LEDGER, MULTIVARIANT, LocalStorage
+from hlsrelay.values import replace
 
 _PROGRESS = TypeAdapter(Progress)
 _CARRIED = TypeAdapter(dict[str, Progress])
+_SEEN = TypeAdapter(Seen)
+_NO_RECENT = b'"recent":[]'
+"""A position's, which is what a record begins with: no text holds quotes that are not escaped."""
 FORMAT = 1
 
 
@@ -46,6 +50,7 @@ class LocalLedger:
         self._storage = storage
         self._track = track
         self._path = _path(track)
+        self._recent = _Recent()
 
     def resume(self) -> Progress | None:
         """See Ledger. A record that can't be read (another format, a torn disk) counts as none: its file is kept aside."""
@@ -74,7 +79,43 @@ class LocalLedger:
 
     def record(self, progress: Progress) -> None:
         """See Ledger."""
-        self._storage.write(self._path, _PROGRESS.dump_json(progress))
+        position = progress.position
+        body = _PROGRESS.dump_json(replace(progress, position=replace(position, recent=())))
+        self._storage.write(self._path, body.replace(_NO_RECENT, b'"recent":[%s]' % self._recent.written(position.recent), 1))
+
+
+class _Recent:
+    """The segments that a position remembers, as JSON: of some sixty all but the last few are those of the record before.
+
+    They are most of a record, and to write them anew each time was most of what it cost.
+    """
+
+    CHANGES = 4
+    """So many at the end may have become others: their digests are known later than they are."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[Seen, ...] = ()
+        self._text = b""
+        self._ends: list[int] = []
+
+    def written(self, seen: tuple[Seen, ...]) -> bytes:
+        """Return *seen*, comma between."""
+        left, kept = self._same(seen)
+        begin = self._ends[left - 1] + 1 if left else 0
+        text = self._text[begin : self._ends[left + kept - 1]] if kept else b""
+        ends = [end - begin for end in self._ends[left : left + kept]]
+        for one in seen[kept:]:
+            text += (b"," if text else b"") + _SEEN.dump_json(one)
+            ends.append(len(text))
+        self._seen, self._text, self._ends = seen, text, ends
+        return text
+
+    def _same(self, seen: tuple[Seen, ...]) -> tuple[int, int]:
+        """Return how many have left since the last time, and how many that stay are the same."""
+        before = self._seen
+        left = next((index for index, one in enumerate(before) if seen and one is seen[0]), len(before))
+        kept = min(len(before) - left, len(seen)) - self.CHANGES
+        return (left, kept) if kept > 0 and before[left : left + kept] == seen[:kept] else (0, 0)
 
 
 def _path(track: str) -> str:
