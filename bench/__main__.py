@@ -182,7 +182,7 @@ def data_folder(wanted: argparse.Namespace, streams: list[int]) -> Path:
 
 def mounted(folder: Path, available_bytes: int) -> None:
     """Mount a tmpfs on *folder* whose pages may be large: its files grow by many pages at a time. Raises ConfigError."""
-    how = f"huge=within_size,size={int(0.8 * available_bytes)}"
+    how = f"huge=within_size,size={available_bytes}"
     try:
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", how, "tmpfs", str(folder)], capture_output=True, text=True, check=False)
         said = "" if done.returncode == 0 else done.stderr.strip()

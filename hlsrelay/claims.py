@@ -101,6 +101,8 @@ class Claims:
         self._moved = self.roster.moved.listen()
         self._sessions: list[Session] = []
         self._sessions_s = -math.inf
+        self._is_free = False
+        """Whether something that is to run was nobody's at the last look, be it that it waits after a failure."""
         self._urls: dict[str, str] = {}
         node.elsewhere = self._elsewhere
         self._told_to_drain = False
@@ -165,7 +167,7 @@ class Claims:
     async def _next_due(self, gone: asyncio.Task[bool], cut_off: asyncio.Task[bool]) -> None:
         """Wait until it is time to look again: after a while, or a little after something changed."""
         loop = asyncio.get_running_loop()
-        alone = self._is_alone and not self._free_since_s
+        alone = self._is_alone and not self._is_free and not self._membership.is_stale
         every_s = (LOOKED_ALONE_EVERY_S if alone else LOOKED_EVERY_S) * random.uniform(0.8, 1.2)
         until_s = loop.time() + every_s if alone else min(loop.time() + every_s, self._membership.next_s + JUST_AFTER_S)
         at_once_s = max(0.0, min(LOOKED_AGAIN_AFTER_S, until_s - loop.time()))
@@ -256,7 +258,7 @@ class Claims:
     async def _look(self) -> None:
         self._moved.clear()
         # Where something is free it counts who is there just now: a node that has just come has its part too.
-        is_free = next(self._board.free({one.id for one in self._sessions if one.lives}), None) is not None
+        is_free = self._is_free = next(self._board.free({one.id for one in self._sessions if one.lives}), None) is not None
         kept_s = LOOKED_AGAIN_AFTER_S if is_free else 0.8 * (LOOKED_ALONE_EVERY_S if self._is_alone else LOOKED_EVERY_S)
         next_s = math.inf if self._is_alone else self._membership.next_s
         due = asyncio.get_running_loop().time() >= min(self._sessions_s + kept_s, next_s)

@@ -25,12 +25,15 @@ class Preloading:
         self._work = work
         self._under_way: list[Pull] = []
         self._trouble: dict[str, str] = {}
+        self._coming = 0
+        """Clips whose work has yet to be called for: none may overtake them."""
 
     def __call__(self, item: Clip) -> Awaitable[Made]:
         caches, stream = self._desk.tools.caches, item.numbered.stream
         bases = tuple(dict.fromkeys((*caches.everywhere, *stream.preload))) if caches else ()
-        if caches is None or not bases:
+        if caches is None or not (bases or self._coming):
             return self._work(item)
+        self._coming += 1
         return self._pulled(item, caches, bases)
 
     async def _pulled(self, item: Clip, caches: Caches, bases: tuple[str, ...]) -> Made:
@@ -38,6 +41,7 @@ class Preloading:
         begun: dict[tuple[str, str], Pull] = {}
         if item.file:
             self._begin(caches, bases, begun, stream, self._desk.track.name, item.file)
+        self._coming -= 1
         made = await self._work(item)  # called before anything is waited for: clips are looked into in their order
         with suppress(OSError):  # who publishes tells of it
             self._desk.tools.storage.keep(made.inits)  # a sweep may have taken one since

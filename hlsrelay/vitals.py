@@ -32,7 +32,7 @@ FAR_SHARE, FAR_PERIODS = 0.7, 4
 """With less than this part of the threshold in use, memory is looked at that much more seldom; not while anything is encoded."""
 FEWEST_ENDED = 16
 KEPT_S = 3
-"""A node that has told nothing for so long is dead, or has no children any more."""
+"""A node that has told nothing for so long is dead, or has no children any more; so many times that long where it tells more seldom."""
 STEADY_AFTER, STEADY_PERIODS = 10, 8
 """Whose children are the same for so many periods (a Redis of its own, as a rule) tells of them that much more seldom."""
 
@@ -90,7 +90,8 @@ async def _relieve(node: Node, used: Callable[[], float | None]) -> None:
 def _is_far(node: Node) -> bool:
     """Return whether memory can't be short within the next few seconds: nothing is encoded, and much of it is free."""
     percent = node.pressure.percent
-    return percent is not None and percent < FAR_SHARE * node.settings.memory_pressure and len(node.children.running()) <= 1
+    encodes = any(child.purpose.startswith("encode ") for child in node.children.running())
+    return percent is not None and percent < FAR_SHARE * node.settings.memory_pressure and not encodes
 
 
 def _look_at_memory(node: Node, used_percent: float | None) -> None:

@@ -389,6 +389,23 @@ def test_what_a_node_had_that_came_no_more_is_claimed_as_soon_as_its_lease_is_ov
     virtually(body())
 
 
+def test_a_node_alone_tries_what_failed_as_soon_as_that_is_due(house: House) -> None:
+    async def body() -> None:
+        await house.registered(2)
+        async with house.worker("a"):
+            await elapse(30)
+            at = (VirtualClock().utc_now() + timedelta(seconds=4)).isoformat()
+            await house.registry.register("s9", {**FIELDS, "state": "failed", "retry_at": at})
+            await elapse(3.9)
+            assert house.owners() == ["a", "a", ""]
+            await elapse(1.1)
+            assert house.owners() == ["a", "a", "a"]
+
+    for _ in range(5):  # looks are at random times
+        house.registry = MemoryRegistry()
+        virtually(body())
+
+
 @pytest.mark.parametrize("off_s", [-3600, 3600])
 def test_a_stream_that_failed_where_the_clock_is_off_by_an_hour_is_tried_again_all_the_same(house: House, off_s: int) -> None:
     async def body() -> None:

@@ -122,9 +122,11 @@ def test_ladder_jobs_are_shed_one_a_second_until_it_eases(tmp_path: Path) -> Non
     assert run_virtually(play()) == 4
 
 
-@pytest.mark.parametrize(("percent", "children", "looks"), [(50.0, 1, 8), (50.0, 2, 30), (80.0, 1, 30), (None, 0, 30)])
+@pytest.mark.parametrize(
+    ("percent", "child", "looks"), [(50.0, "redis", 8), (50.0, "encode news 7", 30), (80.0, "redis", 30), (None, "redis", 30)]
+)
 def test_memory_is_looked_at_seldom_where_much_is_free_and_nothing_is_encoded(
-    percent: float | None, children: int, looks: int, tmp_path: Path
+    percent: float | None, child: str, looks: int, tmp_path: Path
 ) -> None:
     seen: list[float | None] = []
 
@@ -134,7 +136,7 @@ def test_memory_is_looked_at_seldom_where_much_is_free_and_nothing_is_encoded(
 
     async def play() -> None:
         node, _ = node_of(tmp_path)
-        node.children = cast("Children", SimpleNamespace(running=lambda: [SimpleNamespace(pid=pid) for pid in range(children)]))
+        node.children = cast("Children", SimpleNamespace(running=lambda: [SimpleNamespace(pid=1, purpose=child)]))
         async with attended(node, used):
             await elapse(29.5)
 
