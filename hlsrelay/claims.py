@@ -48,8 +48,6 @@ JUST_AFTER_S = 0.02
 ROOM_PER_CORE = 50
 LOOKED_AGAIN_AFTER_S = 0.15
 """What changes meanwhile is looked at together."""
-LOOKED_ALONE_EVERY_S = 5.0
-"""Where nobody else takes part and nothing waits for a node: who comes is heard of at once, and no lease is over but one's own."""
 CLAIMED_AT_ONCE = 16
 FORMER_SESSIONS = 1000
 """So many sessions that are over are remembered, and where they served."""
@@ -96,13 +94,11 @@ class Claims:
         self._unreadable: set[str] = set()
         self._board = Board(lambda registered: possible(registered, serves=node.serves))
         self._membership = Membership(node.registry, lambda: self.roster.is_told)
-        self.roster = node.roster = Roster(node.registry, self._heard, sessions=self._heard_of_sessions)
-        self._live = str(node.live.resolve())
+        self.roster = node.roster = Roster(node.registry, self._heard, sessions=self._membership.heard)
         self._moved = self.roster.moved.listen()
+        self._live = str(node.live.resolve())
         self._sessions: list[Session] = []
         self._sessions_s = -math.inf
-        self._is_free = False
-        """Whether something that is to run was nobody's at the last look, be it that it waits after a failure."""
         self._urls: dict[str, str] = {}
         node.elsewhere = self._elsewhere
         self._told_to_drain = False
@@ -167,9 +163,7 @@ class Claims:
     async def _next_due(self, gone: asyncio.Task[bool], cut_off: asyncio.Task[bool]) -> None:
         """Wait until it is time to look again: after a while, or a little after something changed."""
         loop = asyncio.get_running_loop()
-        alone = self._is_alone and not self._is_free and not self._membership.is_stale
-        every_s = (LOOKED_ALONE_EVERY_S if alone else LOOKED_EVERY_S) * random.uniform(0.8, 1.2)
-        until_s = loop.time() + every_s if alone else min(loop.time() + every_s, self._membership.next_s + JUST_AFTER_S)
+        until_s = min(loop.time() + LOOKED_EVERY_S * random.uniform(0.8, 1.2), self._membership.next_s + JUST_AFTER_S)
         at_once_s = max(0.0, min(LOOKED_AGAIN_AFTER_S, until_s - loop.time()))
         await asyncio.wait((gone, cut_off), timeout=at_once_s, return_when=asyncio.FIRST_COMPLETED)
         if gone.done() or cut_off.done():
@@ -229,16 +223,6 @@ class Claims:
                 self._unreadable.add(stream_id)
                 log.exception("stream.unreadable", stream=stream_id)
 
-    def _heard_of_sessions(self, sessions: frozenset[str] | None) -> None:
-        self._membership.heard(sessions)
-        if self._is_alone:
-            self._moved.set()
-
-    @property
-    def _is_alone(self) -> bool:
-        """Whether no other process has a session, and we would hear of one."""
-        return self.roster.is_told and all(one.id == self.member.id for one in self._sessions)
-
     async def _asked_sessions(self) -> None:
         """See who takes part, and where they serve. Raises RegistryUnavailable."""
         loop = asyncio.get_running_loop()
@@ -258,11 +242,10 @@ class Claims:
     async def _look(self) -> None:
         self._moved.clear()
         # Where something is free it counts who is there just now: a node that has just come has its part too.
-        is_free = self._is_free = next(self._board.free({one.id for one in self._sessions if one.lives}), None) is not None
-        kept_s = LOOKED_AGAIN_AFTER_S if is_free else 0.8 * (LOOKED_ALONE_EVERY_S if self._is_alone else LOOKED_EVERY_S)
-        next_s = math.inf if self._is_alone else self._membership.next_s
-        due = asyncio.get_running_loop().time() >= min(self._sessions_s + kept_s, next_s)
-        if due or ((is_free or self._is_alone) and self._membership.is_stale):
+        is_free = next(self._board.free({one.id for one in self._sessions if one.lives}), None) is not None
+        kept_s = LOOKED_AGAIN_AFTER_S if is_free else 0.8 * LOOKED_EVERY_S
+        due = asyncio.get_running_loop().time() >= min(self._sessions_s + kept_s, self._membership.next_s)
+        if due or (is_free and self._membership.is_stale):
             await self._asked_sessions()
         sessions = self._sessions
         for stream_id in await self._deletions.upheld():

@@ -125,7 +125,6 @@ class Roster:
             self.is_told = False
             self._woken.set()
             self._doubted()
-            self.moved.nudge()  # who relied on hearing of changes has to look
             await asyncio.sleep(pause_s)
 
     def _changed(self, what: Heard | None) -> None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from hlsrelay import claims
-from hlsrelay.claims import LOOKED_ALONE_EVERY_S, Claims
+from hlsrelay.claims import Claims
 from hlsrelay.errors import RegistryUnavailable, ResourceBusy, Superseded
 from hlsrelay.handover import OFFERED_FOR_S
 from hlsrelay.link import Claim
@@ -207,42 +207,6 @@ def test_a_look_while_all_is_well_reads_no_session(house: House, monkeypatch: py
     virtually(body())
 
 
-def test_a_node_alone_seldom_looks_and_hears_at_once_of_who_comes_and_of_what_it_is_told(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def body() -> None:
-        asked: list[float] = []
-        loop, leases = asyncio.get_running_loop(), house.registry.leases
-
-        async def counted(ids: Iterable[str] = ()) -> Leases:
-            asked.append(loop.time())
-            return await leases(ids)
-
-        monkeypatch.setattr(house.registry, "leases", counted)
-        await house.registered(4)
-        async with house.worker("a") as a:
-            await elapse(10)
-            assert house.owners() == ["a"] * 4
-            asked.clear()
-            await elapse(60)
-            assert len(asked) <= 60 / (0.6 * LOOKED_ALONE_EVERY_S)
-            await house.registry.register("s9", FIELDS)
-            await elapse(0.5)
-            assert house.owners() == ["a"] * 5
-            await house.registry.tell_session("session of a", {"wish": "drain"})
-            await elapse(0.5)
-            assert a.claims._tells()["state"] == "draining"
-            await house.registry.tell_session("session of a", {"wish": ""})
-            await elapse(5)
-            async with house.worker("b"):
-                await elapse(0.5)
-                assert [one.fields["name"] for one in a.claims._sessions] == ["a", "b"]
-
-    for _ in range(5):  # looks are at random times
-        house.registry = MemoryRegistry()
-        virtually(body())
-
-
 def test_who_leaves_relays_on_until_others_have_asked_for_each_stream(house: House) -> None:
     async def body() -> None:
         await house.registered(40)
@@ -387,23 +351,6 @@ def test_what_a_node_had_that_came_no_more_is_claimed_as_soon_as_its_lease_is_ov
                 await elapse(300)
 
     virtually(body())
-
-
-def test_a_node_alone_tries_what_failed_as_soon_as_that_is_due(house: House) -> None:
-    async def body() -> None:
-        await house.registered(2)
-        async with house.worker("a"):
-            await elapse(30)
-            at = (VirtualClock().utc_now() + timedelta(seconds=4)).isoformat()
-            await house.registry.register("s9", {**FIELDS, "state": "failed", "retry_at": at})
-            await elapse(3.9)
-            assert house.owners() == ["a", "a", ""]
-            await elapse(1.1)
-            assert house.owners() == ["a", "a", "a"]
-
-    for _ in range(5):  # looks are at random times
-        house.registry = MemoryRegistry()
-        virtually(body())
 
 
 @pytest.mark.parametrize("off_s", [-3600, 3600])
