@@ -13,6 +13,11 @@ from enum import StrEnum
 from itertools import pairwise
 
 
+TICK_S = 0.01
+"""A file's time is the kernel's last tick, up to so much before its clock (10 ms where CONFIG_HZ is 100): what a node writes just after its
+claim may seem to be of before."""
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """A playlist that a node wrote: what it lists, by number, and when."""
@@ -167,7 +172,7 @@ def _missing(stream: str, writes: Sequence[Written], offers: Sequence[Offered]) 
 def _late(stream: str, writes: Sequence[Written], claims: Sequence[Claimed]) -> Iterator[Finding]:
     """The highest epoch that was claimed by then is whose the stream is; Redis may go back, time doesn't."""
     for one in writes:
-        had = [claim for claim in claims if claim.at_s <= one.at_s]
+        had = [claim for claim in claims if claim.at_s <= one.at_s + (TICK_S if claim.node == one.writer else 0.0)]
         if had and had[-1].node != one.writer:
             yield Finding(
                 Law.LATE, stream, f"{one.writer} lists {one.last} {one.at_s - had[-1].at_s:.2f} s after {had[-1].node} claimed it"
@@ -181,7 +186,7 @@ def _two_owners(stream: str, writes: Sequence[Written], claims: Sequence[Claimed
         since_s.setdefault(before.writer, before.at_s)
         last_s[before.writer] = before.at_s
         if one.writer != before.writer and one.writer in last_s:
-            again = any(claim.node == one.writer and last_s[one.writer] < claim.at_s <= one.at_s for claim in claims)
+            again = any(claim.node == one.writer and last_s[one.writer] < claim.at_s <= one.at_s + TICK_S for claim in claims)
             if not again:
                 yield Finding(Law.TWO_OWNERS, stream, f"{one.writer} lists {one.last} after {before.writer} began, at {one.at_s:.2f} s")
 

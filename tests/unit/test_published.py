@@ -40,6 +40,13 @@ def test_one_that_comes_back_with_a_claim_of_its_own_breaks_none() -> None:
     assert seen(*HANDED_ON, back, claims=(claimed(0.5, "a"), claimed(2.5, "b"), claimed(4.5, "a"))).findings() == []
 
 
+def test_what_is_written_a_tick_before_its_own_claim_is_not_late_and_anything_else_is() -> None:
+    claims = (claimed(0.5, "a"), claimed(1.5, "b"))
+    assert seen(wrote(1, "a", "A"), wrote(1.495, "b", "A", "B"), claims=claims).findings() == []
+    for late in (wrote(1.48, "b", "A", "B"), wrote(1.505, "a", "A", "B")):
+        assert [one.law for one in seen(wrote(1, "a", "A"), late, claims=claims).findings()] == [Law.LATE]
+
+
 @pytest.mark.parametrize(
     ("law", "history"),
     [
