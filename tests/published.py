@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
-
 TICK_S = 0.01
 """A file's time is the kernel's last tick, up to so much before its clock (10 ms where CONFIG_HZ is 100): what a node writes just after its
 claim may seem to be of before."""
