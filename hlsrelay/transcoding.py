@@ -50,6 +50,7 @@ MOST_BEFORE = 12
 
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+_NOTHING_ENCODED = Encoded(_NOTHING, _NOTHING)
 _Rungs = tuple[Mapping[str, MediaFile], Encoded, Mapping[str, bytes]]
 
 
@@ -111,11 +112,12 @@ class Transcoding:
             sample = self._first_sample(info.audio, anew=made.discontinuity)
             if before is not None:
                 return _laddered(done, rungs, partial(self._rungs, made, rungs, source, before, info, item.init, sample))
-            return Done(done(rungs, {rung.name: "it begins within a GOP whose beginning is not to be had" for rung in rungs}))
+            return Done(done(rungs, Encoded({}, {rung.name: "it begins within a GOP whose beginning is not to be had" for rung in rungs})))
         if wanted and info is None and self._fitting:  # one segment that can't be read: a GAP in each rung, the ladder stays
-            return Done(done(self._fitting, {rung.name: "the segment can't be read" for rung in self._fitting}))
+            return Done(done(self._fitting, Encoded({}, {rung.name: "the segment can't be read" for rung in self._fitting})))
         if wanted:
-            return Done(done((), {"ladder": "a ladder is made of MPEG-TS and fMP4 only, in the clear or with AES-128 and keys=proxy"}))
+            why = "a ladder is made of MPEG-TS and fMP4 only, in the clear or with AES-128 and keys=proxy"
+            return Done(done((), Encoded({}, {"ladder": why})))
         return Done(done())
 
     def _jumps(self, number: int, times: tuple[int, int] | None) -> bool:
@@ -292,7 +294,7 @@ class Transcoding:
 
 async def _laddered(done: Callable[..., Made], rungs: tuple[Rung, ...], make: Callable[[], Awaitable[_Rungs]]) -> Made:
     ready, encoded, inits = await make()
-    return done(rungs, encoded.failed, ready, encoded, inits)
+    return done(rungs, encoded, ready, inits)
 
 
 def _made(
@@ -302,17 +304,16 @@ def _made(
     received_bytes: int,
     repairs: tuple[str, ...],
     rungs: tuple[Rung, ...] = (),
-    failed: Mapping[str, str] = _NOTHING,
+    encoded: Encoded = _NOTHING_ENCODED,
     ready: Mapping[str, MediaFile] = _NOTHING,
-    encoded: Encoded | None = None,
     inits: Mapping[str, bytes] = _NOTHING,
 ) -> Made:
     return Made(
         replace(entry, files={**files, **ready}, rungs=tuple(rung.name for rung in rungs)),
         made,
-        failed=failed,
-        dropped=encoded.dropped if encoded else _NOTHING,
-        ladder_paused=encoded.paused if encoded else False,
+        failed=encoded.failed,
+        dropped=encoded.dropped,
+        ladder_paused=encoded.paused,
         inits=inits,
         received_bytes=received_bytes,
         repairs=repairs,

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 
+from hlsrelay.hls.renditions import as_listed
 from hlsrelay.hls.variables import attributes
-from hlsrelay.hls.window import Progress, as_listed
+from hlsrelay.hls.window import Progress
 from hlsrelay.model import Entry, Key, KeyPolicy, Kind, MediaFile, Presentation, Rendition, Track
 from hlsrelay.values import replace
 
@@ -54,9 +55,11 @@ def multivariant_playlist(presentation: Presentation, published: Mapping[str, Pr
     for track in tracks:
         if track.kind is Kind.VARIANT:
             company = _company(track, tracks, published)
-            for rendition in published[track.name].renditions:
+            progress = published[track.name]
+            for rendition in progress.renditions:
                 if rendition.listed and rendition.total_s:  # what has no media yet has no bitrate to tell
-                    said = _stream_inf(track, as_listed(published[track.name], rendition), company, groups)
+                    listed = as_listed(rendition, progress.entries, progress.target_duration_s)
+                    said = _stream_inf(track, listed, company, groups)
                     variants += [f"#EXT-X-STREAM-INF:{said}", f"{rendition.name}/index.m3u8"]
         elif track.kind is Kind.I_FRAMES:
             variants.append("#EXT-X-I-FRAME-STREAM-INF:" + _i_frame_stream_inf(track, published[track.name], groups))
@@ -103,11 +106,8 @@ def _company(variant: Track, tracks: list[Track], published: Mapping[str, Progre
     codecs: list[str | None] = []
     for name, kind in (("AUDIO", Kind.AUDIO), ("VIDEO", Kind.VIDEO)):
         group = variant.attribute(name)
-        found = [
-            as_listed(published[track.name], published[track.name].renditions[0])
-            for track in tracks
-            if group and track.kind is kind and track.attribute("GROUP-ID") == group and published[track.name].renditions
-        ]
+        of_group = (published[track.name] for track in tracks if group and track.kind is kind and track.attribute("GROUP-ID") == group)
+        found = [as_listed(one.renditions[0], one.entries, one.target_duration_s) for one in of_group if one.renditions]
         peak_bps += max(map(_peak_bps, found), default=0)
         average_bps += max((_average_bps(one) for one in found), default=0)
         codecs += [one.traits.codecs for one in found]

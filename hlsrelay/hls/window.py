@@ -6,19 +6,18 @@ Laws (hls-rules.md names them):
   A6  an entry leaves only while three target durations and six entries stay.
   A20 audio and subtitles whose segments are longer than the main track's list as much as that one instead of six entries.
   A7  what left stays fetchable for its own duration plus that of the longest playlist that listed it.
-All renditions share one window: the same numbers, the same discontinuities; one that has no file under a number has a GAP there.
+All renditions share one window: the same numbers, the same discontinuities (what each lists there: renditions).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice, takewhile
 
 from hlsrelay.hls import dateranges
-from hlsrelay.model import SOURCE, Entry, Kind, MediaFile, Position, Rendition, Traits
+from hlsrelay.hls.renditions import measured, settled, standing_in, stands_in
+from hlsrelay.model import SOURCE, Entry, Kind, MediaFile, Position, Rendition
 from hlsrelay.values import replace
 
 FEWEST_ENTRIES = 6
@@ -106,7 +105,7 @@ def slide(progress: Progress, entry: Entry, position: Position, window_s: float,
         raise AssertionError(f"entry {entry.number} after {progress.entries[-1].number}")
     if progress.ended and progress.entries:
         entry = replace(entry, discontinuity=True)  # the source said ENDLIST and came back
-    entry, entries, renditions = _settled(progress, entry)
+    entry, entries, renditions = settled(progress.track, progress.renditions, progress.entries, entry)
     head, entries, entry, ids = _with_dateranges(progress, entries, entry)
     entries = (*entries, entry)
     before_us = sum(map(_length_us, progress.entries)) if progress.listed_us is None else progress.listed_us
@@ -118,7 +117,7 @@ def slide(progress: Progress, entry: Entry, position: Position, window_s: float,
         entries=entries,
         dateranges=head,
         daterange_ids=ids,
-        renditions=tuple(_measured(one, entries, progress.target_duration_s) for one in renditions),
+        renditions=tuple(measured(one, entries, progress.target_duration_s) for one in renditions),
         ended=False,
     )
     return _trimmed(grown, window_s, now)
@@ -142,7 +141,7 @@ def followed(progress: Progress, main: Progress, newest: Entry, window_s: float,
     the track was something else.
     """
     file = newest.files.get(main.track) if progress.kind is Kind.VARIANT else None
-    stand_in = {progress.track: _standing_in(file, main.track)} if file else {}
+    stand_in = {progress.track: standing_in(file, main.track)} if file else {}
     number = progress.entries[-1].number + 1 if progress.entries else progress.position.last_number + 1
     changed = progress.position.source != ""
     entry = replace(newest, number=number, files=stand_in, gaps={}, rungs=(), discontinuity=newest.discontinuity or changed)
@@ -156,11 +155,6 @@ def beside(main_s: float, newest_s: float, window_s: float) -> float:
     They begin within a target duration of each other (RFC 8216 6.2.4). Half an entry is left out, for durations differ a little.
     """
     return max(window_s, main_s - newest_s / 2)
-
-
-def _standing_in(file: MediaFile, home: str) -> MediaFile:
-    """The file as a rendition beside its own lists it."""
-    return replace(file, uri=f"../{home}/{file.uri}", init_uri=f"../{home}/{file.init_uri}" if file.init_uri else None, key_uris=())
 
 
 def withdrawn(progress: Progress, generation: int, discontinuities: int, now: datetime) -> Progress:
@@ -276,7 +270,7 @@ def needed(progress: Progress) -> dict[str, tuple[int | None, datetime | None]]:
     found: dict[str, tuple[int | None, datetime | None]] = {path: (None, None) for one in progress.retired for path in one.paths}
     for entry in progress.entries:
         found |= dict.fromkeys(_paths(entry), (None, entry.program_date_time))
-        own = ((name, file) for name, file in entry.files.items() if not _stands_in(file))
+        own = ((name, file) for name, file in entry.files.items() if not stands_in(file))
         found |= {f"{name}/{file.uri}": (file.size_bytes, entry.program_date_time) for name, file in own}
     return found
 
@@ -339,7 +333,7 @@ def _paths(entry: Entry) -> tuple[str, ...]:
     """The files of an entry, relative to the stream's folder. One that stands in for another (`../`) counts where it is at home."""
     paths: dict[str, None] = {}
     for name, file in entry.files.items():
-        if not _stands_in(file):
+        if not stands_in(file):
             paths[f"{name}/{file.uri}"] = None
             for uri in _beside(file):
                 paths[f"{name}/{uri}"] = None
@@ -349,105 +343,3 @@ def _paths(entry: Entry) -> tuple[str, ...]:
 def _beside(file: MediaFile) -> tuple[str, ...]:
     """What a file is listed with, which others may be listed with too: its init section and its keys."""
     return (file.init_uri, *file.key_uris) if file.init_uri else file.key_uris
-
-
-def _settled(progress: Progress, entry: Entry) -> tuple[Entry, tuple[Entry, ...], tuple[Rendition, ...]]:
-    """Make room for renditions that come with *entry*, and let those that went be played on.
-
-    A player that follows a rendition never asks for the multivariant playlist again, so a rung that leaves the ladder goes on as
-    another name for the nearest one that stays. A new rung lists that one's files for the time before it came, because renditions
-    must not begin more than a target duration apart (RFC 8216 6.2.4). Encodings differ across the change: a DISCONTINUITY for all.
-    """
-    entries = progress.entries
-    if not entry.files:
-        return _with_gaps(entry, entries[-1:], progress.renditions), entries, progress.renditions
-    made = (progress.track, *entry.rungs)
-    before = {one.name: one for one in progress.renditions}
-    come = [name for name in made if name not in before]
-    gone = [one.name for one in progress.renditions if one.name not in made]
-    if progress.renditions and (come or any(one.listed != (one.name in made) for one in progress.renditions)):
-        entry = replace(entry, discontinuity=True)
-    traits = {name: file.traits for name, file in entry.files.items()}
-    renditions = tuple(replace(one, listed=one.name in made) for one in progress.renditions) + tuple(
-        Rendition(name, traits.get(name) or Traits()) for name in come
-    )
-    heights = {one.name: one.traits.height or 0 for one in renditions}
-    entry = replace(entry, files={**entry.files, **_stand_ins(entry, gone, heights)})
-    if come:
-        new = tuple(one for one in renditions if one.name in come)
-        listing = (replace(old, files={**old.files, **_stand_ins(old, come, heights)}) for old in entries)
-        entries = tuple(_with_gaps(old, (entry,), new) for old in listing)
-    return _with_gaps(entry, entries[-1:], renditions), entries, renditions
-
-
-def _with_gaps(entry: Entry, beside: Sequence[Entry], renditions: Iterable[Rendition]) -> Entry:
-    """Return *entry* with a URI for each GAP. It keeps the suffix of what is listed *beside* it, because ffmpeg refuses odd ones."""
-    gaps = {}
-    for name in (one.name for one in renditions if one.name not in entry.files):
-        uris = (file.uri if (file := other.files.get(name)) else other.gaps.get(name, "") for other in beside)
-        gaps[name] = f"{entry.number}.{next(filter(None, uris), '.ts').rpartition('.')[2]}"
-    return replace(entry, gaps={**entry.gaps, **gaps}) if gaps else entry
-
-
-def _stand_ins(entry: Entry, names: Iterable[str], heights: dict[str, int]) -> dict[str, MediaFile]:
-    """For each name, the entry's own file that is nearest below it in height, or the lowest there is."""
-    own = [(name, file) for name, file in entry.files.items() if not _stands_in(file)]
-    if not own:
-        return {}
-    stand_ins = {}
-    for name in names:
-        below = [one for one in own if heights.get(one[0], 0) <= heights.get(name, 0)]
-        home, file = max(below, key=lambda one: heights.get(one[0], 0)) if below else min(own, key=lambda one: heights.get(one[0], 0))
-        stand_ins[name] = _standing_in(file, home)
-    return stand_ins
-
-
-def _measured(rendition: Rendition, entries: tuple[Entry, ...], target_duration_s: int) -> Rendition:
-    """Count the newest entry into the rendition's bitrates, unless another rendition stands in."""
-    newest = entries[-1].files.get(rendition.name)
-    if newest is None or _stands_in(newest):
-        return rendition
-    own = takewhile(lambda entry: not _stands_in(entry.files.get(rendition.name)), reversed(entries))
-    return replace(
-        rendition,
-        traits=newest.traits if newest.traits and newest.traits != Traits() else rendition.traits,  # what can't be read tells nothing
-        peak_bps=max(rendition.peak_bps, _peak_of_runs(own, rendition.name, target_duration_s)),
-        total_bits=rendition.total_bits + newest.size_bytes * 8,
-        total_s=rendition.total_s + entries[-1].duration_s,
-    )
-
-
-def as_listed(progress: Progress, rendition: Rendition) -> Rendition:
-    """Return *rendition* with the codecs of all that it lists, and a bitrate and a size that cover what it lists of another one (A21)."""
-    files = [file for entry in progress.entries if (file := entry.files.get(rendition.name))]
-    every = dict.fromkeys((rendition.traits, *(file.traits for file in files if file.traits)))
-    codecs = dict.fromkeys(codec for traits in every if traits.codecs for codec in traits.codecs.split(","))
-    rendition = replace(rendition, traits=replace(rendition.traits, codecs=",".join(codecs) or None))
-    if not any(map(_stands_in, files)):
-        return rendition
-    entries = progress.entries
-    runs = ((entries[index] for index in range(last, -1, -1)) for last in range(len(entries)))
-    peaks = (_peak_of_runs(run, rendition.name, progress.target_duration_s) for run in runs)
-    sizes = [rendition.traits, *dict.fromkeys(file.traits for file in files if file.traits and _stands_in(file))]
-    largest = max(sizes, key=lambda traits: traits.height or 0)
-    fastest = max(one.frame_rate or 0.0 for one in sizes) or None
-    traits = replace(rendition.traits, width=largest.width, height=largest.height, frame_rate=fastest)
-    return replace(rendition, traits=traits, peak_bps=max(rendition.peak_bps, *peaks))
-
-
-def _peak_of_runs(backwards: Iterable[Entry], name: str, target_duration_s: int) -> int:
-    """Return the highest bitrate of the runs that begin *backwards* and last 0.5 to 1.5 target durations (RFC 8216 4.3.4.2)."""
-    peak_bps, bits, length_s = 0, 0, 0.0
-    for entry in backwards:
-        file = entry.files.get(name)
-        if file is None or length_s + entry.duration_s > 1.5 * target_duration_s:
-            break
-        bits += file.size_bytes * 8
-        length_s += entry.duration_s
-        if length_s >= 0.5 * target_duration_s:
-            peak_bps = max(peak_bps, math.ceil(bits / length_s))
-    return peak_bps
-
-
-def _stands_in(file: MediaFile | None) -> bool:
-    return file is not None and file.uri.startswith("../")

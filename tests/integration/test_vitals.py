@@ -8,6 +8,7 @@ import time
 import weakref
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -144,6 +145,33 @@ def test_memory_is_looked_at_seldom_where_much_is_free_and_nothing_is_encoded(
         patch.setattr(vitals, "status_of", lambda node: NodeStatus(node.name, "x"))
         run_virtually(play())
     assert len(seen) == looks
+
+
+def test_children_that_stay_the_same_are_told_of_seldom_and_never_forgotten_and_others_at_once(tmp_path: Path) -> None:
+    told: list[tuple[float, int]] = []
+    pids = [1]
+
+    class Told(MemoryRegistry):
+        async def tell(self, incarnation: str, vitals: str, kept_s: int) -> None:
+            told.append((asyncio.get_running_loop().time(), kept_s))
+
+    async def play() -> float:
+        node, _ = node_of(tmp_path)
+        node.registry = Told()
+        node.children = cast("Children", SimpleNamespace(running=lambda: [SimpleNamespace(pid=pid, purpose="redis") for pid in pids]))
+        async with attended(node, lambda: 50.0):
+            await elapse(90)
+            changed_s = asyncio.get_running_loop().time()
+            pids.append(2)
+            await elapse(20)
+        return changed_s
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vitals, "status_of", lambda node: NodeStatus(node.name, "x"))
+        changed_s = run_virtually(play())
+    assert sum(20 < at_s <= changed_s for at_s, _ in told) <= 70 / vitals.STEADY_PERIODS + 1
+    assert all(after - at_s < kept_s for (at_s, kept_s), (after, _) in pairwise(told))
+    assert sum(changed_s < at_s for at_s, _ in told) > 10
 
 
 class Tried(MemoryRegistry):
