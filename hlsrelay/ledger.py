@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
 from hlsrelay.errors import PlaylistError
 from hlsrelay.hls.parse import parse
-from hlsrelay.hls.window import FEWEST_ENTRIES, Listing, Progress, carried, joined, listing
-from hlsrelay.model import SOURCE, Seen, Snapshot
+from hlsrelay.hls.window import FEWEST_ENTRIES, Listing, Progress, Retired, carried, joined, listing
+from hlsrelay.model import SOURCE, Entry, Seen, Snapshot
 from hlsrelay.storage import LEDGER, MULTIVARIANT, LocalStorage
 from hlsrelay.values import replace
 
 _PROGRESS = TypeAdapter(Progress)
 _CARRIED = TypeAdapter(dict[str, Progress])
-_SEEN = TypeAdapter(Seen)
-_NO_RECENT = b'"recent":[]'
-"""A position's, which is what a record begins with: no text holds quotes that are not escaped."""
+_SEEN, _ENTRY, _RETIRED = TypeAdapter(Seen), TypeAdapter(Entry), TypeAdapter(Retired)
 FORMAT = 1
 
+RECENT_CHANGES = 4
+"""So many of the last that a position remembers may have become others: their digests are known later than they are."""
 
 SMALL_BYTES = 1 << 18
 """What is larger than this of init sections and keys is fetched as segments are."""
@@ -50,7 +51,8 @@ class LocalLedger:
         self._storage = storage
         self._track = track
         self._path = _path(track)
-        self._recent = _Recent()
+        self._lists = {b"recent": _Items(_SEEN, RECENT_CHANGES), b"entries": _Items(_ENTRY), b"retired": _Items(_RETIRED)}
+        """In the order in which a record has them."""
 
     def resume(self) -> Progress | None:
         """See Ledger. A record that can't be read (another format, a torn disk) counts as none: its file is kept aside."""
@@ -79,43 +81,51 @@ class LocalLedger:
 
     def record(self, progress: Progress) -> None:
         """See Ledger."""
-        position = progress.position
-        body = _PROGRESS.dump_json(replace(progress, position=replace(position, recent=())))
-        self._storage.write(self._path, body.replace(_NO_RECENT, b'"recent":[%s]' % self._recent.written(position.recent), 1))
+        lists = (progress.position.recent, progress.entries, progress.retired)
+        bare = replace(progress, position=replace(progress.position, recent=()), entries=(), retired=())
+        body = _PROGRESS.dump_json(bare)
+        for (name, written), items in zip(self._lists.items(), lists, strict=True):
+            body = body.replace(b'"%s":[]' % name, b'"%s":[%s]' % (name, written(items)), 1)  # no text holds quotes that are not escaped
+        self._storage.write(self._path, body)
 
 
-class _Recent:
-    """The segments that a position remembers, as JSON: of some sixty all but the last few are those of the record before.
+class _Items:
+    """The items of a list as JSON: all but the last few are those of the record before, and are written on from there.
 
     They are most of a record, and to write them anew each time was most of what it cost.
     """
 
-    CHANGES = 4
-    """So many at the end may have become others: their digests are known later than they are."""
-
-    def __init__(self) -> None:
-        self._seen: tuple[Seen, ...] = ()
+    def __init__(self, item: TypeAdapter[Any], changes: int = 0) -> None:
+        self._item, self._changes = item, changes
+        """*changes*: so many at the end may have become others, and are always written anew."""
+        self._items: tuple[Any, ...] = ()
         self._text = b""
-        self._ends: list[int] = []
+        self._began = 0
+        self._ends = deque[int]()
+        """Where each ends; *_text* begins at *_began*."""
 
-    def written(self, seen: tuple[Seen, ...]) -> bytes:
-        """Return *seen*, comma between."""
-        left, kept = self._same(seen)
-        begin = self._ends[left - 1] + 1 if left else 0
-        text = self._text[begin : self._ends[left + kept - 1]] if kept else b""
-        ends = [end - begin for end in self._ends[left : left + kept]]
-        for one in seen[kept:]:
-            text += (b"," if text else b"") + _SEEN.dump_json(one)
-            ends.append(len(text))
-        self._seen, self._text, self._ends = seen, text, ends
-        return text
+    def __call__(self, items: tuple[Any, ...]) -> bytes:
+        """Return *items*, comma between."""
+        left, kept = self._same(items)
+        begin = self._ends[left - 1] + 1 if left else self._began
+        texts = [self._text[begin - self._began : self._ends[left + kept - 1] - self._began]] if kept else []
+        for _ in range(left):
+            self._ends.popleft()
+        while len(self._ends) > kept:
+            self._ends.pop()
+        self._items, self._began = items, begin
+        for one in items[kept:]:
+            texts.append(self._item.dump_json(one))
+            self._ends.append((self._ends[-1] + 1 if self._ends else begin) + len(texts[-1]))
+        self._text = b",".join(texts)
+        return self._text
 
-    def _same(self, seen: tuple[Seen, ...]) -> tuple[int, int]:
+    def _same(self, items: tuple[Any, ...]) -> tuple[int, int]:
         """Return how many have left since the last time, and how many that stay are the same."""
-        before = self._seen
-        left = next((index for index, one in enumerate(before) if seen and one is seen[0]), len(before))
-        kept = min(len(before) - left, len(seen)) - self.CHANGES
-        return (left, kept) if kept > 0 and before[left : left + kept] == seen[:kept] else (0, 0)
+        before = self._items
+        left = next((index for index, one in enumerate(before) if items and one is items[0]), len(before))
+        kept = min(len(before) - left, len(items)) - self._changes
+        return (left, kept) if kept > 0 and before[left : left + kept] == items[:kept] else (0, 0)
 
 
 def _path(track: str) -> str:

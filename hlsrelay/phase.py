@@ -67,7 +67,7 @@ BACK = 0.3
 """A load that came too early comes so much later the next time."""
 FAR = 4.0
 """A publication of a steady source that is late by more is looked at twice before it is believed."""
-WATCHED_BEATS = 5
+WATCHED_BEATS = 10
 """Every so many beats a steady source is asked earlier as well."""
 
 

@@ -50,6 +50,7 @@ MOST_BEFORE = 12
 
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+_NO_FILE = Path()
 _NOTHING_ENCODED = Encoded(_NOTHING, _NOTHING)
 _Rungs = tuple[Mapping[str, MediaFile], Encoded, Mapping[str, bytes]]
 
@@ -90,7 +91,7 @@ class Transcoding:
         if item.file is None:
             return Done(Made(entry, made, lost=item.lost))
         wanted = made.stream.ladder if self._name == SOURCE else ()
-        source, info, times = Path(), None, None
+        source, info, times = _NO_FILE, None, None
         through = bool(wanted) or made.discontinuity or self._traits.codecs is None or (made.number + self._turn) % READ_THROUGH_EVERY == 0
         if self._alone and not through:
             times = self._glimpsed(item)

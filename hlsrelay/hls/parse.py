@@ -7,6 +7,7 @@ PlaylistError. Reading one segment takes about 40 us: long playlists are read as
 from __future__ import annotations
 
 import math
+import re
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -28,6 +29,8 @@ __all__ = ["LONGEST_EXTINF_S", "LONGEST_TARGET_DURATION_S", "MOST_TAG_CHARACTERS
 
 MOST_LINES, MOST_SEGMENTS = 60_000, 20_000
 LONGEST_LINE = 64 << 10
+_PLAIN = re.compile(r"https?://[A-Za-z0-9.:-]+(/[!-\"$->@-~]*)")
+"""URIs that hold no user info, query or fragment, nor what urlsplit would take out."""
 LONGEST_URI = 8 << 10
 """Longer ones no server takes; records of ours repeat them. Keys of DRM systems may hold data in theirs."""
 
@@ -98,7 +101,9 @@ def identity(segment: Segment) -> str:
 
 @lru_cache(maxsize=4096)
 def _path(uri: str) -> str:
-    return urlsplit(uri).path  # which is asked for a dozen times of each segment
+    """Return the path of a URI; asked for a dozen times of each segment."""
+    plain = _PLAIN.fullmatch(uri)
+    return plain[1] if plain else urlsplit(uri).path
 
 
 def _newest_dateranges(lines: Iterable[str], reader: Reader) -> Iterator[str]:

@@ -6,6 +6,7 @@ begin a PES are looked at one by one, and whatever hostile bytes could make long
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -32,6 +33,7 @@ _MOST_PES_BYTES = 64 * 1024  # what the length field of an audio PES can say
 _MOST_UNITS = 6_000
 _MOST_STARTS_BETWEEN = 64  # tables and PES of others, between a PAT and the picture it goes before
 _MOST_BYTES_BETWEEN = 256 * PACKET
+_PICTURE_HEAD = 1024  # that of most
 _LONGEST_PICTURE_HEAD = 4096  # what comes before a picture's first slice: parameter sets, captions
 _NEXT_HEADS = 32  # further access units in which a sequence header is looked for
 _MOST_ENTERED = 2_000  # access units of which it is asked whether decoding can begin there
@@ -111,11 +113,19 @@ class Packets:
         data, (video, sounds) = self._data, self._tracks
         picture, codecs = None, None
         if video and (at := self._first(video)) is not None:
-            picture = h264.read_head(video.codec, _elementary(unit_at(data, self._runs, at, _LONGEST_PICTURE_HEAD))).picture
+            picture = self._head(video.codec, at).picture
         for track in sounds[:1]:
             if (at := self._first(track)) is not None:
                 codecs = _audio_codecs(track.codec, _elementary(unit_at(data, self._runs, at, 1024)))
         return picture, codecs
+
+    def _head(self, codec: str, at: int) -> h264.AccessUnitHead:
+        """Return what the picture that begins at *at* tells before its first slice, which is mostly near."""
+        with suppress(MediaError):  # what it ends in is cut off
+            head = h264.read_head(codec, _elementary(unit_at(self._data, self._runs, at, _PICTURE_HEAD)))
+            if head.idr is not None:
+                return head
+        return h264.read_head(codec, _elementary(unit_at(self._data, self._runs, at, _LONGEST_PICTURE_HEAD)))
 
     def _first(self, track: _Track) -> int | None:
         return next((at for at in self._starts if pid_at(self._data, at) == track.pid), None)
