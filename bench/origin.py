@@ -7,6 +7,7 @@ import datetime
 import ipaddress
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -99,8 +100,14 @@ async def serving(
     paced: bool = False,
     port: int = 0,
 ) -> AsyncGenerator[Origin, None]:
-    """Serve and publish while the block runs, at *port* or a free one; its playlists are there when it begins."""
+    """Serve and publish while the block runs, at *port* or a free one; its playlists are there when it begins.
+
+    TERM cancels the task that serves, from then on: a worker of nginx's outlives whoever just dies.
+    """
     nginx = program("nginx")
+    if task := asyncio.current_task():
+        with suppress(RuntimeError, ValueError, NotImplementedError):  # a loop that is not the main thread's
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     folder.mkdir(parents=True)
     playlists, publications, access = folder / "live", folder / "publications", folder / "access"
     playlists.mkdir()
