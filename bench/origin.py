@@ -27,6 +27,8 @@ from hlsrelay.processes import Child, Children, Stdout
 ROOT = Path(__file__).parents[1]
 MEDIA_KBPS = 5000
 PACED_BYTES_PER_S = 10_000_000 // 8
+PACED_PIECE_BYTES = 16 << 10
+"""nginx sends what a second has at once, and then waits, unless it is told to send less at a time: this is some ten packets, each 13 ms."""
 READY_WITHIN_S = 20.0
 MOST_FILES = 40
 """Segments made: for a run that lasts longer they begin again, behind a DISCONTINUITY."""
@@ -151,7 +153,7 @@ http {{
         location ~ ^/s[0-9]+(/index)?\\.m3u8$ {{ root {playlists}; add_header Cache-Control no-cache; }}
         location ~ ^/s[0-9]+/[0-9]+-([0-9]+)\\.ts$ {{
             alias {media_dir}/$1.ts; add_header Cache-Control "max-age=60";
-            {f"limit_rate {PACED_BYTES_PER_S};" if paced else ""}
+            {f"limit_rate {PACED_BYTES_PER_S}; sendfile_max_chunk {PACED_PIECE_BYTES};" if paced else ""}
         }}
     }}
 }}

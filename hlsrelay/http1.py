@@ -27,7 +27,7 @@ from hlsrelay.model import Sink
 READ_BYTES = 512 << 10
 FIRST_BYTES = 16 << 10
 """Read at first, for the head and what comes with it: that goes through the parser."""
-WAKE_BYTES = 256 << 10
+WAKE_BYTES = 512 << 10
 LOOKED_EVERY_S = 0.5
 LONGEST_LINE = 8190
 _TOO_LONG = f"a line of more than {LONGEST_LINE} bytes"
