@@ -113,11 +113,11 @@ class _Items:
             self._ends.popleft()
         while len(self._ends) > kept:
             self._ends.pop()
-        self._items, self._began = items, begin
+        self._items, self._began = (), begin  # as long as not all of them are there
         for one in items[kept:]:
             texts.append(self._item.dump_json(one))
             self._ends.append((self._ends[-1] + 1 if self._ends else begin) + len(texts[-1]))
-        self._text = b",".join(texts)
+        self._items, self._text = items, b",".join(texts)
         return self._text
 
     def _same(self, items: tuple[Any, ...]) -> tuple[int, int]:

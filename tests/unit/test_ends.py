@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hlsrelay.media.ends import Ends, Glimpse
 from hlsrelay.media.probe import Container, probe, recognised
-from tests.unit.test_media_probe import PAT, PMT, WHOLE, packet, picture, segment, sound
+from tests.unit.test_media_probe import PAT, PMT, PPS, SPS, WHOLE, packet, pes, picture, segment, sound
 from tests.unit.test_whole import NULL, fragment, init_section, reader
 
 
@@ -24,6 +24,16 @@ def test_a_glimpse_tells_what_reading_it_through_does() -> None:
     assert (found.first_pts_90k, found.last_pts_90k) == (told.video.first_pts_90k, told.video.last_pts_90k)
     assert found.size in (None, (told.video.width, told.video.height))
     assert set(found.codecs) <= {one.codecs for one in (told.video, told.audio) if one}
+
+
+@pytest.mark.parametrize("captions", [0, 200, *range(960, 1030), 2000, 3900])
+def test_a_key_picture_tells_what_it_is_behind_its_captions(captions: int) -> None:
+    nals = [b"\x09\xf0", *([b"\x06" + b"\x55" * captions] if captions else []), SPS, PPS, b"\x65" + b"\x88" * 400]
+    told = b"".join(b"\0\0\0\1" + nal for nal in nals)
+    rest = [b"\x47\x01\x00\x10" + told[at : at + 184].ljust(184, b"\x88") for at in range(169, len(told), 184)]
+    found = seen(segment(pes(0x100, 9000, told[:169]), *rest, picture(12600), sound(9000)))
+    assert found is not None
+    assert (found.size, found.codecs) == ((1280, 720), ("avc1.640028", "mp4a.40.2"))
 
 
 def test_the_middle_is_not_looked_at() -> None:

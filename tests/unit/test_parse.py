@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -384,3 +385,13 @@ def test_what_only_we_say_no_source_can_say() -> None:
     head = "#EXTM3U\n#EXT-X-TARGETDURATION:4\n"
     snapshot = parsed(f"{head}#EXTINF:4,\n#EXT-X-HLSRELAY-URI:http://elsewhere.example/x.ts\n1.ts\n")
     assert [one.uri for one in snapshot.segments] == ["https://origin.example/live/1.ts"]
+
+
+PIECES = st.text("aZ09/?#:@[];=%&+ ~!$*(),-._|^`\\\"'{}<>\té", max_size=12)
+
+
+@given(st.sampled_from(["http", "https", "HTTP", "file"]), PIECES, PIECES)
+def test_a_segment_is_recognised_by_the_path_of_its_uri(scheme: str, host: str, path: str) -> None:
+    uri = f"{scheme}://{host}/{path}"
+    with suppress(ValueError):  # a host that is none
+        assert identity(replace(live(1).snapshot().segments[0], uri=uri)) == urlsplit(uri).path
