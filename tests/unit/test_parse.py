@@ -390,7 +390,7 @@ def test_what_only_we_say_no_source_can_say() -> None:
 PIECES = st.text("aZ09/?#:@[];=%&+ ~!$*(),-._|^`\\\"'{}<>\té", max_size=12)
 
 
-@given(st.sampled_from(["http", "https", "HTTP", "file"]), PIECES, PIECES)
+@given(st.sampled_from(["http", "https", "HTTP", "file"]), st.one_of(st.just("cdn.example:8080"), PIECES), PIECES)
 def test_a_segment_is_recognised_by_the_path_of_its_uri(scheme: str, host: str, path: str) -> None:
     uri = f"{scheme}://{host}/{path}"
     with suppress(ValueError):  # a host that is none
