@@ -34,7 +34,7 @@ FEWEST_ENDED = 16
 KEPT_S = 3
 """A node that has told nothing for so long is dead, or has no children any more; so many times that long where it tells more seldom."""
 STEADY_AFTER, STEADY_PERIODS = 10, 8
-"""Whose children are the same for so many periods (a Redis of its own, as a rule) tells of them that much more seldom."""
+"""Whose children are the same for so many periods (a Redis of its own, as a rule) tells of them that much more seldom; another is told of at once."""
 
 log = structlog.get_logger()
 
@@ -70,11 +70,11 @@ async def _tell(node: Node) -> None:
         children = frozenset(child.pid for child in node.children.running())
         moves = children != before or node.pressed or bool(node.pool and node.pool.jobs)
         before, same = children, 0 if moves else same + 1
-        periods = STEADY_PERIODS if same > STEADY_AFTER else 1
-        if children or moves:
+        if (children or moves) and (same < STEADY_AFTER or (same - STEADY_AFTER) % STEADY_PERIODS == 0):
+            kept_s = KEPT_S * (STEADY_PERIODS if same >= STEADY_AFTER else 1)
             with suppress(RegistryUnavailable):
-                await node.registry.tell(incarnation(), written(status_of(node)), KEPT_S * periods)
-        await asyncio.sleep(PERIOD_S * periods)
+                await node.registry.tell(incarnation(), written(status_of(node)), kept_s)
+        await asyncio.sleep(PERIOD_S)
 
 
 async def _relieve(node: Node, used: Callable[[], float | None]) -> None:

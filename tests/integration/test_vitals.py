@@ -25,6 +25,7 @@ from hlsrelay.memory import Pressure
 from hlsrelay.memory_registry import MemoryRegistry
 from hlsrelay.node import Node
 from hlsrelay.orphans import found_here, sweep
+from hlsrelay.pool import PoolEncoder
 from hlsrelay.processes import Children
 from hlsrelay.relay import relay
 from hlsrelay.settings import load_settings
@@ -149,29 +150,37 @@ def test_memory_is_looked_at_seldom_where_much_is_free_and_nothing_is_encoded(
 
 def test_children_that_stay_the_same_are_told_of_seldom_and_never_forgotten_and_others_at_once(tmp_path: Path) -> None:
     told: list[tuple[float, int]] = []
-    pids = [1]
+    pids, jobs = [1], list[int]()
 
     class Told(MemoryRegistry):
         async def tell(self, incarnation: str, vitals: str, kept_s: int) -> None:
             told.append((asyncio.get_running_loop().time(), kept_s))
 
-    async def play() -> float:
+    async def play() -> tuple[float, float]:
+        loop = asyncio.get_running_loop()
         node, _ = node_of(tmp_path)
         node.registry = Told()
         node.children = cast("Children", SimpleNamespace(running=lambda: [SimpleNamespace(pid=pid, purpose="redis") for pid in pids]))
+        node.pool = cast("PoolEncoder", SimpleNamespace(jobs=jobs))
         async with attended(node, lambda: 50.0):
-            await elapse(90)
-            changed_s = asyncio.get_running_loop().time()
+            await elapse(90.5)
+            worked_s = loop.time()
+            jobs.append(1)
+            await elapse(1)
+            jobs.clear()
+            await elapse(40)
+            changed_s = loop.time()
             pids.append(2)
             await elapse(20)
-        return changed_s
+            return worked_s, changed_s
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vitals, "status_of", lambda node: NodeStatus(node.name, "x"))
-        changed_s = run_virtually(play())
-    assert sum(20 < at_s <= changed_s for at_s, _ in told) <= 70 / vitals.STEADY_PERIODS + 1
+        worked_s, changed_s = run_virtually(play())
+    assert sum(20 < at_s <= worked_s for at_s, _ in told) <= 70 / vitals.STEADY_PERIODS + 1
+    assert sum(worked_s < at_s <= worked_s + 1 for at_s, _ in told) == 1
+    assert sum(changed_s < at_s <= changed_s + 1 for at_s, _ in told) == 1
     assert all(after - at_s < kept_s for (at_s, kept_s), (after, _) in pairwise(told))
-    assert sum(changed_s < at_s for at_s, _ in told) > 10
 
 
 class Tried(MemoryRegistry):
