@@ -34,7 +34,7 @@ FEWEST_ENDED = 16
 KEPT_S = 3
 """A node that has told nothing for so long is dead, or has no children any more; so many times that long where it tells more seldom."""
 STEADY_AFTER, STEADY_PERIODS = 10, 8
-"""Whose children are the same for so many periods (a Redis of its own, as a rule) tells of them that much more seldom; of others at once."""
+"""Whose children are the same for so many periods (a Redis of its own, as a rule) tells of them that much more seldom."""
 
 log = structlog.get_logger()
 
