@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
 from hlsrelay.errors import AddressRefused
+from hlsrelay.remembered import remembered
 from hlsrelay.settings import Network
 
 Address = IPv4Address | IPv6Address
@@ -145,12 +145,12 @@ def _socket(policy: AddressPolicy, info: tuple[Any, ...]) -> socket.socket:
     return made
 
 
-@lru_cache(maxsize=_JUDGED)
+@remembered(_JUDGED)
 def _is_metadata(ip: Address) -> bool:
     return any(one in network for one in (ip, *embedded(ip)) for network in _METADATA)
 
 
-@lru_cache(maxsize=_JUDGED)
+@remembered(_JUDGED)
 def is_public(ip: Address) -> bool:
     """Return whether *ip* is public unicast: in no special-purpose block, nor a disguise of an address that is."""
     if isinstance(ip, IPv6Address):
@@ -160,7 +160,7 @@ def is_public(ip: Address) -> bool:
     return not any(ip in network for network in _SPECIAL_IPV4)
 
 
-@lru_cache(maxsize=_JUDGED)
+@remembered(_JUDGED)
 def literal_address(host: str) -> Address | None:
     """Return the address that *host* spells, as the C library reads it (`127.1`, `0x7f000001`, `2130706433`, `0177.0.0.1`), or None."""
     host = _plain(host)
@@ -199,7 +199,7 @@ def _same_in_ipv4(ip: Address) -> IPv4Address | None:
     return IPv4Address(ip.packed[12:]) if ip in _NAT64 else ip.ipv4_mapped
 
 
-@lru_cache(maxsize=_JUDGED)
+@remembered(_JUDGED)
 def _address(text: str) -> Address:
     return ip_address(text.partition("%")[0])
 

@@ -12,7 +12,6 @@ import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import httpx
 
@@ -22,6 +21,7 @@ from hlsrelay.cookies import BoundedJar
 from hlsrelay.errors import AddressRefused
 from hlsrelay.http1 import Answered, Door, Head, HttpError, Target
 from hlsrelay.model import Sink
+from hlsrelay.remembered import remembered
 from hlsrelay.urls import SCHEMES
 
 Headers = tuple[tuple[str, str], ...]
@@ -128,7 +128,7 @@ def host_of(url: str) -> str:
         raise HttpError(_told(error)) from error
 
 
-@lru_cache(maxsize=2048)
+@remembered(2048)
 def _target(url: str) -> Target:
     """Return *url* taken apart. Raises HttpError.
 
@@ -141,7 +141,7 @@ def _target(url: str) -> Target:
     return Target(there.text[:-1] + path, there.scheme, there.host, there.port, there.authority, path)
 
 
-@lru_cache(maxsize=1024)
+@remembered(1024)
 def _any_target(url: str) -> Target:
     try:
         return _apart(httpx.URL(url))

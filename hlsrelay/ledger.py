@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from hlsrelay.errors import PlaylistError
 from hlsrelay.hls.parse import parse
@@ -19,8 +19,11 @@ from hlsrelay.model import SOURCE, Entry, Seen, Snapshot
 from hlsrelay.storage import LEDGER, MULTIVARIANT, LocalStorage
 from hlsrelay.values import replace
 
+_NOT_KEPT = ConfigDict(cache_strings="none")
+"""pydantic keeps 16,384 strings that it has read, for ever: URIs of segments that are long gone."""
 _PROGRESS = TypeAdapter(Progress)
-_CARRIED = TypeAdapter(dict[str, Progress])
+_READ: TypeAdapter[Progress | None] = TypeAdapter(Progress | None, config=_NOT_KEPT)  # a dataclass alone can't be given one
+_CARRIED = TypeAdapter(dict[str, Progress], config=_NOT_KEPT)
 _SEEN, _ENTRY, _RETIRED = TypeAdapter(Seen), TypeAdapter(Entry), TypeAdapter(Retired)
 FORMAT = 1
 
@@ -135,10 +138,10 @@ def _path(track: str) -> str:
 def _read(body: bytes | None) -> Progress | None:
     """Return what a record says; None for one that can't be read."""
     try:
-        progress = _PROGRESS.validate_json(body or b"")
+        progress = _READ.validate_json(body or b"")
     except ValidationError:
         return None
-    return progress if progress.format == FORMAT else None
+    return progress if progress and progress.format == FORMAT else None
 
 
 def packed(tracks: Mapping[str, Progress], served_at: str = "") -> str:
@@ -193,7 +196,7 @@ class Handed:
         return found
 
 
-_HANDED = TypeAdapter(Handed)
+_HANDED: TypeAdapter[Handed | None] = TypeAdapter(Handed | None, config=_NOT_KEPT)
 
 
 def handed_on(storage: LocalStorage) -> bytes | None:

@@ -20,9 +20,10 @@ import structlog
 
 from hlsrelay.clock import ticking_s
 from hlsrelay.errors import RegistryUnavailable
-from hlsrelay.memory import used_percent
+from hlsrelay.memory import give_back, used_percent
 from hlsrelay.node import Node
 from hlsrelay.orphans import incarnation
+from hlsrelay.remembered import forget
 from hlsrelay.statuses import NodeStatus, written
 
 PERIOD_S = 1.0
@@ -116,7 +117,9 @@ def _tidy(node: Node) -> None:
     """
     if node.ended >= max(FEWEST_ENDED, len(node.storages)):
         node.ended = 0
+        forget()
         gc.collect()
+        give_back()
 
 
 class _Lateness:

@@ -11,7 +11,6 @@ import re
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +22,7 @@ from hlsrelay.hls.reader import LONGEST_EXTINF_S, LONGEST_TARGET_DURATION_S, MOS
 from hlsrelay.hls.spelling import respelt
 from hlsrelay.hls.variables import CONTROL, substituted
 from hlsrelay.model import ByteRange, Presentation, Segment, Snapshot
+from hlsrelay.remembered import remembered
 from hlsrelay.values import replace
 
 __all__ = ["LONGEST_EXTINF_S", "LONGEST_TARGET_DURATION_S", "MOST_TAG_CHARACTERS", "identity", "parse"]
@@ -99,7 +99,7 @@ def identity(segment: Segment) -> str:
     return path + (f"?{segment.query}" if segment.query else "") + at
 
 
-@lru_cache(maxsize=4096)
+@remembered(4096)
 def _path(uri: str) -> str:
     """Return the path of a URI; asked for a dozen times of each segment."""
     plain = _PLAIN.fullmatch(uri)

@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -23,6 +22,7 @@ from hlsrelay.errors import PlaylistError
 from hlsrelay.hls.multivariant import NOT_CARRIED
 from hlsrelay.hls.variables import attributes
 from hlsrelay.model import ByteRange, InitSection, Key, Part, Snapshot
+from hlsrelay.remembered import remembered
 
 DIGITS_OF_AN_INTEGER = 20
 """A decimal-integer is below 2^64 (RFC 8216 4.2); longer ones would not fit into file names and IVs."""
@@ -307,7 +307,7 @@ def guess_s(lines: list[str]) -> float:
     return target if 1 <= target <= LONGEST_TARGET_DURATION_S else 1.0
 
 
-@lru_cache(maxsize=1024)
+@remembered(1024)
 def _folder(url: str) -> str:
     return urljoin(url, "x")[:-1]
 

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 
 from hlsrelay.hls.renditions import as_listed
 from hlsrelay.hls.variables import attributes
 from hlsrelay.hls.window import Progress
 from hlsrelay.model import Entry, Key, KeyPolicy, Kind, MediaFile, Presentation, Rendition, Track
+from hlsrelay.remembered import remembered
 from hlsrelay.values import replace
 
 _MUST_EXIST = ("AUDIO", "VIDEO", "SUBTITLES")
@@ -239,6 +239,6 @@ def decimal(value: float) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.1f}"
 
 
-@lru_cache(maxsize=4096)
+@remembered(4096)
 def _date_time(when: datetime) -> str:
     return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 
 from hlsrelay.media.bits import Bits
 from hlsrelay.media.info import MediaError
+from hlsrelay.remembered import remembered
 from hlsrelay.values import replace
 
 H264 = "h264"
@@ -121,7 +121,7 @@ def _annex_b(elementary: bytes) -> Iterator[bytes]:
         yield elementary[begin : end if end >= 0 else begin + LONGEST_HEADER]
 
 
-@lru_cache(maxsize=256)  # a stream says the same in each of its segments
+@remembered(256)  # a stream says the same in each of its segments
 def parse_sps(nal: bytes) -> Picture:
     """Return what the sequence parameter set *nal* (7.3.2.1.1) says. Raises MediaError."""
     if len(nal) < 4:
@@ -164,7 +164,7 @@ def parse_sps(nal: bytes) -> Picture:
     return Picture(f"avc1.{profile:02x}{constraints:02x}{level:02x}", width, height, _vui_sar(bits), interlaced=not frame_mbs_only)
 
 
-@lru_cache(maxsize=256)  # a stream says the same in each of its segments
+@remembered(256)  # a stream says the same in each of its segments
 def parse_hevc_sps(nal: bytes) -> Picture:
     """Return what the HEVC sequence parameter set *nal* (H.265 7.3.2.2) says, but for the shape of its pixels. Raises MediaError."""
     bits = Bits(_unescaped(nal[2:LONGEST_HEADER]))

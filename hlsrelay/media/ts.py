@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from hlsrelay.media import h264
 from hlsrelay.media.adts import adts_codecs, hertz, last_frame, mpeg_audio, samples
 from hlsrelay.media.info import PTS_MODULUS, AudioInfo, Container, MediaError, MediaInfo, VideoInfo, frame_rate_of, in_presentation_order
 from hlsrelay.media.packets import PACKET, Run, following, looks_like_ts, payload_at, pid_at, runs_in, section_at, starts_in, unit_at
+from hlsrelay.remembered import remembered
 
 _VIDEO = {0x01: h264.MPEG2, 0x02: h264.MPEG2, 0x1B: h264.H264, 0xDB: h264.H264, 0x24: h264.HEVC}
 _ADTS, _MPEG_AUDIO = "adts", "mpeg"  # their own headers tell which one
@@ -240,7 +241,7 @@ def _access(data: bytes, runs: list[Run], at: int, codec: str, head: bytes) -> h
     return access
 
 
-@lru_cache(maxsize=256)
+@remembered(256)
 def _tracks(section: bytes) -> _Tracks:
     """Return what a PMT names; a stream says the same in each of its segments."""
     video: _Track | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import functools
 import os
 import sys
 from collections.abc import MutableMapping
@@ -17,6 +16,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
+
+from hlsrelay.remembered import remembered
 
 ZERO_COPY_SEND = "http.response.zerocopysend"
 AT_ONCE_BYTES = 1 << 20
@@ -49,7 +50,7 @@ class Direct:
         await self._app(scope, receive, sending)
 
 
-@functools.lru_cache(maxsize=1024)
+@remembered(1024)
 def _head(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, int] | None:
     """Return what uvicorn would write, but for what it adds itself, and how long the body is; None where it has to see to that itself."""
     names = dict(headers)

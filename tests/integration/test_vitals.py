@@ -28,6 +28,7 @@ from hlsrelay.orphans import found_here, sweep
 from hlsrelay.pool import PoolEncoder
 from hlsrelay.processes import Children
 from hlsrelay.relay import relay
+from hlsrelay.remembered import remembered
 from hlsrelay.settings import load_settings
 from hlsrelay.statuses import NodeStatus, read
 from hlsrelay.storage import LocalStorage
@@ -276,17 +277,24 @@ class Circle:
         self.itself = self
 
 
+@remembered(4)
+def circle(_: str) -> Circle:
+    return Circle()
+
+
 def test_what_ended_streams_held_is_given_back_once_they_are_many_and_no_sooner(tmp_path: Path) -> None:
     async def play() -> None:
         node, _ = node_of(tmp_path)
-        held = weakref.ref(Circle())
+        held, known = weakref.ref(Circle()), weakref.ref(circle("s0"))
         async with attended(node, lambda: 50.0):
             for number in range(vitals.FEWEST_ENDED):
                 await elapse(2.0)
                 assert held() is not None
+                assert circle("s0") is known()
                 node.left(f"s{number}")
             await elapse(2.0)
         assert held() is None
+        assert known() is None  # what is remembered of them, too
         assert node.ended == 0
 
     gc.disable()

@@ -9,7 +9,7 @@ import hlsrelay
 
 PACKAGE = Path(hlsrelay.__file__).parent
 HOUSE = """
-values
+values remembered
 / model errors failover ladder urls fields redis_keys hls media judge cookies expanding ranges portrait progress statuses scheduling breaker
 codecs phase unchanged
 / aside bell clock turns metrics settings log addresses notify proc memory

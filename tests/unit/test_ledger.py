@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from hlsrelay.hls.numbering import REMEMBERED
 from hlsrelay.hls.window import Progress, Retired
-from hlsrelay.ledger import LocalLedger
-from hlsrelay.model import Entry, Position, Seen
+from hlsrelay.ledger import LocalLedger, handed, handed_on, news, packed
+from hlsrelay.model import SOURCE, Entry, Position, Seen
 from hlsrelay.storage import LEDGER, LocalStorage
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -44,3 +44,22 @@ def test_what_is_recorded_is_read_back_whatever_has_changed_since(
             ledger.record(progress)
             assert storage.read(LEDGER) is not None
             assert LocalLedger(storage).resume() == progress
+
+
+def test_what_was_read_of_a_record_is_not_kept_for_the_next_that_says_the_same(tmp_path: Path) -> None:
+    uri = "/live/1000.ts"
+    position = Position("https://origin.example/live.m3u8", 1, 0, 0, (Seen(0, uri, T0, 0),), T0, T0)
+    with LocalStorage(tmp_path, "news") as storage:
+        ledger = LocalLedger(storage)
+        ledger.record(Progress(position, 4))
+        texts = packed({SOURCE: Progress(position, 4)}), handed_on(storage)
+        ours = [ledger.resume() for _ in range(2)]
+    with LocalStorage(tmp_path / "other", "news") as empty:
+        theirs = [news(texts[0], empty)[SOURCE] for _ in range(2)]
+    seen = [progress.position.recent[0].identity for progress in (*ours, *theirs) if progress]
+    assert seen == [uri] * 4
+    assert len({id(one) for one in seen}) == 4
+    told = [handed(texts[1] or b"") for _ in range(2)]
+    names = [name for one in told if one for name in one.tracks]
+    assert names == [SOURCE] * 2
+    assert names[0] is not names[1]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from hlsrelay.memory import EASES_PERCENT, Pressure, used_percent
+from hlsrelay.memory import EASES_PERCENT, Pressure, give_back, used_percent
 
 MEMINFO = "MemTotal:       1000 kB\nMemFree:         10 kB\nMemAvailable:    600 kB\n"
 V1 = "9:name=systemd:/\n4:memory:/pod/relay\n1:cpu:/\n"
@@ -106,3 +108,19 @@ def test_this_machine_tells(tmp_path: Path) -> None:
     found = used_percent()
     assert found is not None
     assert 0 < found <= 100
+
+
+def test_what_nobody_uses_is_given_back() -> None:
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("this C library has no malloc_trim")
+    taken = [bytes(1000) for _ in range(50_000)]
+    last = taken.pop()  # what lies before it is not given back by itself
+    del taken
+    before = resident_bytes()
+    give_back()
+    assert before - resident_bytes() > 30 << 20
+    assert len(last) == 1000
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
