@@ -55,9 +55,13 @@ FORMER_SESSIONS = 1000
 log = structlog.get_logger()
 
 
+_CORES = os.cpu_count() or 1
+"""Of the machine: to ask for it reads a file, and each beat would."""
+
+
 def capacity_of(node: Node) -> int:
     """Return how much a node takes on."""
-    return node.settings.capacity or ROOM_PER_CORE * (os.cpu_count() or 1)
+    return node.settings.capacity or ROOM_PER_CORE * _CORES
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,6 @@ class Claims:
         self._membership = Membership(node.registry, lambda: self.roster.is_told)
         self.roster = node.roster = Roster(node.registry, self._heard, sessions=self._membership.heard)
         self._moved = self.roster.moved.listen()
-        self._live = str(node.live.resolve())
         self._sessions: list[Session] = []
         self._sessions_s = -math.inf
         self._urls: dict[str, str] = {}
@@ -232,7 +235,7 @@ class Claims:
         self.roster.nodes = sum(one.lives for one in sessions)
         others = [one for one in sessions if one.id != self.member.id and one.fields.get("url")]
         self.member.peers = tuple(one.fields["url"] for one in others if one.lives)
-        there = {one.id: one.fields["url"] for one in others if not (is_here(one.id) and one.fields.get("live") == self._live)}
+        there = {one.id: one.fields["url"] for one in others if not (is_here(one.id) and one.fields.get("live") == self._node.live_at)}
         for session in self._urls.keys() & there.keys():
             del self._urls[session]  # the newest come last
         self._urls |= there

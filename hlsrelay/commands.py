@@ -240,7 +240,7 @@ async def _relayed(claim: Claim, node: Node, member: Member, leaving: asyncio.Ev
 @asynccontextmanager
 async def _served(node: Node) -> AsyncGenerator[str, None]:
     """Serve what is relayed: on a port that another hlsrelay of this machine has if it serves the same folder."""
-    http, live = node.settings.http, str(node.live.resolve())
+    http, live = node.settings.http, node.live_at
     beside = [
         one.id
         for one in await node.registry.sessions()

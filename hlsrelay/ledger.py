@@ -100,7 +100,7 @@ class _Items:
 
     def __init__(self, item: TypeAdapter[Any], changes: int = 0) -> None:
         self._item, self._changes = item, changes
-        """*changes*: so many at the end may have become others, and are always written anew."""
+        """*changes*: so many at the end may have become others."""
         self._items: tuple[Any, ...] = ()
         self._text = b""
         self._began = 0
@@ -127,7 +127,8 @@ class _Items:
         """Return how many have left since the last time, and how many that stay are the same."""
         before = self._items
         left = next((index for index, one in enumerate(before) if items and one is items[0]), len(before))
-        kept = min(len(before) - left, len(items)) - self._changes
+        both = min(len(before) - left, len(items))
+        kept = next((index for index in range(max(0, both - self._changes), both) if before[left + index] is not items[index]), both)
         return (left, kept) if kept > 0 and before[left : left + kept] == items[:kept] else (0, 0)
 
 

@@ -96,6 +96,11 @@ class Node:
 
         return Caches(self.settings.preload, self.clock.monotonic_s, counted)
 
+    @functools.cached_property
+    def live_at(self) -> str:
+        """`live` as other processes of the machine know it."""
+        return str(self.live.resolve())
+
     @property
     def name(self) -> str:
         """This node's name in Redis."""
@@ -108,7 +113,7 @@ class Node:
 
     def place(self) -> dict[str, str]:
         """Return where we serve what, as our session tells it (session)."""
-        return {"http": self.settings.http, "live": str(self.live.resolve()), "url": self.url}
+        return {"http": self.settings.http, "live": self.live_at, "url": self.url}
 
     @property
     def serves(self) -> bool:

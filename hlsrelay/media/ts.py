@@ -98,7 +98,7 @@ class Packets:
     @cached_property
     def _stamped(self) -> list[tuple[int, int]]:
         """Where what has a PTS begins, and that."""
-        return [(at, pts) for at in self._starts if (pts := _pes_pts(payload_at(self._data, at))) is not None]
+        return [(at, pts) for at in self._starts if (pts := _pts_at(self._data, at)) is not None]
 
     def stamps(self) -> list[int]:
         """Return the PTS of whatever begins in them."""
@@ -278,6 +278,15 @@ def _pes_pts(payload: bytes) -> int | None:
     return _stamp(payload, 9)
 
 
+def _pts_at(data: bytes, at: int) -> int | None:
+    """Return `_pes_pts` of the packet at *at*, without taking it apart: dozens of them are asked for of each segment."""
+    control = data[at + 3]
+    pes = at + (5 + data[at + 4] if control & 0x20 else 4)
+    if control & 0xD0 != 0x10 or data[at + 1] & 0x80 or at + PACKET < pes + 14 or data[pes : pes + 3] != b"\0\0\1":
+        return None
+    return _stamp(data, pes + 9) if data[pes + 7] & 0x80 and data[pes + 6] & 0xC0 == 0x80 else None
+
+
 def _stamp(pes: bytes, at: int) -> int:
     return (pes[at] >> 1 & 7) << 30 | pes[at + 1] << 22 | (pes[at + 2] >> 1) << 15 | pes[at + 3] << 7 | pes[at + 4] >> 1
 
@@ -288,7 +297,7 @@ def _elementary(pes: bytes) -> bytes:
 
 def _video(data: bytes, runs: list[Run], starts: list[int], track: _Track) -> VideoInfo | None:
     units = [at for at in starts if pid_at(data, at) == track.pid]
-    stamps = [_pes_pts(payload_at(data, at)) for at in units]
+    stamps = [_pts_at(data, at) for at in units]
     pts = in_presentation_order([value for value in stamps if value is not None])
     if not pts:
         return None

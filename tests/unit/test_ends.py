@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hlsrelay.media import ts
 from hlsrelay.media.ends import Ends, Glimpse
+from hlsrelay.media.packets import PACKET, payload_at
 from hlsrelay.media.probe import Container, probe, recognised
 from tests.unit.test_media_probe import PAT, PMT, PPS, SPS, WHOLE, packet, pes, picture, segment, sound
 from tests.unit.test_whole import NULL, fragment, init_section, reader
@@ -73,6 +77,25 @@ SPOILT = st.builds(lambda at, byte: WHOLE[:at] + bytes([byte]) + WHOLE[at + 1 :]
 def test_no_bytes_are_too_odd(data: bytes) -> None:
     seen(data)
     seen(data, init_section())
+
+
+PES = bytes.fromhex("000001e0000080c00a310001000111000100010000")
+
+
+def test_a_time_stamp_is_read_where_it_stands_as_of_the_payload() -> None:
+    stamped = 0
+    wrong = [(at, byte) for at in (0, 2, 6, 7, 9) for byte in (0x00, 0x40, 0xFF)]
+    for flags, control, adaptation in product((0x00, 0x40, 0x80), (0x00, 0x10, 0x20, 0x30, 0x50, 0x90), (0, 7, *range(165, 184), 255)):
+        for at, byte in [(3, 0xE0), *wrong]:
+            pes = PES[:at] + bytes([byte]) + PES[at + 1 :]
+            skip = 5 + adaptation if control & 0x20 else 4
+            header = bytes([0x47, flags, 0, control, *([adaptation] if control & 0x20 else [])])
+            packet = (header.ljust(skip, b"\xff") + pes).ljust(PACKET, b"\xff")[:PACKET]
+            data = NULL + packet + pes[PACKET - skip :] * 10
+            pts = ts._pes_pts(payload_at(data, PACKET))
+            assert ts._pts_at(data, PACKET) == pts
+            stamped += pts is not None
+    assert stamped > 100
 
 
 def test_a_container_is_recognised_by_its_first_bytes() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hlsrelay.hls.numbering import REMEMBERED
 from hlsrelay.hls.window import Progress, Retired
-from hlsrelay.ledger import LocalLedger, handed, handed_on, news, packed
+from hlsrelay.ledger import LocalLedger, _Items, handed, handed_on, news, packed
 from hlsrelay.model import SOURCE, Entry, Position, Seen
 from hlsrelay.storage import LEDGER, LocalStorage
 
@@ -63,3 +64,26 @@ def test_what_was_read_of_a_record_is_not_kept_for_the_next_that_says_the_same(t
     names = [name for one in told if one for name in one.tracks]
     assert names == [SOURCE] * 2
     assert names[0] is not names[1]
+
+
+class Counting:
+    """Prints numbers, and counts them."""
+
+    def __init__(self) -> None:
+        self.printed = 0
+
+    def dump_json(self, one: list[int]) -> bytes:
+        self.printed += 1
+        return str(one[0]).encode()
+
+
+def test_no_more_of_a_list_is_printed_anew_than_has_changed() -> None:
+    item: Any = Counting()
+    written = _Items(item, 4)
+    items = tuple([number] for number in range(20))
+    assert written(items) == b",".join(b"%d" % number for number in range(20))
+    for change, printed in ((0, 0), (1, 1), (4, 4)):
+        item.printed = 0
+        items = (*items[1 : len(items) - change], *([one[0] + 100] for one in items[len(items) - change :]))
+        assert written(items) == b",".join(b"%d" % one[0] for one in items)
+        assert item.printed == printed
