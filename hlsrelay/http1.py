@@ -27,7 +27,8 @@ from hlsrelay.model import Sink
 READ_BYTES = 512 << 10
 FIRST_BYTES = 16 << 10
 """Read at first, for the head and what comes with it: that goes through the parser."""
-WAKE_BYTES = 512 << 10
+WAKE_BYTES = 4 << 20
+"""What most segments have at most: all of it at once costs less than piece by piece, for in between the processor's caches forget us."""
 LOOKED_EVERY_S = 0.5
 LONGEST_LINE = 8190
 _TOO_LONG = f"a line of more than {LONGEST_LINE} bytes"
@@ -42,7 +43,6 @@ _KNOWN = {
 }  # fmt: skip
 """Names of headers that most servers say, as they write them."""
 _TLS_RECORD = (16 << 10) + 256
-_TLS_WAKE_BYTES = WAKE_BYTES - 2 * _TLS_RECORD
 
 
 class HttpError(UpstreamError):
@@ -175,19 +175,25 @@ class Line:
 
     def _body(self, answer: _Answer, left: int) -> None:
         """Read of a body whose end is known; a negative *left* means that it ends with the connection."""
-        view = _SCRATCH.view[:left] if 0 <= left < READ_BYTES else _SCRATCH.view
-        got = self._received(view)
-        if got is None:
-            return
-        self._reads += 1
-        if not got and left > 0:
-            raise HttpError(f"{answer.declared - left} of {answer.declared} bytes")
-        if got:
-            answer.write(view[:got])
-        answer.over = left == got or not got
-        if left > 0:
-            answer.left = left - got
-        self._go_on(answer)
+        read = 0
+        while True:
+            view = _SCRATCH.view[:left] if 0 <= left < READ_BYTES else _SCRATCH.view
+            got = self._received(view)
+            if got is None:
+                break
+            self._reads += 1
+            if not got and left > 0:
+                raise HttpError(f"{answer.declared - left} of {answer.declared} bytes")
+            if got:
+                answer.write(view[:got])
+            answer.over = left == got or not got
+            if left > 0:
+                answer.left = left = left - got
+            read += got
+            if answer.over or got < READ_BYTES or read >= WAKE_BYTES:  # others have their turn
+                break
+        if read or answer.over:
+            self._go_on(answer)
 
     def _go_on(self, answer: _Answer) -> None:
         """Say that the answer is over, or how much is worth a waking."""
@@ -218,8 +224,8 @@ class Line:
         try:
             got = self._socket.recv_into(view)
             if self._tls is not None:
-                with suppress(ssl.SSLWantReadError):  # dear: what woke us is taken, and no more asked for
-                    while 0 < got < min(len(view), _TLS_WAKE_BYTES) and (more := self._tls.recv_into(view[got:])):
+                with suppress(ssl.SSLWantReadError):
+                    while 0 < got < len(view) and (more := self._tls.recv_into(view[got:])):
                         got += more
             return got
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from bench.origin import make_certificate
-from hlsrelay import connections
+from hlsrelay import connections, http1
 from hlsrelay.addresses import AddressPolicy
 from hlsrelay.connections import Connections
-from hlsrelay.http1 import WAKE_BYTES, Head, HttpError, Target
+from hlsrelay.http1 import READ_BYTES, Head, HttpError, Target
 from hlsrelay.model import Sink
 from tests.integration.fetching import LOOPBACK, ok
 
@@ -253,7 +253,31 @@ def test_a_body_that_comes_in_small_packets_wakes_us_seldom() -> None:
             await made.get(target, {}, lambda _: lambda piece: pieces.append(len(piece)))
             looks = (loop.time() - began_s) / 0.2
             assert sum(pieces) == 2_000_000
-            assert len(pieces) <= 2_000_000 / WAKE_BYTES + 5 + looks
+            assert len(pieces) <= 2_000_000 / READ_BYTES + 5 + looks
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("most", [1 << 20, http1.WAKE_BYTES])
+def test_a_body_that_is_there_is_taken_at_once_but_no_more_than_others_can_wait_for(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "WAKE_BYTES", most)
+    body = bytes(8 << 20)
+
+    async def run() -> None:
+        async with asking(says(kept(body), then="wait")) as (made, _, target):
+            taken, loop = [0], asyncio.get_running_loop()
+
+            def turn() -> None:
+                taken.append(0)
+                loop.call_soon(turn)
+
+            def take(piece: bytes | memoryview) -> None:
+                taken[-1] += len(piece)
+
+            loop.call_soon(turn)
+            await made.get(target, {}, lambda _: take)
+            assert sum(taken) == len(body)
+            assert http1.READ_BYTES < max(taken) <= most
 
     asyncio.run(run())
 
