@@ -24,7 +24,7 @@ import httptools
 from hlsrelay.errors import UpstreamError
 from hlsrelay.model import Sink
 
-READ_BYTES = 512 << 10
+READ_BYTES = 256 << 10
 FIRST_BYTES = 16 << 10
 """Read at first, for the head and what comes with it: that goes through the parser."""
 WAKE_BYTES = 4 << 20
