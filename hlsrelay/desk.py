@@ -273,6 +273,8 @@ class Choice:
         self._tools = tools
         self._last = last
         self._standing: Standing | None = None
+        self._wishes: Stream | None = None
+        """What the standing is for."""
         self._chosen: tuple[Stream, Stream] | None = None
         """The wishes that were asked for last while a backup is relayed, and what `stream` makes of them."""
         self.target_duration_s = 0.0
@@ -282,7 +284,9 @@ class Choice:
     @property
     def standing(self) -> Standing:
         """The standing, for the operator's sources of now."""
-        self._standing = wanted(self._standing, self._tools.control.stream, self._tools.clock.monotonic_s(), self._last)
+        wishes = self._tools.control.stream
+        if self._standing is None or self._wishes is not wishes:
+            self._standing, self._wishes = wanted(self._standing, wishes, self._tools.clock.monotonic_s(), self._last), wishes
         return self._standing
 
     @property

@@ -86,7 +86,7 @@ class LocalLedger:
         """See Ledger."""
         lists = (progress.position.recent, progress.entries, progress.retired)
         bare = replace(progress, position=replace(progress.position, recent=()), entries=(), retired=())
-        body = _PROGRESS.dump_json(bare)
+        body = _PROGRESS.serializer.to_json(bare)  # past what pydantic does first in Python
         for (name, written), items in zip(self._lists.items(), lists, strict=True):
             body = body.replace(b'"%s":[]' % name, b'"%s":[%s]' % (name, written(items)), 1)  # no text holds quotes that are not escaped
         self._storage.write(self._path, body)
@@ -99,7 +99,7 @@ class _Items:
     """
 
     def __init__(self, item: TypeAdapter[Any], changes: int = 0) -> None:
-        self._item, self._changes = item, changes
+        self._to_json, self._changes = item.serializer.to_json, changes
         """*changes*: so many at the end may have become others."""
         self._items: tuple[Any, ...] = ()
         self._text = b""
@@ -118,7 +118,7 @@ class _Items:
             self._ends.pop()
         self._items, self._began = (), begin  # as long as not all of them are there
         for one in items[kept:]:
-            texts.append(self._item.dump_json(one))
+            texts.append(self._to_json(one))
             self._ends.append((self._ends[-1] + 1 if self._ends else begin) + len(texts[-1]))
         self._items, self._text = items, b",".join(texts)
         return self._text

@@ -113,7 +113,7 @@ def numbered(position: Position, fresh: Sequence[Segment], load: Load, *, opens:
             position = replace(position, generation=agreed.generation if behind else position.generation + 1)
         if begins:
             position = replace(position, ladder=ladder)
-        wanted = replace(load.stream, ladder=position.ladder)
+        wanted = load.stream if load.stream.ladder == position.ladder else replace(load.stream, ladder=position.ladder)
         cuts = begins or segment.discontinuity
         if not cuts and not (opens and first):
             if _jumps(when, at, load) and position.dated:
@@ -126,7 +126,7 @@ def numbered(position: Position, fresh: Sequence[Segment], load: Load, *, opens:
                 cuts = True
         discontinuity = cuts and not (opens and first)  # nothing stands before the first ever
         after = 1 + segment.sequence - fresh[0].sequence
-        position = replace(position, ahead=tuple(one for one in listed_now[after : after + REMEMBERED] if one.identity))
+        ahead = tuple([one for one in listed_now[after : after + REMEMBERED] if one.identity])
         slices = load.slices.get(segment.sequence) or (None,)
         for index, piece in enumerate(slices):
             number = position.last_number + 1
@@ -134,6 +134,7 @@ def numbered(position: Position, fresh: Sequence[Segment], load: Load, *, opens:
             position = replace(
                 position,
                 last_number=number,
+                ahead=ahead,
                 offset=number - segment.sequence,
                 next_program_date_time=when + timedelta(seconds=length_s),
                 segment_s=segment.duration_s,
@@ -313,8 +314,10 @@ def _taking(position: Position, taken: tuple[Seen, ...], load: Load) -> Position
     before = undoubted(position).passed
     missed = (one for one in position.ahead if one.sequence <= taken[-1].sequence and one not in before)
     went_by = tuple(one for one in (*before, *missed) if _known_by(one) not in names)
-    position = replace(position, given_up=0, candidate=None, passed=went_by[-REMEMBERED:])
-    return replace(position, listed=len(load.snapshot.segments), listed_at=load.now, advanced_at=load.now)
+    listed = len(load.snapshot.segments)
+    return replace(
+        position, given_up=0, candidate=None, passed=went_by[-REMEMBERED:], listed=listed, listed_at=load.now, advanced_at=load.now
+    )
 
 
 def undoubted(position: Position) -> Position:
