@@ -96,7 +96,7 @@ class Pacer:
         """Tell what the load that started last has brought, by the durations of what is new, of a playlist of so many segments."""
         assert self._started_s is not None, "nothing has been loaded yet"
         self._usual_s = max(self.SHORTEST_S, min(target_duration_s, newest_s) * self.FEW_LISTED.get(listed, 1.0 if fresh_s else 0.5))
-        phase = replace(self._phase, closest_s=polling.closest_s)
+        phase = self._phase if self._phase.closest_s == polling.closest_s else replace(self._phase, closest_s=polling.closest_s)
         if fresh_s:
             self._phase, due_s = found_new(phase, self._started_s, fresh_s, self._usual_s)
         else:
