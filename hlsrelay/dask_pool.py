@@ -119,8 +119,10 @@ class DaskPool:
                 raise PoolLost(_said(error)) from error
         finally:
             del self._tickets[key]
-            with suppress(Exception):
+            try:
                 future.release()
+            except Exception as error:  # the line may be lost; nobody waits for it any more
+                log.debug("pool.not_released", exc_info=error)  # it may be a fault of ours
 
     @asynccontextmanager
     async def reached(self) -> AsyncGenerator[DaskPool, None]:

@@ -25,6 +25,7 @@ from hlsrelay.errors import UpstreamError
 from hlsrelay.model import Sink
 
 READ_BYTES = 256 << 10
+"""At once: what the processor's second cache holds beside the rest."""
 FIRST_BYTES = 16 << 10
 """Read at first, for the head and what comes with it: that goes through the parser."""
 WAKE_BYTES = 4 << 20

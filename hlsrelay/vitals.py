@@ -113,7 +113,8 @@ def _tidy(node: Node) -> None:
     """Give back what streams held that have ended, once they are as many as those that run: it hangs together in circles.
 
     What looks for circles looks seldom (commands), and would not come to what has lived for long before millions of objects more. It goes
-    through all that lives: so each stream that ends costs no more than one that runs.
+    through all that lives: so each stream that ends costs no more than one that runs. What is
+    remembered of them (remembered) goes first, and what is free then goes back to the system.
     """
     if node.ended >= max(FEWEST_ENDED, len(node.storages)):
         node.ended = 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hlsrelay.hls.advance import advance, live_edge
+from hlsrelay.hls.numbering import Agreed
 from hlsrelay.model import Slice
 from tests.playlists import Listed, Playlist, at, cut, gap, live, stream
 from tests.unit.advancing import History
@@ -100,6 +102,19 @@ def test_another_source_that_is_behind_is_waited_for() -> None:
     history.load(live(*(Listed(70 + n, pdt=at(1000 + n * 4)) for n in range(4))), 4, source="https://backup.example/x.m3u8")
     history.load(live(*(Listed(70 + n, pdt=at(1000 + n * 4)) for n in range(5))), 8, source="https://backup.example/x.m3u8")
     assert history.names() == ["1.ts", "2.ts", "3.ts", "74.ts"]
+
+
+def test_another_ladder_waits_for_where_the_other_tracks_begin_with_it() -> None:
+    history = History()
+    history.load(live(1, 2, 3), 0)
+    position = history.position
+    assert position is not None
+    agreed = Agreed(lead=position.next_program_date_time + timedelta(seconds=4))
+    step = advance(position, live(2, 3, 4, 5).snapshot(), stream(ladder="480p"), at(8), agreed=agreed)
+    assert [(one.number, [rung.name for rung in one.stream.ladder], one.discontinuity) for one in step.fresh] == [
+        (4, [], False),
+        (5, ["480p"], True),
+    ]
 
 
 def test_another_ladder_is_a_discontinuity_at_the_next_segment() -> None:

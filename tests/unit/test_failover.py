@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hlsrelay.desk import Choice
 from hlsrelay.failover import Standing, considered, primary_seen, progressed, wanted
 from tests.playlists import stream
 
@@ -182,3 +185,11 @@ def test_a_primary_that_comes_and_goes_faster_than_the_hold_time_never_gets_the_
 def test_whatever_happened_a_primary_that_stays_well_is_relayed_in_the_end(turns: list[tuple[int, float, tuple[bool, ...]]]) -> None:
     watch = played([*turns, (30, 4.0, (True, False, False))])
     assert watch.standing.index == 0
+
+
+def test_what_the_operator_changes_is_heeded_at_once() -> None:
+    tools: Any = SimpleNamespace(control=SimpleNamespace(stream=STREAM), clock=SimpleNamespace(monotonic_s=lambda: 0.0))
+    choice = Choice(tools)
+    assert choice.stream.source == choice.standing.current == "https://a/x"
+    tools.control.stream = replace(STREAM, source="https://c/x", backups=())
+    assert choice.stream.source == choice.standing.current == "https://c/x"

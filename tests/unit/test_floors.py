@@ -38,6 +38,7 @@ ONLY_IN = {
     "aiohappyeyeballs": {"connections"},
     "httpx_aiohttp": {"transport"},
     "redis": {"redis_registry", "tracking"},
+    "hiredis": {"redis_registry"},
     "obstore": {"objects"},
     "subprocess": {"processes"},
     "cryptography": {"media"},

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from hlsrelay.clock import Nudges, Pacer
+from hlsrelay.model import EAGER, Polling
 from hlsrelay.phase import BUDGET, CLOSEST_S, LONGEST_WAIT, SAVED, Phase, asked, found_new, found_nothing
+from tests.virtual import run_virtually
 
 TARGET_S = 4.0
 ROUND_TRIP_S = 0.005
@@ -209,3 +215,21 @@ def test_a_source_that_stops_is_asked_ever_less_often_down_to_what_the_rfc_says(
         now_s = due_s
     assert waits_s[-1] == pytest.approx(TARGET_S / 2)
     assert all(later >= before - 1e-9 for before, later in pairwise(waits_s[1:]))
+
+
+def test_a_pacer_keeps_to_the_pause_that_is_wished_now_and_not_before() -> None:
+    async def waited_s(*wished: Polling) -> float:
+        clock: Any = SimpleNamespace(monotonic_s=asyncio.get_running_loop().time)
+        pacer = Pacer(clock, Nudges())
+        began_s = await anext(pacer)
+        for polling in wished:
+            before_s = began_s
+            pacer.loaded(fresh_s=(), listed=LISTED, target_duration_s=TARGET_S, newest_s=TARGET_S, polling=polling)
+            assert pacer._phase.closest_s == polling.closest_s  # how near it comes to a publication follows from that
+            began_s = await anext(pacer)
+        return began_s - before_s
+
+    slow = Polling(closest_s=0.9)
+    assert run_virtually(waited_s(slow)) == pytest.approx(0.9)
+    for wished in ((EAGER,), (slow, EAGER)):
+        assert run_virtually(waited_s(*wished)) == pytest.approx(TARGET_S / 8)
