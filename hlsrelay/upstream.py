@@ -155,25 +155,28 @@ class Upstream:
 
         *restart* is called before each attempt and gives what its bytes go to: an attempt that failed half way leaves nothing in
         the next one. *whole* is called after an attempt that brought what was declared, and names what is missing all the same:
-        then that one has failed too.
+        then that one has failed too. The error says what failed last and, where that was something else, before: the deadline may
+        cut off an attempt that has hardly begun.
         """
         loop = asyncio.get_running_loop()
-        until_s, failures = loop.time() + deadline_s, 0
+        until_s, failures, said, before = loop.time() + deadline_s, 0, "", ""
         while True:
             try:
                 length = await self._once(uri, byterange, restart(), Pace(deadline_s, until_s, again=bool(failures)), most_bytes)
                 if not (missing := whole()):
                     return length
-                said = f"{redacted(uri)}: {missing}"
+                failed = f"{redacted(uri)}: {missing}"
             except _FINAL as error:
                 raise SegmentLost(str(error)) from error
             except UpstreamError as error:
-                said = str(error)
+                failed = str(error)
+            if failed != said:
+                before, said = said, failed
             pause_s = random.uniform(0.0, AGAIN_WITHIN_S[min(failures, len(AGAIN_WITHIN_S) - 1)])
             left_s = until_s - loop.time()
             await asyncio.sleep(min(pause_s, max(0.0, left_s)))
             if pause_s >= left_s:
-                raise SegmentLost(f"not had within {deadline_s:.1f} s: {said}")
+                raise SegmentLost(f"not had within {deadline_s:.1f} s: {said}" + (f"; before that: {before}" if before else ""))
             failures += 1
 
     async def get(self, url: str, headers: Mapping[str, str], *, most_bytes: int, deadline_s: float) -> Answer:

@@ -29,6 +29,24 @@ def test_a_drip_ends_with_the_deadline_and_not_with_the_last_byte() -> None:
     run_virtually(run())
 
 
+def test_a_segment_that_is_lost_says_what_was_wrong_before_the_deadline_cut_the_last_attempt_off() -> None:
+    class Breaking(Drip):
+        asked = 0
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            self.asked += 1
+            return httpx.Response(503) if self.asked < 3 else await super().handle_async_request(request)
+
+    async def run() -> None:
+        async with Upstream(transport=lambda *_: Breaking()) as source:
+            with pytest.raises(
+                SegmentLost, match=r"not had within 1\.4 s: .*/1\.ts: too slow, \d bytes so far; before that: .*/1\.ts: HTTP 503"
+            ):
+                await fetched(source, f"{BASE}/1.ts", deadline_s=1.4)
+
+    run_virtually(run())
+
+
 @pytest.mark.parametrize(("target_s", "patience_s"), [(1, 2.0), (3, 6.0), (10, 8.0)])
 def test_a_load_is_begun_anew_before_players_of_short_segments_run_dry(target_s: int, patience_s: float) -> None:
     class Dripping(Drip):
