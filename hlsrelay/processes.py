@@ -95,14 +95,16 @@ class Finished:
 class Child:
     """A running child. Made by `Children.spawn`; *argv* is what was asked for, without the programs that confine it."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], argv: tuple[str, ...], purpose: str, stdout: Stdout, children: Children) -> None:
+    def __init__(
+        self, popen: subprocess.Popen[bytes], argv: tuple[str, ...], purpose: str, stdout: Stdout, children: Children, started_s: float
+    ) -> None:
         self.argv = argv
         self.purpose = purpose
         self.pid = popen.pid
         self._popen = popen
         self._children = children
         self._loop = asyncio.get_running_loop()
-        self.started_s = self._loop.time()
+        self.started_s = started_s
         self._finished: asyncio.Future[Finished] = self._loop.create_future()
         self._stopping: asyncio.Task[Finished | None] | None = None
         self._reason = DONE
@@ -357,6 +359,7 @@ class Children:
             raise ChildError(f"{purpose}: not started, we are shutting down", argv=argv, exit_code=None, stderr_tail="")
         if shutil.which(argv[0]) is None:  # the confining programs would only say it in their own words
             raise ChildError(f"{purpose}: no program {argv[0]}", argv=argv, exit_code=None, stderr_tail="")
+        started_s = asyncio.get_running_loop().time()  # a short one may be done before we are on a processor again
         try:
             popen = subprocess.Popen(
                 confined,
@@ -370,7 +373,7 @@ class Children:
             )
         except (OSError, ValueError) as error:
             raise ChildError(f"{purpose}: can't be started: {error}", argv=argv, exit_code=None, stderr_tail="") from error
-        child = Child(popen, argv, purpose, stdout, self)
+        child = Child(popen, argv, purpose, stdout, self, started_s)
         self._running[child.pid] = child
         return child
 

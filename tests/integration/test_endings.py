@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,23 @@ def test_the_end_of_a_child_that_ends_by_itself_is_one_event(
     assert end.items() >= expected.items()
     assert end["wall_s"] > 0
     assert end["cpu_s"] > 0
+
+
+def test_a_child_that_was_done_before_we_were_on_a_processor_again_took_its_time(
+    run: Callable[[Body], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = subprocess.Popen
+
+    def starts(*words: Any, **wishes: Any) -> subprocess.Popen[bytes]:
+        popen = started(*words, **wishes)
+        os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
+        return popen
+
+    async def body(children: Children) -> None:
+        monkeypatch.setattr(subprocess, "Popen", starts)
+        await children.run(python("import time; time.sleep(0.05)"), purpose="test", deadline_s=60)
+
+    assert told(lambda: run(body))["wall_s"] >= 0.05
 
 
 async def _late(children: Children) -> None:
