@@ -5,6 +5,8 @@ Laws:
   leave it lying.
 - What another node offers because it leaves is asked for as what is free is. What is wanted by one node is left to it.
 - Of a node that has more than its part one stream at a time is asked for, now and then, if we are the less taken by that.
+- It looks each LOOKED_EVERY_S where something waits or a session is another, and a little after a stream is another; where all is well, and
+  Redis tells of changes, when the next lease is over, or after LEASE_S.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 import structlog
 
+from hlsrelay.bell import Bell
 from hlsrelay.board import Board
 from hlsrelay.deletions import Deletions
 from hlsrelay.errors import ConfigError, HlsRelayError, RegistryUnavailable, ResourceBusy, Superseded, UnknownStream
@@ -31,7 +34,7 @@ from hlsrelay.link import Claim
 from hlsrelay.membership import Membership
 from hlsrelay.model import Desired
 from hlsrelay.node import Node
-from hlsrelay.registry import Session
+from hlsrelay.registry import LEASE_S, Session
 from hlsrelay.roster import Roster
 from hlsrelay.session import DRAINING, Member, is_here, is_told_to_drain, takes_on
 from hlsrelay.worker import admitted, possible
@@ -94,12 +97,17 @@ class Claims:
         self._let_go = asyncio.Event()
         self._running: dict[str, tuple[asyncio.Task[float], int]] = {}
         self._free_since_s: dict[str, float] = {}
+        self._is_quiet = False
+        """Whether we have all that we may have: nothing waits for us, or for somebody who may not come."""
         self._failed_s: dict[str, float] = {}
         self._unreadable: set[str] = set()
         self._board = Board(lambda registered: possible(registered, serves=node.serves))
         self._membership = Membership(node.registry, lambda: self.roster.is_told)
-        self.roster = node.roster = Roster(node.registry, self._heard, sessions=self._membership.heard)
-        self._moved = self.roster.moved.listen()
+        self.roster = node.roster = Roster(node.registry, self._heard, sessions=self._heard_of)
+        self._stirred = Bell()
+        """Rung where the time of the next look may be another."""
+        self._moved = False
+        """Whether a stream is another since the last look, or has ended here."""
         self._sessions: list[Session] = []
         self._sessions_s = -math.inf
         self._urls: dict[str, str] = {}
@@ -139,8 +147,7 @@ class Claims:
 
         Returns what was relayed then: target durations, in seconds, by stream id.
         """
-        gone = asyncio.create_task(self._leaving.wait())
-        cut_off = asyncio.create_task(self.member.cut_off.wait())
+        gone, cut_off = self._stirred_by(self._leaving), self._stirred_by(self.member.cut_off)
         try:
             while not gone.done():
                 self._reaped()
@@ -148,7 +155,7 @@ class Claims:
                 await self._next_due(gone, cut_off)
                 if cut_off.done():
                     await self._yielded(gone)
-                    cut_off = asyncio.create_task(self.member.cut_off.wait())
+                    cut_off = self._stirred_by(self.member.cut_off)
             had = {stream_id: task for stream_id, (task, _) in self._running.items()}
             self._node.draining = True
             await offered(self._node, self.member, lambda: [task for task in had.values() if not task.done()], self.looked_elsewhere)
@@ -163,19 +170,33 @@ class Claims:
             await asyncio.gather(*(task for task, _ in self._running.values()), return_exceptions=True)
             self._reaped()
 
-    async def _next_due(self, gone: asyncio.Task[bool], cut_off: asyncio.Task[bool]) -> None:
-        """Wait until it is time to look again: after a while, or a little after something changed."""
+    async def _next_due(self, *ends: asyncio.Task[bool]) -> None:
+        """Wait until it is time to look again, or one of *ends* has ended."""
         loop = asyncio.get_running_loop()
-        until_s = min(loop.time() + LOOKED_EVERY_S * random.uniform(0.8, 1.2), self._membership.next_s + JUST_AFTER_S)
-        at_once_s = max(0.0, min(LOOKED_AGAIN_AFTER_S, until_s - loop.time()))
-        await asyncio.wait((gone, cut_off), timeout=at_once_s, return_when=asyncio.FIRST_COMPLETED)
-        if gone.done() or cut_off.done():
-            return
-        moved = asyncio.create_task(self._moved.wait())
-        try:
-            await asyncio.wait((gone, cut_off, moved), timeout=max(0, until_s - loop.time()), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            moved.cancel()
+        now_s = began_s = loop.time()
+        spread = random.uniform(0.8, 1.2)
+        while not any(one.done() for one in ends):
+            if self._moved:
+                after_s = LOOKED_AGAIN_AFTER_S
+            elif self._is_quiet and self.roster.is_told and not self._membership.is_stale:
+                after_s = LEASE_S * spread
+            else:
+                after_s = LOOKED_EVERY_S * spread
+            until_s = min(began_s + after_s, self._membership.next_s + JUST_AFTER_S)
+            if now_s >= until_s:
+                return
+            self._stirred.clear()
+            await self._stirred.wait(until_s - now_s)
+            now_s = loop.time()
+
+    def _stirred_by(self, event: asyncio.Event) -> asyncio.Task[bool]:
+        """Return what ends once *event* is set, and stirs us."""
+        waiting = asyncio.create_task(event.wait())
+        waiting.add_done_callback(self._stir)
+        return waiting
+
+    def _stir(self, _: object = None) -> None:
+        self._stirred.set()
 
     async def _looked(self, cut_off: asyncio.Task[bool]) -> None:
         looking = asyncio.ensure_future(self._look())
@@ -217,7 +238,13 @@ class Claims:
             else:
                 log.error("stream.failed", stream=stream_id, exc_info=error)
 
+    def _heard_of(self, sessions: frozenset[str] | None) -> None:
+        self._membership.heard(sessions)
+        self._stir()
+
     def _heard(self, stream_id: str, registered: Registered | None) -> None:
+        self._moved = True
+        self._stir()
         self._deletions.take(stream_id, registered)
         try:
             self._board.take(stream_id, registered)
@@ -243,7 +270,7 @@ class Claims:
             del self._urls[session]
 
     async def _look(self) -> None:
-        self._moved.clear()
+        self._moved = self._is_quiet = False
         # Where something is free it counts who is there just now: a node that has just come has its part too.
         is_free = next(self._board.free({one.id for one in self._sessions if one.lives}), None) is not None
         kept_s = LOOKED_AGAIN_AFTER_S if is_free else 0.8 * LOOKED_EVERY_S
@@ -259,8 +286,6 @@ class Claims:
         living = {one.id: one for one in sessions if one.lives}
         await self._told_wrong(living)
         waiting = self._waiting(living)
-        since_s, now_s = self._free_since_s, self._node.clock.monotonic_s()
-        self._free_since_s = {one.registered.id: since_s.get(one.registered.id, now_s) for one in waiting}
         if self._node.refusal() or self._drains:
             return
         part = our_part(self._board.total, self.member.id, sessions)
@@ -295,8 +320,13 @@ class Claims:
 
     def _begin(self, one: Waiting, work: Coroutine[Any, Any, float]) -> None:
         task = asyncio.create_task(work, name=f"relay {one.registered.id}")
-        task.add_done_callback(lambda _: self._moved.set())  # there is room, and it may be wanted again already
+        task.add_done_callback(self._has_ended)
         self._running[one.registered.id] = task, one.weight
+
+    def _has_ended(self, _: object) -> None:
+        """There is room, and it may be wanted again already."""
+        self._moved = True
+        self._stir()
 
     async def _taken_over(self, registered: Registered) -> float:
         try:
@@ -335,18 +365,24 @@ class Claims:
         self._failed_s = {stream_id: at_s for stream_id, at_s in self._failed_s.items() if now_s - at_s < FAILED_HERE_S}
         leaving = [one.id for one in living.values() if one.fields.get("state") == DRAINING]
         rows = [*self._board.free(living), *self._board.of(us), *self._board.wanted_by(us), *chain(*map(self._board.of, leaving))]
+        others = [row for row in {row.registered.id: row for row in rows}.values() if row.registered.id not in self._running]
+        self._is_quiet = not others
+        free_since_s, self._free_since_s = self._free_since_s, {}
         found = []
-        for row in {row.registered.id: row for row in rows}.values():
+        for row in others:
             one, fields = row.registered, row.registered.fields
-            if one.id in self._running or _backs_off(one, now):
+            if _backs_off(one, now):
                 continue
             has, taker = living.get(row.session), fields.get("wanted", "")
             doubtful = has is not None and has.id == us  # claimed, and we never heard of it
             has = None if doubtful else has
             offered = has is not None and (has.fields.get("state") == DRAINING or taker == us)
-            waiting = Waiting(one, row.weight, int((now_s - self._free_since_s.get(one.id, now_s)) / LOOKED_EVERY_S), offered, doubtful)
+            if has is not None and not offered:
+                continue
+            since_s = self._free_since_s[one.id] = free_since_s.get(one.id, now_s)
+            waiting = Waiting(one, row.weight, int((now_s - since_s) / LOOKED_EVERY_S), offered, doubtful)
             theirs = (taker in takers and taker != us) or (one.id in self._failed_s and takers - {us})
-            if (has is None or offered) and (not theirs or waiting.is_left_lying):
+            if not theirs or waiting.is_left_lying:
                 found.append(waiting)
         return found
 

@@ -27,7 +27,7 @@ from hlsrelay.remembered import forget
 from hlsrelay.statuses import NodeStatus, written
 
 PERIOD_S = 1.0
-LOOKED_S = 0.2
+LOOKED_S = 0.5
 """Between two looks at the loop; what blocks it for long is seen by each of them."""
 FAR_SHARE, FAR_PERIODS = 0.7, 4
 """With less than this part of the threshold in use, memory is looked at that much more seldom; not while anything is encoded."""

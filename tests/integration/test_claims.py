@@ -25,6 +25,7 @@ from hlsrelay.processes import Children
 from hlsrelay.registry import LEASE_S, Heard, Leases, Registry, Session
 from hlsrelay.session import Member
 from hlsrelay.settings import load_settings
+from hlsrelay.tracking import Untracked
 from hlsrelay.worker import HANDED_ON, LET_GO
 from tests.integration.relaying import NoEncoder
 from tests.integration.test_registry import FIELDS
@@ -201,8 +202,89 @@ def test_a_look_while_all_is_well_reads_no_session(house: House, monkeypatch: py
             await elapse(30)
             read.clear()
             await elapse(60)
-            assert len(read) >= 3 * 60, "they look"
+            assert 3 * 60 / LEASE_S <= len(read) <= 3 * 60 / (LEASE_S - 1.1), "they look as often as a lease may be over"
             assert sum(read) <= 3 * 3 * 60 / SHORTEST_ROUND_S + 3 * 3
+
+    virtually(body())
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["told of changes", "told of none"])
+def test_who_has_nothing_to_look_for_looks_soon_where_something_is_another(
+    house: House, tells: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def untold(_: str) -> AsyncGenerator[Heard | None, None]:
+        raise Untracked("a proxy")
+        yield
+
+    async def body() -> None:
+        await house.registered(4)
+        async with house.worker("a") as a, house.worker("b"):
+            for wish in ("drain", "", "drain", ""):
+                await elapse(20)
+                assert await house.registry.tell_session("session of a", {"wish": wish})
+                await elapse(1)
+                assert a.claims._told_to_drain == bool(wish)
+            for number in range(4, 8):
+                await elapse(20)
+                await house.registry.register(f"s{number}", FIELDS)
+                await elapse(0.5 if tells else 2)
+                assert house.owners()[number], "one that has just come is looked for at once"
+            await elapse(20)
+            at_s = asyncio.get_running_loop().time()
+            a.leaving.set()
+            assert not a.claims._node.draining
+            while not a.claims._node.draining:
+                await elapse(0.01)
+            assert asyncio.get_running_loop().time() - at_s <= 0.1, "it hands on at once"
+
+    if not tells:
+        monkeypatch.setattr(house.registry, "heard", untold)
+    virtually(body())
+
+
+def test_what_waits_is_looked_for_again_and_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        asked: list[object] = []
+        leases = house.registry.leases
+
+        async def told(ids: Iterable[str] = ()) -> Leases:
+            asked.append(ids)
+            return await leases(ids)
+
+        monkeypatch.setattr(house.registry, "leases", told)
+        await house.registered(2)
+        async with house.worker("a", 1):
+            await elapse(20)
+            asked.clear()
+            await elapse(20)
+            assert len(asked) >= 20
+            await house.registry.delete("s0" if house.owners()[1] else "s1")
+            await elapse(1)
+            asked.clear()
+            await elapse(20)
+            assert len(asked) <= 10, "nothing is left to look for"
+
+    virtually(body())
+
+
+def test_a_look_that_failed_is_made_again_soon(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        asked_s: list[float] = []
+
+        async def fails(ids: Iterable[str] = ()) -> Leases:
+            asked_s.append(asyncio.get_running_loop().time())
+            raise RegistryUnavailable("no answer")
+
+        await house.registered(1)
+        async with house.worker("a"):
+            await elapse(20)
+            with monkeypatch.context() as failing:
+                failing.setattr(house.registry, "leases", fails)
+                failing.setattr(house.registry, "sessions", fails)
+                await elapse(20)
+            breaks_s = [after - before for before, after in itertools.pairwise(asked_s)]
+            assert len(breaks_s) >= 15
+            assert max(breaks_s) <= 1
 
     virtually(body())
 
@@ -285,6 +367,20 @@ def test_a_stream_that_one_node_is_to_take_over_goes_there(house: House) -> None
             await house.registry.report(of_a, {"wanted": "session of one that is gone"})
             await elapse(10)
             assert house.registry.streams[of_a]["node"], "nobody comes for it: whoever has room takes it"
+
+    virtually(body())
+
+
+def test_a_stream_that_one_node_is_to_take_over_and_has_no_room_for_goes_to_another(house: House) -> None:
+    async def body() -> None:
+        await house.registered(1)
+        async with house.worker("full", 1):
+            await elapse(5)
+            async with house.worker("b"):
+                await elapse(5)
+                await house.registry.register("wanted", {**FIELDS, "wanted": "session of full"})
+                await elapse(20)
+                assert house.owners() == ["full", "b"]
 
     virtually(body())
 
