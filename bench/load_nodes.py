@@ -3,7 +3,8 @@
 A hundred whole nodes with a hundred streams each need more than the two cores of a small machine, in Python; Redis does not. What a whole
 node sends (link, roster, membership, session), and so one of these:
 
-- a beat a second; a look at the leases, with the sessions that changed, each 0.56 to 0.84 s; a PING a second on the connection that tracks
+- a beat a second; a look at the leases when the next one may be over, with the sessions that changed or while a stream is free each 0.56 to
+  0.84 s; a PING a second on the connection that tracks
 - 50 ms after it was told of streams: their hashes; and some ids, and their hashes, of each step of a round (roster)
 - of its own streams, what comes within 0.2 s in one go: each segment its position and its figures; of each, each 30 s: its hash, and the
   registry's life
@@ -28,6 +29,7 @@ from urllib.parse import urlsplit
 
 import hiredis
 
+from hlsrelay.bell import Bell
 from hlsrelay.claims import JUST_AFTER_S, LEFT_LYING, LOOKED_AGAIN_AFTER_S
 from hlsrelay.handover import LOOKED_EVERY_S
 from hlsrelay.link import Link
@@ -159,6 +161,7 @@ class LoadNode:
         self._left: set[str] = set()
         """Sessions that are over, and have nothing any more."""
         self._woken = asyncio.Event()
+        self._other_sessions = Bell()
         self._works: set[asyncio.Task[None]] = set()
 
     async def loads(self, url: str) -> None:
@@ -192,9 +195,12 @@ class LoadNode:
             await asyncio.sleep(BEAT_S)
 
     async def _look(self) -> None:
-        pause_s = LOOKED_EVERY_S
+        loop, pause_s = asyncio.get_running_loop(), LOOKED_EVERY_S
         while True:
-            await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
+            soon_s = loop.time() + min(pause_s, LOOKED_EVERY_S * random.uniform(0.8, 1.2))
+            self._other_sessions.clear()
+            await self._other_sessions.wait(pause_s)
+            await asyncio.sleep(soon_s - loop.time())
             changed, self._sessions = self._sessions, set()
             [answer] = await self._beats.ask(script(LEASES, (KEYS.nodes(),), KEYS.node(""), *changed))
             over = set(answer[2][::2])
@@ -205,8 +211,9 @@ class LoadNode:
             part = math.ceil(len(self._owners.of) / max(1, answer[1] - len(over))) - len(self._epochs)
             for stream in random.sample(free, max(0, min(len(free), part))):
                 await self._claim(stream)
-            soon_s = (float(answer[3]) - answer[0]) / 1000 + JUST_AFTER_S if answer[3] else LOOKED_EVERY_S
-            pause_s = LOOKED_AGAIN_AFTER_S if free else min(LOOKED_EVERY_S, max(LOOKED_AGAIN_AFTER_S, soon_s))
+            over_s = (float(answer[3]) - answer[0]) / 1000 + JUST_AFTER_S if answer[3] else LEASE_S
+            longest_s = LOOKED_EVERY_S * random.uniform(0.8, 1.2) if self._owners.free_since_s else LEASE_S
+            pause_s = LOOKED_AGAIN_AFTER_S if free else min(longest_s, max(LOOKED_AGAIN_AFTER_S, over_s))
 
     async def _heard(self) -> None:
         wire = self._tracks
@@ -223,6 +230,8 @@ class LoadNode:
                 continue
             self._stale.update(key.removeprefix(stream) for key in told[2] if key.startswith(stream))
             self._sessions.update(key.removeprefix(node) for key in told[2] if key.startswith(node))
+            if self._sessions:
+                self._other_sessions.set()
             if self._stale:
                 self._woken.set()
 
