@@ -198,10 +198,10 @@ class LoadNode:
         loop, pause_s = asyncio.get_running_loop(), LOOKED_EVERY_S
         while True:
             soon_s = loop.time() + min(pause_s, LOOKED_EVERY_S * random.uniform(0.8, 1.2))
-            self._other_sessions.clear()
             await self._other_sessions.wait(pause_s)
             await asyncio.sleep(soon_s - loop.time())
             changed, self._sessions = self._sessions, set()
+            self._other_sessions.clear()
             [answer] = await self._beats.ask(script(LEASES, (KEYS.nodes(),), KEYS.node(""), *changed))
             over = set(answer[2][::2])
             lost = over - self._left

@@ -5,8 +5,8 @@ Laws:
   leave it lying.
 - What another node offers because it leaves is asked for as what is free is. What is wanted by one node is left to it.
 - Of a node that has more than its part one stream at a time is asked for, now and then, if we are the less taken by that.
-- It looks each LOOKED_EVERY_S where something waits or a session is another, and a little after a stream is another; where all is well, and
-  Redis tells of changes, when the next lease is over, or after LEASE_S.
+- It looks each LOOKED_EVERY_S where something waits, as soon where a session is another, and a little after a stream is another; where
+  all is well, and Redis tells of changes, when the next lease is over, or after LEASE_S.
 """
 
 from __future__ import annotations
@@ -122,6 +122,11 @@ class Claims:
         return sum(weight for _, weight in self._running.values())
 
     @property
+    def _knows(self) -> bool:
+        """Whether no session is another than we have read, as far as Redis tells."""
+        return self.roster.is_told and not self._membership.is_stale
+
+    @property
     def _drains(self) -> bool:
         return self._leaving.is_set() or self._told_to_drain
 
@@ -174,15 +179,17 @@ class Claims:
         """Wait until it is time to look again, or one of *ends* has ended."""
         loop = asyncio.get_running_loop()
         now_s = began_s = loop.time()
-        spread = random.uniform(0.8, 1.2)
+        soon_s, rests = began_s + LOOKED_EVERY_S * random.uniform(0.8, 1.2), False
         while not any(one.done() for one in ends):
             if self._moved:
-                after_s = LOOKED_AGAIN_AFTER_S
-            elif self._is_quiet and self.roster.is_told and not self._membership.is_stale:
-                after_s = LEASE_S * spread
+                look_s = began_s + LOOKED_AGAIN_AFTER_S
+            elif self._is_quiet and self._knows:
+                look_s, rests = began_s + LEASE_S, True
             else:
-                after_s = LOOKED_EVERY_S * spread
-            until_s = min(began_s + after_s, self._membership.next_s + JUST_AFTER_S)
+                if rests:  # a session is another: all nodes hear of that at the same moment
+                    soon_s, rests = now_s + LOOKED_EVERY_S * random.random(), False
+                look_s = soon_s
+            until_s = min(look_s, self._membership.next_s + JUST_AFTER_S)
             if now_s >= until_s:
                 return
             self._stirred.clear()
@@ -273,7 +280,7 @@ class Claims:
         self._moved = self._is_quiet = False
         # Where something is free it counts who is there just now: a node that has just come has its part too.
         is_free = next(self._board.free({one.id for one in self._sessions if one.lives}), None) is not None
-        kept_s = LOOKED_AGAIN_AFTER_S if is_free else 0.8 * LOOKED_EVERY_S
+        kept_s = LOOKED_AGAIN_AFTER_S if is_free else LEASE_S if self._knows else 0.8 * LOOKED_EVERY_S
         due = asyncio.get_running_loop().time() >= min(self._sessions_s + kept_s, self._membership.next_s)
         if due or (is_free and self._membership.is_stale):
             await self._asked_sessions()
@@ -381,8 +388,11 @@ class Claims:
                 continue
             since_s = self._free_since_s[one.id] = free_since_s.get(one.id, now_s)
             waiting = Waiting(one, row.weight, int((now_s - since_s) / LOOKED_EVERY_S), offered, doubtful)
-            theirs = (taker in takers and taker != us) or (one.id in self._failed_s and takers - {us})
-            if not theirs or waiting.is_left_lying:
+            if one.id in self._failed_s and takers - {us}:  # others come for it when it lies there, and come first
+                is_ours = waiting.looks >= LEFT_LYING * OFFERED_PATIENCE
+            else:
+                is_ours = taker not in takers or taker == us or waiting.is_left_lying
+            if is_ours:
                 found.append(waiting)
         return found
 

@@ -70,7 +70,7 @@ class Growing:
         os.close(file)
 
     def take_back(self) -> bool:
-        """Be what was set aside; returns whether there is anything."""
+        """Be what was set aside, which is not read any more; returns whether there is anything."""
         if self._aside is None:
             return False
         os.replace(self._second, self._path)

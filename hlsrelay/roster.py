@@ -17,7 +17,6 @@ from contextlib import aclosing, asynccontextmanager
 
 import structlog
 
-from hlsrelay.clock import Nudges
 from hlsrelay.errors import RegistryUnavailable
 from hlsrelay.fields import Registered
 from hlsrelay.registry import Heard, Registry
@@ -52,8 +51,6 @@ class Roster:
         only: str = "",
         sessions: Callable[[frozenset[str] | None], object] | None = None,
     ) -> None:
-        self.moved = Nudges()
-        """Nudged after whatever *take* heard."""
         self.is_told = False
         """Whether Redis tells of changes just now."""
         self.nodes = 1
@@ -123,6 +120,8 @@ class Roster:
             except Exception:  # whatever it is, polling goes on
                 log.exception("roster.failed")
             self.is_told = False
+            if self._sessions is not None:
+                self._sessions(None)
             self._woken.set()
             self._doubted()
             await asyncio.sleep(pause_s)
@@ -181,12 +180,10 @@ class Roster:
             self._taken(await self._registry.hashes(ids))
 
     def _taken(self, found: list[tuple[str, Registered | None]]) -> None:
-        moved = False
         for stream_id, registered in found:
             before = self._streams.get(stream_id)
             if registered == before:
                 continue
-            moved = True
             if registered is None:
                 del self._streams[stream_id]
             else:
@@ -194,8 +191,6 @@ class Roster:
             if self._take is not None:
                 self._take(stream_id, registered)
             self._tell(stream_id, registered)
-        if moved:
-            self.moved.nudge()
 
     async def _gone_round(self) -> None:
         """Read all again, piece by piece."""

@@ -526,6 +526,53 @@ def test_a_node_where_every_stream_fails_leaves_them_to_the_others(house: House,
     virtually(body())
 
 
+def test_a_stream_that_failed_on_one_node_goes_to_another_that_has_its_part_already(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def or_fails(claim: Claim, node: Node, leaving: asyncio.Event) -> float:
+        if node.name == "a" and (not failed or claim.registered.id in failed):
+            failed.append(claim.registered.id)
+            await elapse(10)
+            retry_at = (node.clock.utc_now() + timedelta(seconds=1.0)).isoformat()
+            fields = {"state": "failed", "session": "", "node": "", "wanted": "", "retry_at": retry_at}
+            await node.registry.report(claim.registered.id, fields, claim.epoch)
+            raise ResourceBusy("no space left on device")
+        return await house.relayed(claim, node, leaving)
+
+    async def body() -> None:
+        monkeypatch.setattr(claims, "relayed", or_fails)
+        async with house.worker("a"), house.worker("b"):
+            await house.registered(10)
+            await elapse(30)
+            assert house.owners().count("b") == 6
+            assert house.owners().count("a") == 4
+            assert len(failed) == 1
+
+    failed = list[str]()
+    for _ in range(8):
+        house.registry = MemoryRegistry()
+        failed.clear()
+        virtually(body())
+
+
+def test_a_stream_that_failed_on_every_node_is_tried_again_and_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(claim: Claim, node: Node, leaving: asyncio.Event) -> float:
+        tried.append(node.name)
+        await elapse(1)
+        await node.registry.report(claim.registered.id, {"state": "failed", "session": "", "node": "", "wanted": ""}, claim.epoch)
+        raise ResourceBusy("no space left on device")
+
+    tried = list[str]()
+
+    async def body() -> None:
+        monkeypatch.setattr(claims, "relayed", fails)
+        async with house.worker("a"), house.worker("b"):
+            await house.registered(1)
+            await elapse(60)
+            assert set(tried) == {"a", "b"}
+            assert len(tried) >= 5
+
+    virtually(body())
+
+
 def test_fields_that_nobody_foresaw_hold_up_no_other_stream(house: House) -> None:
     async def body() -> None:
         await house.registered(2)

@@ -65,23 +65,21 @@ def test_a_change_is_known_at_once_and_costs_one_look_at_one_stream() -> None:
 
     async def body(found: Roster, known: dict[str, Registered]) -> None:
         assert set(known) == {f"s{number}" for number in range(5)}
-        moved = found.moved.listen()
         registry.read = 0
         for window in range(10, 20):
             await registry.change("s1", {"window": str(window)})
         await elapse(2 * GATHERED_S)
         assert known["s1"].fields["window"] == "19"
-        assert moved.is_set()
         assert registry.read == 1
         await registry.delete("s2")
         await registry.register("s9", FIELDS)
         await elapse(2 * GATHERED_S)
         assert "s2" not in known
         assert "s9" in known
-        moved.clear()
+        before = known["s1"]
         await registry.report("s1", {"lag": "0.1"})
         await elapse(1)
-        assert not moved.is_set()
+        assert known["s1"] is before
 
     kept_up(registry, body)
 
@@ -141,6 +139,21 @@ def test_what_was_missed_is_found_when_all_is_read_again_piece_by_piece() -> Non
         assert "s2" not in known
 
     kept_up(registry, body)
+
+
+def test_that_redis_tells_nothing_any_more_is_heard_of_by_who_follows_sessions() -> None:
+    registry, heard = Counted(), list[frozenset[str] | None]()
+
+    async def body() -> None:
+        async with Roster(registry, sessions=heard.append).kept_up():
+            await elapse(1)
+            heard.clear()
+            registry.away = True
+            registry._tell(None)
+            await elapse(1)
+            assert None in heard
+
+    run_virtually(body())
 
 
 def test_a_registry_that_comes_back_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
