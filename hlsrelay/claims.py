@@ -3,7 +3,8 @@
 Laws:
 - Nothing is claimed that there is no room for, and no more than our part while others have room too: their part is taken only if they
   leave it lying.
-- What another node offers because it leaves is asked for as what is free is. What is wanted by one node is left to it.
+- What another node offers because it leaves is asked for as what is free is. What is wanted by one node is left to it, unless
+  it does not come for it.
 - Of a node that has more than its part one stream at a time is asked for, now and then, if we are the less taken by that.
 - It looks each LOOKED_EVERY_S where something waits, as soon where a session is another, and a little after a stream is another; where
   all is well, and Redis tells of changes, when the next lease is over, or after LEASE_S.

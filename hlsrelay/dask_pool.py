@@ -12,7 +12,7 @@ import logging
 import uuid
 import warnings
 from collections.abc import AsyncGenerator, Awaitable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -85,8 +85,10 @@ class DaskPool:
             raise PoolLost(self._reason if line is None else GONE)
         others: list[str] = []
         if ticket.beside is not None:
-            with suppress(Exception):  # then anybody may have it
+            try:
                 await _within(FOUND_WITHIN_S, self._look(line))
+            except Exception as error:  # then anybody may have it
+                log.debug("pool.not_looked_at", exc_info=error)  # it may be a fault of ours
             others = [address for address, name in self._workers.items() if name != ticket.beside.worker]
         key = f"{KEY}-{uuid.uuid4().hex}"
         try:
@@ -165,8 +167,10 @@ class DaskPool:
         finally:
             self._line, self.taken, self._workers = None, 0, {}
             line.lost.set_result(reason)
-            with suppress(Exception):
+            try:
                 await _within(CLOSED_WITHIN_S, client.close(CLOSED_WITHIN_S))
+            except Exception as error:  # what is lost can't be closed well
+                log.debug("pool.not_closed", exc_info=error)  # it may be a fault of ours
 
     async def _look(self, line: _Line) -> None:
         """See which workers there are, and who has which job."""
